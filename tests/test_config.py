@@ -1,0 +1,63 @@
+"""Configs: the files say what the code says, and a wrong key is an error."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vox.config import Config, dump_config, load_config
+from vox.errors import ConfigError
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def test_stage1_file_spells_out_every_default():
+    assert yaml.safe_load((CONFIGS / "stage1.yaml").read_text()) == Config().model_dump(mode="json")
+
+
+def test_stage2_file_differs_where_it_should_only():
+    tree = yaml.safe_load((CONFIGS / "stage2.yaml").read_text())
+    expected = Config().model_dump(mode="json")
+    del expected["model"], expected["features"]  # they come from the checkpoint
+    expected["train"] |= {"stage": 2, "epochs": 5, "unfreeze_layers": [9, 10, 11]}
+    expected["optimizer"] |= {"learning_rate": 1e-5}
+    assert tree == expected
+
+
+def test_dumped_config_loads_as_itself(tmp_path):
+    config = load_config(None, ["train.epochs=3", "features.layers=[2,3]", "data.train_split='1e5'"])
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "config.yaml") == config
+    assert config.data.train_split == "1e5"
+
+
+def test_scientific_notation_is_a_number():
+    assert load_config(None, ["optimizer.learning_rate=1e-5"]).optimizer.learning_rate == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epoch=3", "unknown config key train.epoch.*epochs"),
+        ("optimiser.learning_rate=1", "unknown config key optimiser.*optimizer"),
+        ("train.epochs=many", "bad value for train.epochs"),
+        ("train.epochs=0", "bad value for train.epochs"),
+        ("model.dropout=1.5", "bad value for model.dropout"),
+        ("model.d_model=100", "d_model 100 must be a multiple"),
+        ("features.layers=[0]", "layers"),
+        ("train.epochs", "not of the form key=value"),
+        ("train=3", "bad value for train"),
+    ],
+)
+def test_wrong_overrides_are_named(override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(CONFIGS / "stage1.yaml", [override])
+
+
+def test_malformed_files_are_one_line(tmp_path):
+    with pytest.raises(ConfigError, match="no such config file"):
+        load_config(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("train: [1\n  x: {")
+    with pytest.raises(ConfigError, match="not valid YAML") as caught:
+        load_config(tmp_path / "bad.yaml")
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,1 @@
+"""The commands that need the library alone; `vox.cli` imports each when it is called."""

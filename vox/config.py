@@ -1,0 +1,217 @@
+"""Typed configuration: every key, its default and its bounds.
+
+A config is read once (YAML file, then `--set key=value`, then command-line options), is frozen, and is
+saved with the run. The defaults are the reference run's; `configs/stage1.yaml` and
+`configs/stage2.yaml` spell them out, and a test keeps both equal to what stands here.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from vox.errors import ConfigError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelConfig(_Section):
+    """Dimensions of everything above WavLM; all a loader needs to build the modules."""
+
+    vocab_size: int = Field(default=2000, ge=5, description="BPE pieces, the four special tokens included")
+    feature_dim: int = Field(default=768, ge=1, description="width of WavLM's layers")
+    feature_norm: Literal["none", "utterance"] = Field(
+        default="none", description="utterance: zero mean and unit variance over each utterance's frames"
+    )
+    num_wavlm_layers: int = Field(default=12, ge=1, description="weights in the layer mix")
+    d_model: int = Field(default=512, ge=2)
+    encoder_heads: int = Field(default=8, ge=1)
+    encoder_d_ff: int = Field(default=2048, ge=1)
+    resolution_blocks: int = Field(default=3, ge=1, description="frame rates of the U-Net: 50, 25, 12.5 Hz")
+    layers_per_block: int = Field(default=2, ge=1)
+    conv_kernel: int = Field(default=31, ge=1, description="depthwise kernel, odd")
+    decoder_layers: int = Field(default=4, ge=1)
+    decoder_heads: int = Field(default=8, ge=1)
+    decoder_d_ff: int = Field(default=2048, ge=1)
+    dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
+
+    @model_validator(mode="after")
+    def _check_shapes(self) -> "ModelConfig":
+        for name, heads in (("encoder_heads", self.encoder_heads), ("decoder_heads", self.decoder_heads)):
+            if self.d_model % (2 * heads):
+                raise ValueError(f"d_model {self.d_model} must be a multiple of 2 x {name} ({heads})")
+        if self.conv_kernel % 2 == 0:
+            raise ValueError(f"conv_kernel {self.conv_kernel} must be odd")
+        return self
+
+
+class FeaturesConfig(_Section):
+    """Which WavLM, and which of its layers, make the features."""
+
+    wavlm: str = Field(default="microsoft/wavlm-base", description="hub name or local folder")
+    layers: tuple[int, ...] = Field(
+        default=(9, 10, 11, 12), min_length=1, description="transformer layers averaged, counted from 1"
+    )
+
+    @model_validator(mode="after")
+    def _check_layers(self) -> "FeaturesConfig":
+        if len(set(self.layers)) != len(self.layers) or min(self.layers) < 1:
+            raise ValueError(f"layers {list(self.layers)} must be different numbers from 1 up")
+        return self
+
+
+class DataConfig(_Section):
+    """Splits and batches."""
+
+    train_split: str = "train-clean-100"
+    dev_split: str = "dev-clean"
+    utterances_per_update: int = Field(default=32, ge=1, description="over all ranks and micro-batches")
+    micro_batch_utterances: int = Field(default=8, ge=1, description="utterances on a device at once")
+    micro_batch_seconds: float | None = Field(
+        default=None, gt=0, description="padded seconds on a device at once, in place of a count"
+    )
+    workers: int = Field(default=2, ge=0, description="processes that decode audio in live training")
+
+
+class AugmentConfig(_Section):
+    """SpecAugment on features (Park et al. 2019; masks in proportion to length: Park et al. 2020)."""
+
+    time_masks: int = Field(default=5, ge=0, description="masks an utterance")
+    time_mask_fraction: float = Field(
+        default=0.05, ge=0, le=1, description="longest mask, as a share of the utterance"
+    )
+    channel_masks: int = Field(default=2, ge=0)
+    channel_mask_fraction: float = Field(
+        default=0.1, ge=0, le=1, description="widest mask, as a share of the channels"
+    )
+
+
+class OptimizerConfig(_Section):
+    """AdamW under OneCycle."""
+
+    learning_rate: float = Field(default=1e-4, gt=0, description="the peak")
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = Field(default=0.01, ge=0, description="none on norms, biases and embeddings' norms")
+    warmup_fraction: float = Field(default=0.1, gt=0, lt=1, description="of all updates")
+    max_grad_norm: float = Field(default=1.0, gt=0)
+
+
+class TrainConfig(_Section):
+    """One stage of training."""
+
+    stage: Literal[1, 2] = 1
+    epochs: int = Field(default=20, ge=1)
+    max_updates: int | None = Field(default=None, ge=1, description="stop early, for trials")
+    unfreeze_layers: tuple[int, ...] = Field(default=(), description="WavLM layers to train, counted from 0")
+    ctc_weight: float = Field(default=0.3, ge=0, le=1, description="attention gets the rest")
+    ctc_weight_start: float | None = Field(
+        default=None, ge=0, le=1, description="moves to ctc_weight over the first half of the updates"
+    )
+    label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto", description="auto: bf16 where the GPU has it, else fp16; fp32 on CPU"
+    )
+    seed: int = Field(default=0, ge=0)
+    checkpoint_minutes: float = Field(default=10.0, gt=0, description="between saves inside an epoch")
+    log_updates: int = Field(default=10, ge=1, description="updates between metric lines")
+
+
+class Config(_Section):
+    """Everything that one run of training needs to know."""
+
+    model: ModelConfig = ModelConfig()
+    features: FeaturesConfig = FeaturesConfig()
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+
+
+def load_config(path: Path | str | None, overrides: Sequence[str] = ()) -> Config:
+    """Read a config file, apply `key.path=value` overrides (values as YAML), and check everything.
+
+    Raises ConfigError, in one line, for a missing or malformed file, an unknown key, a wrong type or an
+    impossible value.
+    """
+    tree = {} if path is None else _read_yaml(Path(path))
+    for override in overrides:
+        _apply_override(tree, override)
+    return parse_config(tree, where=str(path) if path is not None else "--set")
+
+
+def parse_config(tree: Mapping[str, Any], where: str) -> Config:
+    """Check a tree of keys and values; raise ConfigError naming the first key that is wrong."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "config"
+        if first["type"] == "extra_forbidden":
+            raise ConfigError(
+                f"unknown config key {key}", where=where, remedy=f"known here: {_known_keys(first['loc'])}"
+            ) from None
+        raise ConfigError(f"bad value for {key} ({first['msg']})", where=where, remedy="correct it") from None
+
+
+def dump_config(config: Config) -> str:
+    """Write a config as YAML, every key spelled out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError("no such config file", where=path, remedy="see configs/ for examples") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the config file ({error})", where=path) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"not valid YAML ({error})", where=path, remedy="correct it") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(
+            "a config file holds sections of keys", where=path, remedy="see configs/stage1.yaml"
+        )
+    return tree
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(
+            f"--set {override} is not of the form key=value", remedy="write --set train.epochs=5"
+        )
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override}: the value is not valid YAML", remedy="quote it") from None
+    *parents, leaf = key.split(".")
+    section = tree
+    for parent in parents:
+        child = section.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"unknown config key {key}", where="--set", remedy=f"{parent} is not a section")
+        section = child
+    section[leaf] = _yaml_number(value) if value == text else value  # value != text: it was quoted
+
+
+def _yaml_number(value: Any) -> Any:
+    """Read 1e-4 as a number: YAML 1.1 calls it a string unless it has a dot."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _known_keys(location: tuple[int | str, ...]) -> str:
+    section: Any = Config
+    for part in location[:-1]:
+        section = section.model_fields[str(part)].annotation
+    return ", ".join(section.model_fields)
