@@ -1,0 +1,136 @@
+"""Recordings: their headers and their samples, converted to 16 kHz mono.
+
+Shape suffixes: S samples, C channels.
+"""
+
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from vox.errors import AudioError
+from vox.units import SAMPLE_RATE
+
+# What libsndfile reports where a header leaves the length open (a FLAC written to a pipe).
+_UNKNOWN_LENGTH = 2**62
+
+# Sizes that a WAV writer leaves behind when it could not go back to fill them in (written to a pipe).
+_UNKNOWN_WAV_SIZES = (0, 0x7FFFF000, 0x7FFFFFFF, 0xFFFFFFFF)
+
+
+@dataclass(frozen=True)
+class AudioHeader:
+    """What a recording's header promises.
+
+    num_samples: samples after conversion to 16 kHz mono, exactly what `read_audio` returns.
+    sample_rate, channels: the file's own.
+    """
+
+    num_samples: int
+    sample_rate: int
+    channels: int
+
+
+def read_header(path: Path | str) -> AudioHeader:
+    """Read a recording's length, rate and channels without decoding it.
+
+    Raises AudioError if the file is missing, unreadable or empty, or is a WAV file shorter than its
+    header says (a FLAC file's truncation shows only when it is decoded).
+    """
+    with _open_sound(path) as sound:
+        _check_wav_size(sound, path)
+        num_samples = resampled_length(sound.frames, sound.samplerate)
+        return AudioHeader(num_samples, sound.samplerate, sound.channels)
+
+
+def read_audio(path: Path | str) -> np.ndarray:
+    """Decode a recording to float32 [S], 16 kHz mono: channels averaged, other rates resampled.
+
+    S is `read_header(path).num_samples`. Raises AudioError if the file is missing, unreadable, empty,
+    holds fewer samples than its header says, or holds NaN or infinite samples.
+    """
+    with _open_sound(path) as sound:
+        _check_wav_size(sound, path)
+        num_promised, rate = sound.frames, sound.samplerate
+        try:
+            waveform_SC = sound.read(dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            raise _damaged(path, f"decoding fails: {error.error_string}") from None
+        except (MemoryError, ValueError):
+            raise _damaged(path, f"its header promises {num_promised} samples, too many to hold") from None
+    if len(waveform_SC) < num_promised:
+        raise _damaged(path, f"its header says {num_promised} samples, {len(waveform_SC)} can be decoded")
+    waveform_S = waveform_SC[:, 0] if waveform_SC.shape[1] == 1 else waveform_SC.mean(axis=1)
+    if not np.isfinite(waveform_S).all():
+        raise AudioError("samples that are NaN or infinite", where=path, remedy="write the file again")
+    return waveform_S if rate == SAMPLE_RATE else _resample(waveform_S, rate)
+
+
+def resampled_length(num_samples: int, sample_rate: int) -> int:
+    """Count the samples at 16 kHz for a number of samples at another rate: exact, rounded up."""
+    return -(-num_samples * SAMPLE_RATE // sample_rate)
+
+
+def _resample(waveform_S: np.ndarray, sample_rate: int) -> np.ndarray:
+    import torch  # a second or more, and needed only where the rate differs
+    from torchaudio.functional import resample
+
+    # torchaudio cuts its result to a length that it rounds up in float32: one sample too few from a few
+    # seconds on. Zeros appended (what it pads with itself) give it room; the cut here is exact.
+    padded_S = np.pad(waveform_S, (0, sample_rate))
+    resampled_S = resample(torch.from_numpy(padded_S), sample_rate, SAMPLE_RATE).numpy()
+    return np.ascontiguousarray(resampled_S[: resampled_length(len(waveform_S), sample_rate)])
+
+
+def _open_sound(path: Path | str) -> soundfile.SoundFile:
+    try:
+        sound = soundfile.SoundFile(os.fspath(path))
+    except (soundfile.LibsndfileError, TypeError) as error:
+        raise _explain_unopened(path, error) from None
+    if 0 < sound.frames < _UNKNOWN_LENGTH:
+        return sound
+    sound.close()
+    if sound.frames >= _UNKNOWN_LENGTH:
+        raise AudioError("a header without a length", where=path, remedy="encode the recording again")
+    raise AudioError("an empty recording", where=path, remedy="record it again or leave it out")
+
+
+def _explain_unopened(path: Path | str, error: Exception) -> AudioError:
+    """Find the operating system's reason, which libsndfile reports as `System error.`."""
+    try:
+        with Path(path).open("rb") as file:
+            if not file.read(1):
+                return AudioError("an empty file", where=path, remedy="record it again or leave it out")
+    except FileNotFoundError:
+        return AudioError("no such recording", where=path, remedy="correct the path")
+    except OSError as os_error:
+        return AudioError(f"a recording that cannot be opened ({os_error.strerror})", where=path)
+    reason = error.error_string if isinstance(error, soundfile.LibsndfileError) else str(error)
+    return AudioError(f"not a readable recording ({reason})", where=path, remedy="use FLAC or WAV")
+
+
+def _check_wav_size(sound: soundfile.SoundFile, path: Path | str) -> None:
+    """Raise AudioError for a WAV file cut short: libsndfile takes what is left for the whole."""
+    if sound.format not in ("WAV", "WAVEX"):
+        return
+    with Path(path).open("rb") as file:
+        file_size = os.fstat(file.fileno()).st_size
+        if file.read(4) != b"RIFF":  # big-endian RIFX: rare, and read as libsndfile sees it
+            return
+        position = 12
+        while position + 8 <= file_size:
+            file.seek(position)
+            name, size = struct.unpack("<4sI", file.read(8))
+            position += 8
+            if name == b"data":
+                if size not in _UNKNOWN_WAV_SIZES and position + size > file_size:
+                    raise _damaged(path, f"its header says {size} bytes, {file_size - position} are there")
+                return
+            position += size + size % 2
+
+
+def _damaged(path: Path | str, reason: str) -> AudioError:
+    return AudioError(f"a damaged recording ({reason})", where=path, remedy="copy or encode it again")

@@ -1,0 +1,22 @@
+"""`vox download`: LibriSpeech splits from OpenSLR or a mirror of it."""
+
+from pathlib import Path
+
+import click
+
+
+@click.command("download")
+@click.option("--split", "splits", multiple=True, required=True, help="Split to fetch; may be repeated.")
+@click.option(
+    "--root", type=click.Path(path_type=Path), default=Path("data"), show_default=True, help="Data folder."
+)
+@click.option("--mirror", metavar="URL", help="Folder of archives to use in place of OpenSLR's.")
+def download(splits: tuple[str, ...], root: Path, mirror: str | None) -> None:
+    """Fetch, check and unpack LibriSpeech splits; an interrupted download continues."""
+    from vox.download import check_split, download_split, librispeech_checksums
+
+    checksums = librispeech_checksums()
+    for split in splits:
+        check_split(split, checksums)
+    for split in splits:
+        click.echo(download_split(split, root, mirror=mirror, checksums=checksums))

@@ -1,0 +1,301 @@
+"""Corpora: a split's utterances, from LibriSpeech's layout or from a JSON-lines manifest.
+
+LibriSpeech's layout is ROOT/LibriSpeech/<split>/<speaker>/<chapter>/<id>.flac (or .wav) with the texts
+in the chapter's *.trans.txt, a line each: the id, a space, the text. A manifest is ROOT/<split>.jsonl, a
+JSON object a line: `audio` (absolute, or relative to the manifest's folder), `text`, and optionally `id`
+(default: the audio's name without its suffix) and `speaker`. A split that has both is refused.
+"""
+
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from vox.audio import AudioHeader, read_header
+from vox.errors import CorpusError, VoxError, name_first
+from vox.text import normalise_text
+from vox.units import RECEPTIVE_FIELD_SAMPLES, SAMPLE_RATE, samples_to_frames
+
+log = logging.getLogger(__name__)
+
+_AUDIO_SUFFIXES = (".flac", ".wav")
+_TRANSCRIPT_SUFFIX = ".trans.txt"
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One recording and what is said in it.
+
+    text: normalised. speaker: "" if a manifest does not say. num_samples: at 16 kHz after conversion;
+    None until the header is read.
+    """
+
+    id: str
+    audio_path: Path
+    text: str
+    speaker: str
+    num_samples: int | None = None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why an utterance (or a file of the corpus) cannot be used."""
+
+    name: str
+    reason: str
+
+
+@dataclass
+class _Reading:
+    """What reading a split has found so far."""
+
+    utterances: list[Utterance] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    num_texts_changed: int = 0  # by more than case and spacing
+
+    def reject(self, name: object, reason: str) -> None:
+        self.problems.append(Problem(str(name), reason))
+
+    def add(self, name: str, audio_path: Path, text: str, speaker: str) -> None:
+        try:
+            normalised = normalise_text(text)
+        except VoxError as error:
+            return self.reject(name, str(error))
+        if not normalised:
+            return self.reject(name, "empty transcript")
+        self.num_texts_changed += normalised != " ".join(text.lower().split())
+        self.utterances.append(Utterance(name, audio_path, normalised, speaker))
+        return None
+
+
+def read_split(root: Path | str, split: str) -> tuple[list[Utterance], list[Problem]]:
+    """List a split's utterances, sorted by id, and what is wrong with the others; open no audio.
+
+    Problems: a transcript without audio, audio without a transcript, an empty transcript, characters
+    outside the alphabet, an id that occurs more than once (none of its utterances is used), a line that
+    is malformed, a file that is not text. Raises CorpusError if the split is missing, is empty, or
+    exists in both layouts.
+    """
+    reading = _read_split(Path(root), split)
+    return reading.utterances, reading.problems
+
+
+def probe_audio(utterances: Sequence[Utterance], workers: int = 8) -> tuple[list[Utterance], list[Problem]]:
+    """Read every recording's header in threads and fill in `num_samples`; keep the order.
+
+    Problems: recordings that are missing, unreadable, empty, or shorter than one frame.
+    """
+    probed, problems, _ = _probe(utterances, workers)
+    return probed, problems
+
+
+def load_split(
+    root: Path | str, split: str, *, probe: bool = True, skip_bad: bool = False
+) -> list[Utterance]:
+    """List the utterances of a split that can be used, and log what was converted.
+
+    probe: also read the audio headers and fill in `num_samples`. Raises CorpusError if anything in the
+    split cannot be used; with `skip_bad`, logs each problem and returns the rest, and raises only if
+    nothing is left.
+    """
+    reading = _read_split(Path(root), split)
+    utterances, problems = reading.utterances, reading.problems
+    if probe:
+        utterances, unreadable, headers = _probe(utterances)
+        problems = problems + unreadable
+        _log_audio_conversions(split, headers)
+    if reading.num_texts_changed:
+        log.info("%s: punctuation or accents removed from %d transcripts", split, reading.num_texts_changed)
+    if problems:
+        _report(split, problems, len(utterances), skip_bad)
+    return utterances
+
+
+def _report(split: str, problems: Sequence[Problem], num_left: int, skip_bad: bool) -> None:
+    shown = name_first([f"{problem.name} ({problem.reason})" for problem in problems])
+    if num_left == 0:
+        raise CorpusError(f"nothing in split {split} can be used: {shown}", remedy="mend the corpus")
+    if not skip_bad:
+        raise CorpusError(
+            f"{len(problems)} problems in split {split}: {shown}",
+            remedy="mend them, or leave these out with --skip-bad",
+        )
+    log.warning("%s: %d problems; %d utterances are left", split, len(problems), num_left)
+    for problem in problems:
+        log.warning("%s: left out %s: %s", split, problem.name, problem.reason)
+
+
+def _log_audio_conversions(split: str, headers: Sequence[AudioHeader]) -> None:
+    rates = Counter(header.sample_rate for header in headers if header.sample_rate != SAMPLE_RATE)
+    if rates:
+        seen = ", ".join(f"{rate} Hz" for rate in sorted(rates))
+        log.info("%s: %d recordings resampled to %d Hz (from %s)", split, rates.total(), SAMPLE_RATE, seen)
+    num_mixed = sum(header.channels > 1 for header in headers)
+    if num_mixed:
+        log.info("%s: %d recordings mixed down to one channel", split, num_mixed)
+
+
+def _probe(
+    utterances: Sequence[Utterance], workers: int = 8
+) -> tuple[list[Utterance], list[Problem], list[AudioHeader]]:
+    def probe(utterance: Utterance) -> AudioHeader | str:
+        try:
+            header = read_header(utterance.audio_path)
+        except VoxError as error:
+            return str(error)
+        if samples_to_frames(header.num_samples) == 0:
+            return f"shorter than one frame: {header.num_samples} samples of {RECEPTIVE_FIELD_SAMPLES}"
+        return header
+
+    probed, problems, headers = [], [], []
+    with ThreadPoolExecutor(workers) as pool:
+        # In portions, so that an interrupt does not have to wait for a whole corpus.
+        remaining = iter(utterances)
+        while portion := list(islice(remaining, 4096)):
+            for utterance, found in zip(portion, pool.map(probe, portion), strict=True):
+                if isinstance(found, str):
+                    problems.append(Problem(utterance.id, found))
+                else:
+                    headers.append(found)
+                    probed.append(replace(utterance, num_samples=found.num_samples))
+    return probed, problems, headers
+
+
+def _read_split(root: Path, split: str) -> _Reading:
+    split_dir, manifest_path = root / "LibriSpeech" / split, root / f"{split}.jsonl"
+    if Path(split).name != split or split.startswith(".") or not split:
+        raise CorpusError(f"{split!r} is not the name of a split", remedy="name a folder or a manifest")
+    reading = _Reading()
+    if split_dir.is_dir() and manifest_path.is_file():
+        raise CorpusError(
+            f"split {split} exists twice", where=f"{split_dir} and {manifest_path}", remedy="rename one"
+        )
+    if split_dir.is_dir():
+        _read_librispeech(split_dir, reading)
+        source = split_dir
+    elif manifest_path.is_file():
+        _read_manifest(manifest_path, reading)
+        source = manifest_path
+    else:
+        raise _no_split(root, split)
+    _reject_duplicates(reading)
+    if not reading.utterances and not reading.problems:
+        raise CorpusError(
+            f"split {split} is empty", where=source, remedy="put recordings and transcripts there"
+        )
+    reading.utterances.sort(key=lambda utterance: utterance.id)
+    return reading
+
+
+def _no_split(root: Path, split: str) -> CorpusError:
+    there = sorted(
+        {path.stem for path in root.glob("*.jsonl")} | {p.name for p in root.glob("LibriSpeech/*/")}
+    )
+    known = f" (splits there: {name_first(there, 8)})" if there else ""
+    command = f"vox download --split {split}" + ("" if root == Path("data") else f" --root {root}")
+    return CorpusError(f"no split {split} in {root}{known}", remedy=f"put it there, or run `{command}`")
+
+
+def _reject_duplicates(reading: _Reading) -> None:
+    """Drop every utterance of an id that occurs more than once: which of them is right is not known."""
+    counts = Counter(utterance.id for utterance in reading.utterances)
+    if len(counts) == len(reading.utterances):
+        return
+    reading.utterances = [utterance for utterance in reading.utterances if counts[utterance.id] == 1]
+    for name, count in counts.items():
+        if count > 1:
+            reading.reject(name, f"the id occurs {count} times")
+
+
+def _read_librispeech(split_dir: Path, reading: _Reading) -> None:
+    for speaker in _list_folders(split_dir):
+        for chapter in _list_folders(speaker):
+            _read_chapter(Path(chapter), speaker.name, reading)
+
+
+def _list_folders(folder: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        found = [entry for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
+    return sorted(found, key=lambda entry: entry.name)
+
+
+def _read_chapter(chapter_dir: Path, speaker: str, reading: _Reading) -> None:
+    audio_names, transcript_names = _list_chapter(chapter_dir)
+    unused = set(audio_names)
+    for transcript_name in transcript_names:
+        for line in _read_lines(chapter_dir / transcript_name, reading):
+            name, *texts = line.strip().split(maxsplit=1) or [""]
+            files = audio_names.get(name, [])
+            unused.discard(name)
+            if len(files) == 1:
+                reading.add(name, chapter_dir / files[0], texts[0] if texts else "", speaker)
+            elif name:
+                what = f"two recordings ({' and '.join(files)})" if files else "transcript without audio"
+                reading.reject(name, f"{what}: {chapter_dir}")
+    for name in sorted(unused):
+        reading.reject(name, f"audio without transcript: {chapter_dir / audio_names[name][0]}")
+
+
+def _list_chapter(chapter_dir: Path) -> tuple[dict[str, list[str]], list[str]]:
+    """List a chapter's audio files by id, and its transcript files."""
+    audio_names: dict[str, list[str]] = {}
+    transcript_names = []
+    # Names, not Paths: a Path for every file would double the time of a large corpus.
+    for name in sorted(os.listdir(chapter_dir)):  # noqa: PTH208
+        stem, suffix = os.path.splitext(name)  # noqa: PTH122
+        if name.startswith("."):  # macOS leaves ._x.flac beside x.flac
+            continue
+        if name.endswith(_TRANSCRIPT_SUFFIX):
+            transcript_names.append(name)
+        elif suffix.lower() in _AUDIO_SUFFIXES:
+            audio_names.setdefault(stem, []).append(name)
+    return audio_names, transcript_names
+
+
+def _read_manifest(manifest_path: Path, reading: _Reading) -> None:
+    for number, line in enumerate(_read_lines(manifest_path, reading), start=1):
+        if not line.strip():
+            continue
+        where = f"{manifest_path.name} line {number}"
+        try:
+            entry = _parse_entry(line)
+        except ValueError as error:
+            reading.reject(where, f"malformed line: {error}")
+            continue
+        audio_path = manifest_path.parent / entry["audio"]
+        name = entry.get("id", audio_path.stem)
+        if audio_path.is_file():
+            reading.add(name, audio_path, entry["text"], entry.get("speaker", ""))
+        else:
+            reading.reject(name, f"transcript without audio: {audio_path}")
+
+
+def _parse_entry(line: str) -> dict[str, str]:
+    """Check a manifest line; return its keys as strings, without those that are null."""
+    try:
+        entry: Any = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error.msg})") from None
+    if not isinstance(entry, dict):
+        raise ValueError("not an object of keys and values")
+    for key, kinds in (("audio", (str,)), ("text", (str,)), ("id", (str, int)), ("speaker", (str, int))):
+        value = entry.get(key)
+        if value is None and key in ("id", "speaker"):
+            entry.pop(key, None)
+        elif type(value) not in kinds or (value == "" and key in ("audio", "id")):
+            raise ValueError(f"no `{key}`" if value in (None, "") else f"`{key}` is not a string")
+    return {key: str(entry[key]) for key in ("audio", "text", "id", "speaker") if key in entry}
+
+
+def _read_lines(path: Path, reading: _Reading) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        reading.reject(path, f"not UTF-8 text (byte {error.start})")
+        return []

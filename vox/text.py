@@ -1,0 +1,229 @@
+"""Transcripts: one alphabet (a-z, apostrophe, space), and its byte-pair-encoding tokenizer."""
+
+import io
+import logging
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import sentencepiece
+
+from vox.errors import TextError
+
+log = logging.getLogger(__name__)
+
+# Ids of the special tokens in every tokenizer. CTC's blank and the padding of labels share one.
+PAD_ID = BLANK_ID = 0
+BOS_ID = 1
+EOS_ID = 2
+UNK_ID = 3
+NUM_SPECIAL_IDS = 4
+
+_NORMALISED = re.compile(r"[a-z']+(?: [a-z']+)*")
+
+# Each is written for an apostrophe in practice: typographic, modifier letter, prime, grave, acute.
+_APOSTROPHES = dict.fromkeys(map(ord, "\u2018\u2019\u201b\u02bb\u02bc\u2032\uff07\u0060\u00b4"), "'")
+
+# Latin letters that Unicode does not decompose into a letter and a mark.
+_LETTERS = str.maketrans(
+    {"ß": "ss", "æ": "ae", "œ": "oe", "ø": "o", "ł": "l", "đ": "d", "ð": "d", "þ": "th", "\u0131": "i"}
+)
+
+# Punctuation to Unicode, words to a speaker: removing them would make the transcript wrong.
+_SPOKEN_SYMBOLS = frozenset("%&@#")
+
+
+class _Reduction(dict[int, str]):
+    """A table for str.translate that works out each character when it first meets it."""
+
+    def __missing__(self, code: int) -> str:
+        self[code] = _reduce_character(chr(code))
+        return self[code]
+
+
+def _reduce_character(character: str) -> str:
+    category = unicodedata.category(character)
+    if character == "'" or character in _SPOKEN_SYMBOLS:
+        return character
+    if category in ("Mn", "Cf"):  # marks left by decomposition; soft hyphens and zero-width characters
+        return ""
+    return " " if character.isspace() or category[0] == "P" else character
+
+
+_REDUCTION = _Reduction()
+
+
+def normalise_text(text: str) -> str:
+    """Reduce a transcript to lower-case a-z, apostrophes and single spaces.
+
+    Accents are stripped, typographic apostrophes mapped, punctuation replaced by a space. Returns "" if
+    nothing is left. Raises TextError naming the characters that remain (digits, symbols that are spoken,
+    other alphabets).
+    """
+    lowered = text.lower()
+    if _NORMALISED.fullmatch(lowered) and "''" not in lowered and " ' " not in f" {lowered} ":
+        return lowered  # nearly every line of a large corpus
+    decomposed = unicodedata.normalize("NFKD", lowered.translate(_APOSTROPHES)).lower().translate(_LETTERS)
+    spelled = decomposed.translate(_REDUCTION)
+    bad = sorted(set(spelled) - set("abcdefghijklmnopqrstuvwxyz' "))
+    if bad:
+        raise TextError(f"characters outside the alphabet ({_describe(bad)})", remedy=_remedy(bad))
+    words = re.sub("''+", " ", spelled).split()
+    return " ".join(word for word in words if word != "'")
+
+
+def _describe(characters: Sequence[str]) -> str:
+    return " ".join(c if c.isprintable() else f"U+{ord(c):04X}" for c in characters[:10])
+
+
+def _remedy(characters: Sequence[str]) -> str:
+    if any(character.isdigit() for character in characters):
+        return "spell out numbers"
+    if any(character.isalpha() for character in characters):
+        return "write it in the letters a to z"
+    return "spell them out as words"
+
+
+class Tokenizer:
+    """A SentencePiece BPE model over normalised text.
+
+    vocab_size: pieces, the four special tokens included.
+    model_bytes: the model as it is stored; equal bytes, equal tokenizer.
+    """
+
+    def __init__(self, model_bytes: bytes, where: object = None) -> None:
+        """Load a serialised model; raise TextError if it is damaged or numbers its specials otherwise."""
+        self.model_bytes = model_bytes
+        processor = sentencepiece.SentencePieceProcessor()
+        try:
+            processor.LoadFromSerializedProto(model_bytes)
+        except RuntimeError:
+            raise TextError("a damaged tokenizer", where=where, remedy="delete it and run again") from None
+        special_ids = (processor.pad_id(), processor.bos_id(), processor.eos_id(), processor.unk_id())
+        if special_ids != (PAD_ID, BOS_ID, EOS_ID, UNK_ID):
+            raise TextError(
+                "a tokenizer that Vox did not make", where=where, remedy="delete it and run again"
+            )
+        self._processor = processor
+        self.vocab_size: int = processor.vocab_size()
+
+    @classmethod
+    def from_bytes(cls, model_bytes: bytes) -> "Tokenizer":
+        """Load a tokenizer from `model_bytes`; raise TextError if they are damaged."""
+        return cls(model_bytes)
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Tokenizer":
+        """Load a tokenizer from a file; raise TextError if it is missing or damaged."""
+        try:
+            model_bytes = Path(path).read_bytes()
+        except FileNotFoundError:
+            raise TextError("no such tokenizer", where=path, remedy="correct the path") from None
+        return cls(model_bytes, where=path)
+
+    def save(self, path: Path | str) -> None:
+        """Write the tokenizer: the file appears whole or not at all. Makes its folder."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with beside.open("wb") as file:
+                file.write(self.model_bytes)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a normalised text, without bos and eos."""
+        return self._processor.EncodeAsIds(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids; special ids are ignored."""
+        return self._processor.DecodeIds([int(i) for i in ids if i >= NUM_SPECIAL_IDS])
+
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes]]:
+        """Pickle as bytes: a SentencePiece processor is a C++ object."""
+        return type(self), (self.model_bytes,)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Train a BPE tokenizer on normalised texts: the same texts give the same bytes.
+
+    Raises TextError if the texts are empty, hold more characters than the vocabulary, or hold too little
+    for it; the last two name the smallest and the largest vocabulary that fits.
+    """
+    sentences = [text for text in texts if text]
+    if not sentences:
+        raise TextError("no text to train a tokenizer on", remedy="check the split's transcripts")
+    num_characters = len(set().union(*sentences) - {" "}) + 1  # and the mark of a word's beginning
+    smallest = NUM_SPECIAL_IDS + num_characters
+    if vocab_size < smallest:
+        raise TextError(
+            f"a vocabulary of {vocab_size} is too small for the {num_characters} characters of this corpus",
+            remedy=f"the smallest that fits is {smallest}: --set model.vocab_size={smallest}",
+        )
+    writer = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences),
+            model_writer=writer,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            character_coverage=1.0,
+            normalization_rule_name="identity",
+            pad_id=PAD_ID,
+            bos_id=BOS_ID,
+            eos_id=EOS_ID,
+            unk_id=UNK_ID,
+            num_threads=1,
+            input_sentence_size=0,
+            shuffle_input_sentence=False,
+            max_sentence_length=max(4192, *map(len, sentences)) + 1,  # longer ones are dropped in silence
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise _explain_too_large(error, vocab_size) from None
+    return Tokenizer(writer.getvalue())
+
+
+def _explain_too_large(error: RuntimeError, vocab_size: int) -> Exception:
+    found = re.search(r"Vocabulary size too high .* <= (\d+)", str(error))
+    if found is None:
+        return error  # nothing a user can mend: keep the traceback
+    return TextError(
+        f"a vocabulary of {vocab_size} is too large for this corpus",
+        remedy=f"the largest that fits is {found[1]}: --set model.vocab_size={found[1]}",
+    )
+
+
+def tokenizer_path(root: Path | str, split: str, vocab_size: int) -> Path:
+    """Return where the tokenizer of a split lies under a data root."""
+    return Path(root) / "tokenizers" / f"{split}-bpe{vocab_size}.model"
+
+
+def get_tokenizer(root: Path | str, split: str, texts: Sequence[str], vocab_size: int) -> Tokenizer:
+    """Load the tokenizer of a split, or train it on the split's texts and store it; log which.
+
+    Raises TextError if the stored file is damaged, has another vocabulary than its name says, or lacks a
+    character of the texts (the split has changed), or as `train_tokenizer` does.
+    """
+    path = tokenizer_path(root, split, vocab_size)
+    if not path.exists():
+        tokenizer = train_tokenizer(texts, vocab_size)
+        tokenizer.save(path)
+        log.info("made a tokenizer of %d pieces from %d transcripts: %s", vocab_size, len(texts), path)
+        return tokenizer
+    tokenizer = Tokenizer.load(path)
+    if tokenizer.vocab_size != vocab_size:
+        reason = f"a tokenizer of {tokenizer.vocab_size} pieces where {vocab_size} belong"
+        raise TextError(reason, where=path, remedy="delete it and run again")
+    unknown = sorted(c for c in set().union(*texts) - {" "} if UNK_ID in tokenizer.encode(c))
+    if unknown:
+        reason = f"a tokenizer made from other transcripts (it lacks {_describe(unknown)})"
+        raise TextError(reason, where=path, remedy="delete it and run again")
+    log.info("tokenizer of %d pieces: %s", vocab_size, path)
+    return tokenizer
