@@ -1,0 +1,213 @@
+"""Decoding: step by step equals all at once, and greedy search equals slow references."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.tiny_model import FEATURE_DIM, TINY, make_recogniser, pad
+from vox.decode import DECODERS, Hypothesis
+from vox.decode.attention import greedy_attention, label_limits
+from vox.decode.ctc import greedy_ctc, min_ctc_frames
+from vox.model.decoder import Decoder
+from vox.text import BLANK_ID, BOS_ID, EOS_ID, PAD_ID
+
+TOLERANCE = 1e-4  # max abs difference of logits, fp32
+VOCAB_SIZE = TINY["vocab_size"]
+RECOGNISER = make_recogniser(seed=1)
+
+
+def random_memory(lengths: list[int], seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    features = [torch.randn(length, FEATURE_DIM, generator=generator) for length in lengths]
+    num_frames_B = torch.tensor(lengths)
+    with torch.no_grad():
+        return RECOGNISER.encode(pad(features, max(lengths), 0.0), num_frames_B), num_frames_B
+
+
+def random_tokens(lengths: list[int], seed: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.cat([torch.tensor([BOS_ID]), torch.randint(2, VOCAB_SIZE, (n,), generator=generator)])
+        for n in lengths
+    ]
+
+
+# Audio and label lengths of a batch; 70 labels outgrow the first buffers twice.
+@pytest.mark.parametrize(
+    ("audio", "labels"),
+    [([6], [4]), ([23, 1, 40, 7], [9, 3, 0, 14]), ([2, 50], [70, 33]), ([30, 29], [5, 5])],
+)
+@torch.no_grad()
+def test_each_step_gives_the_teacher_forced_logits(audio: list[int], labels: list[int]) -> None:
+    memory_BTD, num_frames_B = random_memory(audio, seed=len(audio))
+    tokens = random_tokens(labels, seed=sum(labels))
+    tokens_BU = pad(tokens, max(labels) + 1, PAD_ID)
+    batched_BUV = RECOGNISER.decoder(tokens_BU, memory_BTD, num_frames_B)
+    cache = RECOGNISER.decoder.start(memory_BTD, num_frames_B)
+    for position in range(max(labels) + 1):
+        step_BV = RECOGNISER.decoder.step(tokens_BU[:, position], cache)
+        assert (step_BV - batched_BUV[:, position]).abs().max() <= TOLERANCE
+        for row, tokens_U in enumerate(tokens):
+            if position < len(tokens_U):
+                lone_UV = RECOGNISER.decoder(
+                    tokens_U[None], memory_BTD[row : row + 1, : audio[row]], num_frames_B[row : row + 1]
+                )[0]
+                assert (step_BV[row] - lone_UV[position]).abs().max() <= TOLERANCE
+
+
+@torch.no_grad()
+def test_selected_rows_go_on_as_before_and_leave_the_old_cache_alone() -> None:
+    decoder = RECOGNISER.decoder
+    memory_BTD, num_frames_B = random_memory([12, 5, 30], seed=3)
+    tokens_BU = torch.stack(random_tokens([6, 6, 6], seed=3))
+    cache = decoder.start(memory_BTD, num_frames_B)
+    index_B = torch.tensor([2, 0, 0])
+    unstarted = cache.select(index_B)
+    for position in range(3):
+        decoder.step(tokens_BU[:, position], cache)
+
+    # Rows 0 and 0 take different tokens from here on, as two hypotheses of one utterance do.
+    chosen_BU = tokens_BU[index_B]
+    chosen_BU[1, 3:] = torch.tensor([9, 10, 11, 12])
+    selected = cache.select(index_B)
+    expected_BUV = decoder(chosen_BU, memory_BTD[index_B], num_frames_B[index_B])
+    for position in range(3, 7):
+        step_BV = decoder.step(chosen_BU[:, position], selected)
+        assert (step_BV - expected_BUV[:, position]).abs().max() <= TOLERANCE
+    unselected_BUV = decoder(tokens_BU, memory_BTD, num_frames_B)
+    assert (decoder.step(tokens_BU[:, 3], cache) - unselected_BUV[:, 3]).abs().max() <= TOLERANCE
+    assert (decoder.step(chosen_BU[:, 0], unstarted) - expected_BUV[:, 0]).abs().max() <= TOLERANCE
+
+
+def greedy_by_hand(
+    decoder: Decoder, memory_1TD: torch.Tensor, num_frames_1: torch.Tensor, limit: int
+) -> tuple[list[int], bool]:
+    """Decode one utterance without a cache: the whole sequence again for each label."""
+    labels: list[int] = []
+    while True:
+        tokens_1U = torch.tensor([[BOS_ID, *labels]])
+        scores = decoder(tokens_1U, memory_1TD, num_frames_1)[0, -1].tolist()
+        best = max((i for i in range(len(scores)) if i not in (PAD_ID, BOS_ID)), key=scores.__getitem__)
+        if best == EOS_ID:
+            return labels, False
+        if len(labels) == limit:
+            return labels, True
+        labels.append(best)
+
+
+@torch.no_grad()
+def test_greedy_attention_equals_decoding_each_utterance_alone_without_a_cache() -> None:
+    decoder = make_recogniser(seed=3).decoder
+    decoder.norm.bias.zero_()  # would name the same label at every step
+    decoder.embedding.weight.mul_(4)
+    audio = [8, 1, 33, 12, 3, 25, 40, 17]
+    limits = [20, 12, 20, 0, 20, 15, 40, 1]
+    memory_BTD, num_frames_B = random_memory(audio, seed=8)
+    expected = [
+        greedy_by_hand(decoder, memory_BTD[row : row + 1, :length], num_frames_B[row : row + 1], limits[row])
+        for row, length in enumerate(audio)
+    ]
+    found = greedy_attention(decoder, memory_BTD, num_frames_B, torch.tensor(limits))
+    assert list(zip(*found, strict=True)) == expected
+    assert {truncated for _, truncated in expected} == {True, False}  # both endings are in this test
+    assert len({len(labels) for labels, _ in expected}) > 3
+
+
+@dataclass
+class ScriptCache:
+    rows: list[int]
+    step: int = 0
+
+    def select(self, index_B: torch.Tensor) -> "ScriptCache":
+        return ScriptCache([self.rows[index] for index in index_B.tolist()], self.step)
+
+
+class ScriptedDecoder:
+    """Says what it is told, but likes pad and bos best of all; keeps how many rows each step had."""
+
+    def __init__(self, scripts: list[list[int]]) -> None:
+        self.scripts = scripts
+        self.batch_sizes: list[int] = []
+        self.heard: list[list[int]] = []
+
+    def start(self, memory_BTD: torch.Tensor, num_frames_B: torch.Tensor) -> ScriptCache:
+        return ScriptCache(list(range(len(self.scripts))))
+
+    def step(self, token_B: torch.Tensor, cache: ScriptCache) -> torch.Tensor:
+        logits_BV = torch.zeros(len(cache.rows), VOCAB_SIZE)
+        logits_BV[:, [PAD_ID, BOS_ID]] = 9.0
+        for position, row in enumerate(cache.rows):
+            logits_BV[position, self.scripts[row][cache.step]] = 5.0
+        cache.step += 1
+        self.batch_sizes.append(len(cache.rows))
+        self.heard.append(token_B.tolist())
+        return logits_BV
+
+
+def test_rows_stop_at_eos_or_at_their_limit_and_leave_the_batch() -> None:
+    decoder = ScriptedDecoder([[7, EOS_ID], [EOS_ID], [4, 5, 6, 7, 8], [9, 9, 9, EOS_ID], [4, 4, EOS_ID]])
+    limits_B = torch.tensor([10, 10, 2, 4, 2])
+    labels, is_truncated = greedy_attention(
+        decoder,  # type: ignore[arg-type]
+        torch.zeros(5, 6, 2),
+        torch.full((5,), 6),
+        limits_B,
+    )
+    assert labels == [[7], [], [4, 5], [9, 9, 9], [4, 4]]
+    assert is_truncated == [False, False, True, False, False]
+    assert decoder.batch_sizes == [5, 4, 3, 1]
+    assert decoder.heard == [[BOS_ID] * 5, [7, 4, 9, 4], [5, 9, 4], [9]]
+
+
+def test_label_limits_are_25_a_second_and_at_least_10() -> None:
+    assert label_limits(torch.tensor([1, 20, 21, 50, 1000])).tolist() == [10, 10, 10, 25, 500]
+
+
+def greedy_ctc_by_hand(best: list[int]) -> list[int]:
+    labels, previous = [], BLANK_ID
+    for label in best:
+        if label != BLANK_ID and label != previous:
+            labels.append(label)
+        previous = label
+    return labels
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=12), min_size=1, max_size=4))
+def test_greedy_ctc_equals_the_loop_over_frames(best: list[list[int]]) -> None:
+    best_BT = pad([torch.tensor(row) for row in best], 14, 3)  # padded frames say 3
+    logits_BTV = F.one_hot(best_BT, 5).float()
+    found = greedy_ctc(logits_BTV, torch.tensor([len(row) for row in best]))
+    assert found == [greedy_ctc_by_hand(row) for row in best]
+
+
+def test_greedy_ctc_merges_repeats_before_it_drops_blanks() -> None:
+    best_BT = torch.tensor([[0, 5, 5, 0, 5, 6, 6, 0]])
+    assert greedy_ctc(F.one_hot(best_BT, 9), torch.tensor([8])) == [[5, 5, 6]]
+
+
+@pytest.mark.parametrize("labels", [[], [4], [4, 4], [4, 5, 4], [4, 4, 4, 5, 5]])
+def test_min_ctc_frames_is_where_torch_stops_finding_alignments(labels: list[int]) -> None:
+    log_probs_TBV = torch.zeros(12, 1, 9).log_softmax(-1)
+    is_alignable = [
+        F.ctc_loss(
+            log_probs_TBV, torch.tensor([labels]), torch.tensor([num_frames]), torch.tensor([len(labels)])
+        ).isfinite()
+        for num_frames in range(1, 13)
+    ]
+    assert is_alignable.index(True) + 1 == max(1, min_ctc_frames(labels))
+
+
+def test_both_decoders_return_a_hypothesis_an_utterance() -> None:
+    memory_BTD, num_frames_B = random_memory([30, 4], seed=11)
+    ids = greedy_ctc(RECOGNISER.ctc_logits(memory_BTD), num_frames_B)
+    assert DECODERS["ctc"](RECOGNISER, memory_BTD, num_frames_B) == [Hypothesis(row, False) for row in ids]
+    limits_B = torch.tensor([15, 10])
+    pairs = zip(*greedy_attention(RECOGNISER.decoder, memory_BTD, num_frames_B, limits_B), strict=True)
+    assert DECODERS["attention"](RECOGNISER, memory_BTD, num_frames_B) == [
+        Hypothesis(*pair) for pair in pairs
+    ]

@@ -1,0 +1,65 @@
+"""Greedy decoding with the attention decoder, one label a step.
+
+Letters: B batch, T frames, D model width, V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+
+from vox.decode.hypothesis import Hypothesis
+from vox.model.decoder import Decoder
+from vox.model.recogniser import Recogniser
+from vox.text import BOS_ID, EOS_ID, PAD_ID
+from vox.units import FRAME_RATE
+
+MAX_LABELS_PER_SECOND = 25  # several times faster than speech, so only a decoder that loops meets it
+MIN_LABEL_LIMIT = 10  # for very short audio
+
+
+@torch.no_grad()
+def greedy_attention(
+    decoder: Decoder, memory_BTD: Tensor, num_frames_B: Tensor, max_labels_B: Tensor
+) -> tuple[list[list[int]], list[bool]]:
+    """Take the best label at each step until eos; pad and bos are never taken.
+
+    Returns each row's labels, without eos, and is_truncated: True where max_labels were taken and the next
+    would not have been eos. Rows that have ended leave the batch, so the longest costs the others nothing.
+    """
+    limits = max_labels_B.tolist()
+    labels: list[list[int]] = [[] for _ in limits]
+    is_truncated = [False] * len(limits)
+    rows = list(range(len(limits)))
+    cache = decoder.start(memory_BTD, num_frames_B)
+    token_B = torch.full_like(num_frames_B, BOS_ID, dtype=torch.int64)
+    while rows:
+        logits_BV = decoder.step(token_B, cache)
+        logits_BV[:, [PAD_ID, BOS_ID]] = float("-inf")
+        token_B = logits_BV.argmax(dim=-1)
+        kept = []
+        for position, (row, token) in enumerate(zip(rows, token_B.tolist(), strict=True)):
+            if token == EOS_ID:
+                continue
+            if len(labels[row]) >= limits[row]:
+                is_truncated[row] = True
+                continue
+            labels[row].append(token)
+            kept.append(position)
+        if len(kept) < len(rows):
+            index_B = torch.tensor(kept, dtype=torch.int64, device=token_B.device)
+            cache, token_B = cache.select(index_B), token_B[index_B]
+            rows = [rows[position] for position in kept]
+    return labels, is_truncated
+
+
+def label_limits(num_frames_B: Tensor) -> Tensor:
+    """Return the most labels that attention decoding may take for each utterance, int64 [B]."""
+    return (num_frames_B * MAX_LABELS_PER_SECOND // FRAME_RATE).clamp(min=MIN_LABEL_LIMIT)
+
+
+@torch.no_grad()
+def decode_attention(recogniser: Recogniser, hidden_BTD: Tensor, num_frames_B: Tensor) -> list[Hypothesis]:
+    """Decode encoded audio greedily with the attention decoder, up to MAX_LABELS_PER_SECOND."""
+    labels, is_truncated = greedy_attention(
+        recogniser.decoder, hidden_BTD, num_frames_B, label_limits(num_frames_B)
+    )
+    return [Hypothesis(*pair) for pair in zip(labels, is_truncated, strict=True)]

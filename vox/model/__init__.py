@@ -1,0 +1,1 @@
+"""The recogniser above WavLM: adapter, Zipformer encoder, CTC head and attention decoder."""

@@ -1,0 +1,71 @@
+"""The whole recogniser: WavLM's features, adapter, Zipformer, CTC head and attention decoder.
+
+Letters: B batch, T frames, C feature channels, D model width, V vocabulary.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from vox.config import ModelConfig
+from vox.errors import ConfigError
+from vox.model.adapter import Adapter, normalise_utterances
+from vox.model.decoder import Decoder
+from vox.model.masks import frames_to_mask, zero_padding
+from vox.model.zipformer import Zipformer
+
+if TYPE_CHECKING:
+    from vox.wavlm.extractor import FeatureExtractor
+
+_CTC_HEAD_STD = 0.01  # small: training starts from nearly equal scores, ln(vocab_size) a frame
+
+
+class Recogniser(nn.Module):
+    """Everything from waveforms to scores; from a cache, everything above `extractor`."""
+
+    def __init__(self, config: ModelConfig, extractor: "FeatureExtractor") -> None:
+        """Build with fresh weights above the extractor.
+
+        Raises ConfigError if the extractor's width or number of layers is not what the config says.
+        """
+        super().__init__()
+        _check_widths(config, extractor)
+        self.config = config
+        self.extractor = extractor
+        self.adapter = Adapter(config.feature_dim, config.d_model, config.dropout)
+        self.encoder = Zipformer(config)
+        self.decoder = Decoder(config)
+        self.ctc_head = nn.Linear(config.d_model, config.vocab_size)
+        nn.init.normal_(self.ctc_head.weight, std=_CTC_HEAD_STD)
+        nn.init.zeros_(self.ctc_head.bias)
+
+    def encode(self, features_BTC: Tensor, num_frames_B: Tensor) -> Tensor:
+        """Turn features into hidden_BTD, frame for frame, zeros on padded frames.
+
+        features_BTC: any float dtype (a cache holds float16); padded frames may hold anything.
+        """
+        is_valid_BT = frames_to_mask(num_frames_B, features_BTC.shape[1])
+        features_BTC = zero_padding(features_BTC.to(self._dtype()), is_valid_BT)
+        if self.config.feature_norm == "utterance":
+            features_BTC = normalise_utterances(features_BTC, is_valid_BT)
+        return self.encoder(self.adapter(features_BTC, is_valid_BT), num_frames_B)
+
+    def ctc_logits(self, hidden_BTD: Tensor) -> Tensor:
+        """Return logits_BTV of the CTC head."""
+        return self.ctc_head(hidden_BTD)
+
+    def _dtype(self) -> torch.dtype:
+        return self.ctc_head.weight.dtype
+
+
+def _check_widths(config: ModelConfig, extractor: "FeatureExtractor") -> None:
+    for key, wanted, found, what in (
+        ("feature_dim", config.feature_dim, extractor.wavlm.hidden_size, "channels wide"),
+        ("num_wavlm_layers", config.num_wavlm_layers, extractor.wavlm.num_layers, "layers deep"),
+    ):
+        if wanted != found:
+            raise ConfigError(
+                f"model.{key} is {wanted}, but this WavLM is {found} {what}",
+                remedy=f"pass --set model.{key}={found} or choose another WavLM",
+            )
