@@ -1,5 +1,6 @@
 """Transcripts: one alphabet (a-z, apostrophe, space), and its byte-pair-encoding tokenizer."""
 
+import errno
 import io
 import logging
 import os
@@ -214,8 +215,13 @@ def get_tokenizer(root: Path | str, split: str, texts: Sequence[str], vocab_size
     path = tokenizer_path(root, split, vocab_size)
     if not path.exists():
         tokenizer = train_tokenizer(texts, vocab_size)
-        tokenizer.save(path)
         log.info("made a tokenizer of %d pieces from %d transcripts: %s", vocab_size, len(texts), path)
+        try:
+            tokenizer.save(path)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EROFS):
+                raise
+            log.warning("cannot write %s: the tokenizer is kept in the run's checkpoints only", path.parent)
         return tokenizer
     tokenizer = Tokenizer.load(path)
     if tokenizer.vocab_size != vocab_size:

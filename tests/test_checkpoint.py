@@ -1,0 +1,109 @@
+"""Checkpoints: whole or not at all, checked when read, complete in themselves."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.training import MODEL, tiny_recogniser
+from vox.checkpoint import (
+    load_recogniser,
+    load_trainer_state,
+    newest_checkpoint,
+    point_link,
+    remove_unlinked,
+    save_checkpoint,
+)
+from vox.config import ModelConfig, load_config
+from vox.errors import CheckpointError
+from vox.text import train_tokenizer
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_wavlm_dir):
+    recogniser = tiny_recogniser(tiny_wavlm_dir)
+    with torch.no_grad():
+        recogniser.extractor.mix.weights += 0.01  # stage 2 moves them
+    tokenizer = train_tokenizer(["go stop left right up down open close jump run"] * 3, MODEL["vocab_size"])
+    config = load_config(None, [*(f"model.{k}={v}" for k, v in MODEL.items()), "features.layers=[3,4]"])
+    return {"recogniser": recogniser, "tokenizer": tokenizer, "config": config}
+
+
+def save(folder: Path, parts: dict) -> Path:
+    save_checkpoint(folder, **parts, state={"update": 7}, trainer_state={"rng": torch.arange(9)})
+    return folder
+
+
+def test_a_checkpoint_loads_by_itself(tmp_path, parts):
+    loaded = load_recogniser(save(tmp_path / "a", parts))
+    for name, tensor in parts["recogniser"].state_dict().items():
+        assert torch.equal(loaded.recogniser.state_dict()[name], tensor), name
+    assert not loaded.recogniser.training
+    assert loaded.config == parts["config"]
+    assert loaded.state == {"update": 7}
+    assert loaded.tokenizer.encode("go left") == parts["tokenizer"].encode("go left")
+    assert torch.equal(load_trainer_state(tmp_path / "a")["rng"], torch.arange(9))
+
+
+def test_every_changed_byte_and_missing_file_is_refused(tmp_path, parts):
+    folder = save(tmp_path / "a", parts)
+    generator = np.random.default_rng(0)
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        place = int(generator.integers(len(content)))
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(CheckpointError):
+            load_recogniser(folder)
+        path.unlink()
+        with pytest.raises(CheckpointError):
+            load_recogniser(folder)
+        path.write_bytes(content)
+    load_recogniser(folder)
+
+
+def test_a_failed_save_leaves_nothing(tmp_path, parts):
+    class Unwritable:
+        """A state that JSON cannot hold."""
+
+    with pytest.raises(TypeError):
+        save_checkpoint(tmp_path / "a", **parts, state={"update": Unwritable()})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_shape_is_refused_by_name(tmp_path, parts):
+    other = parts["config"].model_copy(update={"model": ModelConfig(**(MODEL | {"d_model": 64}))})
+    folder = tmp_path / "a"
+    save_checkpoint(folder, **(parts | {"config": other}), state={})
+    with pytest.raises(CheckpointError, match="another shape"):
+        load_recogniser(folder)
+
+
+def test_links_move_and_the_rest_is_removed(tmp_path):
+    checkpoints = tmp_path / "checkpoints"
+    for name in ("one", "two", "three"):
+        (checkpoints / name).mkdir(parents=True)
+    best, last = tmp_path / "best", tmp_path / "last"
+    point_link(best, checkpoints / "one")
+    point_link(last, checkpoints / "two")
+    point_link(last, checkpoints / "three")
+    remove_unlinked(checkpoints, (best, last))
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["one", "three"]
+    assert str(last.readlink()) == "checkpoints/three"  # relative: a run's folder may be moved
+
+
+def test_the_newest_stage_is_found(tmp_path):
+    with pytest.raises(CheckpointError, match="run vox train"):
+        newest_checkpoint(tmp_path)
+    for stage in (1, 2):
+        (tmp_path / f"stage{stage}" / "best").mkdir(parents=True)
+        assert newest_checkpoint(tmp_path) == tmp_path / f"stage{stage}" / "best"
+
+
+def test_a_folder_that_is_no_checkpoint(tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        load_recogniser(tmp_path / "none")
+    (tmp_path / "state.json").write_text(json.dumps({}))
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        load_recogniser(tmp_path)

@@ -1,0 +1,114 @@
+"""One update: losses against a slow reference, and the same step however it is cut (T6)."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from tests.training import tiny_recogniser
+from train.step import LabelTotals, StepSettings, accumulate_gradients, compute_losses, run_update
+from vox.data.batch import FeatureBatch, LabelBatch, make_label_batch
+from vox.data.plan import plan_epoch
+from vox.text import BLANK_ID, BOS_ID, EOS_ID
+
+NUM_UTTERANCES = 32
+
+
+def make_split(seed: int = 0) -> tuple[list[torch.Tensor], list[list[int]]]:
+    generator = torch.Generator().manual_seed(seed)
+    features, labels = [], []
+    for _ in range(NUM_UTTERANCES):
+        num_frames = int(torch.randint(12, 60, (1,), generator=generator))
+        features.append(torch.randn(num_frames, 32, generator=generator))
+        num_labels = int(torch.randint(1, 6, (1,), generator=generator))
+        labels.append(torch.randint(4, 25, (num_labels,), generator=generator).tolist())
+    return features, labels
+
+
+def make_batch(features, labels, positions, dtype) -> tuple[FeatureBatch, LabelBatch]:
+    padded_BTC = torch.nn.utils.rnn.pad_sequence([features[i].to(dtype) for i in positions], batch_first=True)
+    num_frames_B = torch.tensor([len(features[i]) for i in positions])
+    ids = [str(i) for i in positions]
+    return FeatureBatch(ids, padded_BTC, num_frames_B), make_label_batch([labels[i] for i in positions])
+
+
+def gradient_of(recogniser, batches, totals) -> torch.Tensor:
+    recogniser.zero_grad()
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    settings = StepSettings(torch.device("cpu"), torch.float32, 0.3, 0.1, 1.0, augment=None)
+    accumulate_gradients(recogniser, scaler, batches, totals, settings)
+    return torch.cat([p.grad.flatten() for p in recogniser.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
+def test_gradient_does_not_depend_on_the_cut(tiny_wavlm_dir, dtype, tolerance, monkeypatch):
+    """32 utterances as one batch, as 4 x 8, and as micro-batches of unequal size (limited by length)."""
+    monkeypatch.setattr(
+        torch.Tensor, "float", lambda tensor: tensor if dtype is torch.float64 else tensor.to(dtype)
+    )
+    recogniser = tiny_recogniser(tiny_wavlm_dir, dropout=0.0).to(dtype).eval()
+    features, labels = make_split()
+    num_labels = sum(map(len, labels))
+    totals = LabelTotals(num_labels, num_labels + NUM_UTTERANCES)
+    lengths = [len(frames) for frames in features]
+
+    def cut(micro: int, limit: int | None = None) -> torch.Tensor:
+        plan = plan_epoch(
+            lengths,
+            seed=0,
+            epoch=0,
+            utterances_per_update=NUM_UTTERANCES,
+            micro_batch_utterances=micro,
+            micro_batch_length=limit,
+        )
+        groups = plan[0][0]
+        sizes.append(sorted(map(len, groups)))
+        return gradient_of(recogniser, (make_batch(features, labels, g, dtype) for g in groups), totals)
+
+    sizes: list[list[int]] = []
+    whole, others = cut(32), [cut(8), cut(32, limit=300)]
+    assert sizes[:2] == [[32], [8] * 4]
+    assert len(sizes[2]) > 4
+    for other in others:
+        assert torch.linalg.norm(other - whole) <= tolerance * torch.linalg.norm(whole)
+
+
+@torch.no_grad()
+def test_losses_are_the_sums_of_slow_references(tiny_wavlm_dir):
+    """CTC by summing every alignment of two labels, attention by -log p label by label."""
+    recogniser = tiny_recogniser(tiny_wavlm_dir, dropout=0.0).double().eval()
+    features = [torch.randn(5, 32).double(), torch.randn(3, 32).double()]
+    labels = [[7, 9], [4]]
+    batch, label_batch = make_batch(features, labels, [0, 1], torch.float64)
+    hidden_BTD = recogniser.encode(batch.features_BTC, batch.num_frames_B)
+    sums = compute_losses(recogniser, hidden_BTD, batch.num_frames_B, label_batch)
+    log_probs_BTV = recogniser.ctc_logits(hidden_BTD).log_softmax(2)
+    ctc = attention = 0.0
+    for row, (target, num_frames) in enumerate(zip(labels, (5, 3), strict=True)):
+        total = 0.0
+        for path in itertools.product([BLANK_ID, *target], repeat=num_frames):
+            if [k for k, _ in itertools.groupby(path) if k != BLANK_ID] == target:
+                total += math.exp(sum(float(log_probs_BTV[row, t, k]) for t, k in enumerate(path)))
+        ctc -= math.log(total)
+        tokens = torch.tensor([[BOS_ID, *target]])
+        logits = recogniser.decoder(tokens, hidden_BTD[row : row + 1], batch.num_frames_B[row : row + 1])
+        for position, label in enumerate([*target, EOS_ID]):
+            attention -= float(logits.log_softmax(2)[0, position, label])
+    assert float(sums.ctc) == pytest.approx(ctc, rel=1e-5)
+    assert float(sums.attention) == pytest.approx(attention, rel=1e-5)
+
+
+def test_an_update_that_is_not_finite_changes_nothing(tiny_wavlm_dir):
+    recogniser = tiny_recogniser(tiny_wavlm_dir)
+    optimizer = torch.optim.AdamW([p for p in recogniser.parameters() if p.requires_grad], lr=0.1)
+    before = {name: tensor.clone() for name, tensor in recogniser.state_dict().items()}
+    features, labels = make_split()
+    features[0][3, 5] = float("nan")
+    settings = StepSettings(torch.device("cpu"), torch.float32, 0.3, 0.1, 1.0, augment=None)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    batch = make_batch(features, labels, [0, 1], torch.float32)
+    result = run_update(recogniser, optimizer, scaler, [batch], LabelTotals(9, 11), settings)
+    assert not result.is_finite
+    for name, tensor in recogniser.state_dict().items():
+        assert torch.equal(tensor, before[name]), name

@@ -1,0 +1,126 @@
+"""What the command line asked for, and the config that follows from it. Imports no torch."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vox.config import Config, load_config
+from vox.errors import CheckpointError, ConfigError
+
+CONFIGS_DIR = Path(__file__).resolve().parent.parent / "configs"
+OPTIONS = "options.json"  # in the run's folder: what --resume starts from
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """The options of `vox train`, in the order of its help."""
+
+    stage: int
+    cached: bool = False
+    config_path: Path | None = None
+    overrides: tuple[str, ...] = ()
+    root: Path = Path("data")
+    train_split: str | None = None
+    dev_split: str | None = None
+    wavlm: str | None = None
+    features: Path | None = None
+    run: Path | None = None
+    resume: bool = False
+    from_checkpoint: Path | None = None
+    device: str = "auto"
+    backup: str | None = None
+    skip_bad: bool = False
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's folder: --run, else runs/stageN."""
+        return self.run or Path("runs") / f"stage{self.stage}"
+
+    @property
+    def features_dir(self) -> Path:
+        """The caches' folder: --features, else ROOT/features."""
+        return self.features or self.root / "features"
+
+
+def resolve_config(options: TrainOptions) -> Config:
+    """Read the stage's config (or --config), then apply --set and the options that are config keys.
+
+    Raises ConfigError.
+    """
+    shortcuts: Sequence[tuple[str, Any]] = (
+        ("train.stage", options.stage),
+        ("data.train_split", options.train_split),
+        ("data.dev_split", options.dev_split),
+        ("features.wavlm", options.wavlm),
+    )
+    path = options.config_path or CONFIGS_DIR / f"stage{options.stage}.yaml"
+    given = [f"{key}={json.dumps(value)}" for key, value in shortcuts if value is not None]
+    config = load_config(path, [*options.overrides, *given])
+    if options.stage == 2 and options.cached:
+        raise ConfigError("stage 2 trains from live audio", remedy="leave --cached out")
+    if options.stage == 1 and config.train.unfreeze_layers:
+        raise ConfigError(
+            "stage 1 trains on a frozen WavLM, but train.unfreeze_layers is set",
+            where=path,
+            remedy="use --stage 2, or unset it",
+        )
+    return config
+
+
+def save_options(options: TrainOptions) -> None:
+    """Keep the options with the run, so that --resume needs no others."""
+    tree = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(options).items()}
+    options.run_dir.mkdir(parents=True, exist_ok=True)
+    (options.run_dir / OPTIONS).write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
+
+
+def resume_options(options: TrainOptions) -> TrainOptions:
+    """Return the interrupted run's own options; --device and --backup may be given anew.
+
+    Raises CheckpointError when there is no run to resume, ConfigError when an option would change it.
+    """
+    path = options.run_dir / OPTIONS
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise CheckpointError(
+            "no run to resume", where=options.run_dir, remedy="start it without --resume"
+        ) from None
+    changed = [
+        flag
+        for flag, given in (
+            ("--config", options.config_path),
+            ("--set", options.overrides),
+            ("--train-split", options.train_split),
+            ("--dev-split", options.dev_split),
+            ("--wavlm", options.wavlm),
+            ("--from", options.from_checkpoint),
+        )
+        if given
+    ]
+    if changed or tree["stage"] != options.stage:
+        raise ConfigError(
+            f"{', '.join(changed) or '--stage'} cannot be changed with --resume: a run keeps its settings",
+            where=options.run_dir,
+            remedy="leave it out, or start another run with --run",
+        )
+    recorded = TrainOptions(
+        stage=tree["stage"],
+        cached=tree["cached"],
+        root=Path(tree["root"]),
+        features=Path(tree["features"]) if tree["features"] else None,
+        run=options.run,
+        resume=True,
+        device=tree["device"],
+        backup=tree["backup"],
+        skip_bad=tree["skip_bad"],
+    )
+    return replace(
+        recorded,
+        root=options.root if options.root != TrainOptions.root else recorded.root,
+        features=options.features or recorded.features,
+        device=options.device if options.device != "auto" else recorded.device,
+        backup=options.backup or recorded.backup,
+    )

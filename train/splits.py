@@ -1,0 +1,158 @@
+"""Splits made ready for training: who is in them, what they say, and where their batches come from."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from train.options import TrainOptions
+from vox.corpus import Utterance, load_split
+from vox.data.batch import LabelBatch, make_label_batch
+from vox.data.sources import CachedSource, LiveSource, Source
+from vox.decode.ctc import min_ctc_frames
+from vox.errors import CacheError, CorpusError, name_first
+from vox.features.cache import FeatureCache, cache_dir, open_cache
+from vox.features.fingerprint import Fingerprint
+from vox.text import Tokenizer
+from vox.units import SAMPLE_RATE
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingSplit:
+    """Utterances with labels, and the source of their batches."""
+
+    name: str
+    utterances: list[Utterance]  # num_samples known
+    labels: dict[str, list[int]]
+    source: Source
+
+    @property
+    def ids(self) -> list[str]:
+        """Ids, in the order that plans count positions in."""
+        return [utterance.id for utterance in self.utterances]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Samples at 16 kHz of each utterance, in the order of ids."""
+        return [utterance.num_samples or 0 for utterance in self.utterances]
+
+    @property
+    def hours(self) -> float:
+        """Audio in the split."""
+        return sum(self.lengths) / SAMPLE_RATE / 3600
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether batches are cached features rather than waveforms."""
+        return isinstance(self.source, CachedSource)
+
+    def label_batch(self, ids: Sequence[str]) -> LabelBatch:
+        """Return the labels of some utterances, padded."""
+        return make_label_batch([self.labels[name] for name in ids])
+
+    def digest(self) -> str:
+        """Return a sha256 over ids, lengths and texts: equal digests, equal split."""
+        content = hashlib.sha256()
+        for utterance in self.utterances:
+            content.update(f"{utterance.id}\t{utterance.num_samples}\t{utterance.text}\n".encode())
+        return content.hexdigest()
+
+
+def open_source(
+    options: TrainOptions, split: str, fingerprint: Fingerprint | None, *, workers: int, pin: bool
+) -> tuple[list[Utterance], Source]:
+    """Read a split's transcripts and open its cache (with a fingerprint) or its audio (without).
+
+    Raises CorpusError or CacheError.
+    """
+    if fingerprint is None:
+        utterances = load_split(options.root, split, skip_bad=options.skip_bad)
+        return utterances, LiveSource(utterances, workers=workers, pin=pin)
+    cache = open_cache(options.features_dir, split, fingerprint)
+    utterances = load_split(options.root, split, probe=False, skip_bad=options.skip_bad)
+    return _match_cache(utterances, cache, split, options), CachedSource(cache, pin=pin)
+
+
+def open_dev_source(
+    options: TrainOptions, split: str, fingerprint: Fingerprint | None, *, workers: int, pin: bool
+) -> tuple[list[Utterance], Source]:
+    """Open the dev split from its cache where there is one, else from audio, said once."""
+    if fingerprint is not None and not cache_dir(options.features_dir, split, fingerprint).exists():
+        log.info(
+            "%s is not cached: validating from live audio (vox precompute --split %s would make it faster)",
+            split,
+            split,
+        )
+        fingerprint = None
+    return open_source(options, split, fingerprint, workers=workers, pin=pin)
+
+
+def label_split(
+    name: str,
+    utterances: list[Utterance],
+    source: Source,
+    tokenizer: Tokenizer,
+    count_frames: Callable[[int], int],
+    *,
+    skip_bad: bool,
+) -> TrainingSplit:
+    """Encode the transcripts and refuse, by name, what CTC cannot align (T4).
+
+    Raises CorpusError unless skip_bad, which leaves such utterances out and lists them.
+    """
+    labels = {utterance.id: tokenizer.encode(utterance.text) for utterance in utterances}
+    too_long = [
+        utterance.id
+        for utterance in utterances
+        if min_ctc_frames(labels[utterance.id]) > count_frames(utterance.num_samples or 0)
+    ]
+    if too_long:
+        what = f"{len(too_long)} transcripts have more labels than their audio has frames"
+        if not skip_bad:
+            raise CorpusError(
+                what, where=f"{name}: {name_first(too_long)}", remedy="correct them, or pass --skip-bad"
+            )
+        log.warning("%s: skipped %s: %s", name, what, ", ".join(too_long))
+        utterances = [utterance for utterance in utterances if utterance.id not in set(too_long)]
+    if not utterances:
+        raise CorpusError("no utterance is left to use", where=name)
+    return TrainingSplit(name, utterances, labels, source)
+
+
+def _match_cache(
+    utterances: list[Utterance], cache: FeatureCache, split: str, options: TrainOptions
+) -> list[Utterance]:
+    """Give utterances the lengths their shards recorded; refuse a cache of another corpus."""
+    if cache.skipped:
+        log.warning(
+            "%s: %d recordings were skipped by precompute: %s",
+            split,
+            len(cache.skipped),
+            ", ".join(sorted(cache.skipped)),
+        )
+    matched, missing = [], []
+    for utterance in utterances:
+        if utterance.id in cache.num_samples and utterance.id not in cache.skipped:
+            matched.append(replace(utterance, num_samples=cache.num_samples[utterance.id]))
+        elif utterance.id not in cache.skipped:
+            missing.append(utterance.id)
+    known = {utterance.id for utterance in utterances}
+    unknown = [name for name in cache.ids if name not in known]
+    if missing and not options.skip_bad:
+        raise CacheError(
+            f"{len(missing)} utterances of the split are not in its cache",
+            where=f"{split}: {name_first(missing)}",
+            remedy=f"run vox precompute --split {split} --rebuild, or pass --skip-bad",
+        )
+    if unknown and not options.skip_bad:
+        raise CacheError(
+            f"{len(unknown)} cached utterances have no transcript",
+            where=f"{split}: {name_first(unknown)}",
+            remedy=f"restore them, or run vox precompute --split {split} --rebuild, or pass --skip-bad",
+        )
+    for names, what in ((missing, "are not cached"), (unknown, "have no transcript")):
+        if names:
+            log.warning("%s: skipped %d utterances that %s: %s", split, len(names), what, ", ".join(names))
+    return matched

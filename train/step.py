@@ -1,0 +1,162 @@
+"""One update: nearly a pure function of model, batches and totals.
+
+Both losses are sums over the update divided by the update's whole number of labels, which the plan
+knows beforehand. So the gradient does not depend on how the update is cut into micro-batches: the mean
+of micro-batch means would weigh short transcripts more (derivation in docs/training.md).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from train.augment import mask_features
+from vox.config import AugmentConfig
+from vox.data.batch import IGNORED, AudioBatch, FeatureBatch, LabelBatch
+from vox.device import autocast
+from vox.model.recogniser import Recogniser
+from vox.text import BLANK_ID
+
+
+@dataclass(frozen=True)
+class LossSums:
+    """Losses summed over the utterances of a batch, in nats; scalars with a graph in training."""
+
+    ctc: torch.Tensor
+    attention: torch.Tensor
+
+
+@dataclass(frozen=True)
+class LabelTotals:
+    """What the sums of one update are divided by."""
+
+    num_labels: int  # CTC's: the labels
+    num_targets: int  # attention's: the labels and one eos an utterance
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """What an update needs beside the model and the data."""
+
+    device: torch.device
+    precision: torch.dtype
+    ctc_weight: float
+    label_smoothing: float
+    max_grad_norm: float
+    augment: AugmentConfig | None
+
+
+@dataclass(frozen=True)
+class UpdateResult:
+    """What an update was: losses a label, the gradient's norm before clipping, audio seen."""
+
+    ctc: float
+    attention: float
+    loss: float
+    grad_norm: float
+    num_frames: int
+    is_finite: bool
+
+
+def features_of(
+    recogniser: Recogniser, batch: AudioBatch | FeatureBatch
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return float features [B, T, C] and their frame counts [B], from the cache or from live audio."""
+    if isinstance(batch, FeatureBatch):
+        return batch.features_BTC.float(), batch.num_frames_B
+    features_BTC, num_frames_B = recogniser.extractor(batch.waveforms_BS, batch.num_samples_B)
+    return features_BTC, num_frames_B
+
+
+def compute_losses(
+    recogniser: Recogniser,
+    hidden_BTD: torch.Tensor,
+    num_frames_B: torch.Tensor,
+    labels: LabelBatch,
+    label_smoothing: float = 0.0,
+) -> LossSums:
+    """Compute both losses over encoded audio, summed, in float32.
+
+    An utterance too short for its labels gives an infinite CTC loss: such utterances are refused before
+    training, never zeroed here.
+    """
+    logits_BTV = recogniser.ctc_logits(hidden_BTD)
+    ctc = F.ctc_loss(
+        logits_BTV.float().log_softmax(2).transpose(0, 1),
+        labels.labels_BU,
+        num_frames_B,
+        labels.num_labels_B,
+        blank=BLANK_ID,
+        reduction="sum",
+    )
+    logits_BUV = recogniser.decoder(labels.inputs_BU, hidden_BTD, num_frames_B)
+    attention = F.cross_entropy(
+        logits_BUV.float().flatten(0, 1),
+        labels.targets_BU.flatten(),
+        ignore_index=IGNORED,
+        label_smoothing=label_smoothing,
+        reduction="sum",
+    )
+    return LossSums(ctc, attention)
+
+
+def run_update(
+    recogniser: Recogniser,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    batches: Iterable[tuple[AudioBatch | FeatureBatch, LabelBatch]],
+    totals: LabelTotals,
+    settings: StepSettings,
+) -> UpdateResult:
+    """Accumulate the gradients of an update's micro-batches, clip, and step.
+
+    An update whose gradient is not finite changes nothing (`is_finite` is False).
+    """
+    optimizer.zero_grad(set_to_none=True)
+    sums, num_frames = accumulate_gradients(recogniser, scaler, batches, totals, settings)
+    scaler.unscale_(optimizer)
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    grad_norm = torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
+    is_finite = bool(torch.isfinite(grad_norm))
+    if is_finite:
+        scaler.step(optimizer)
+    scaler.update()
+    ctc = float(sums.ctc) / totals.num_labels
+    attention = float(sums.attention) / totals.num_targets
+    return UpdateResult(
+        ctc=ctc,
+        attention=attention,
+        loss=settings.ctc_weight * ctc + (1 - settings.ctc_weight) * attention,
+        grad_norm=float(grad_norm),
+        num_frames=num_frames,
+        is_finite=is_finite,
+    )
+
+
+def accumulate_gradients(
+    recogniser: Recogniser,
+    scaler: torch.amp.GradScaler,
+    batches: Iterable[tuple[AudioBatch | FeatureBatch, LabelBatch]],
+    totals: LabelTotals,
+    settings: StepSettings,
+) -> tuple[LossSums, int]:
+    """Add every micro-batch's share of the update's gradient; return the loss sums and frames seen."""
+    ctc = torch.zeros((), device=settings.device)
+    attention = torch.zeros((), device=settings.device)
+    num_frames = 0
+    for cpu_batch, cpu_labels in batches:
+        batch, labels = cpu_batch.to(settings.device), cpu_labels.to(settings.device)
+        with autocast(settings.device, settings.precision):
+            features_BTC, num_frames_B = features_of(recogniser, batch)
+            if settings.augment is not None:
+                features_BTC = mask_features(features_BTC, num_frames_B, settings.augment)
+            hidden_BTD = recogniser.encode(features_BTC, num_frames_B)
+            sums = compute_losses(recogniser, hidden_BTD, num_frames_B, labels, settings.label_smoothing)
+        loss = settings.ctc_weight * sums.ctc / totals.num_labels
+        loss = loss + (1 - settings.ctc_weight) * sums.attention / totals.num_targets
+        scaler.scale(loss).backward()
+        ctc += sums.ctc.detach()
+        attention += sums.attention.detach()
+        num_frames += int(num_frames_B.sum())
+    return LossSums(ctc, attention), num_frames

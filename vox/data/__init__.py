@@ -1,0 +1,1 @@
+"""Batches of training data: which utterances, in which order, from where."""

@@ -1,0 +1,122 @@
+"""Batches: what they hold, and how lists become padded tensors.
+
+Shape letters: B batch, S samples, T frames, C channels, U labels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from vox.text import BOS_ID, EOS_ID, PAD_ID
+
+IGNORED = -100  # target of a padded position: cross_entropy's own default
+
+
+@dataclass(frozen=True)
+class AudioFailure:
+    """A recording that could not be read when its batch was made."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class AudioBatch:
+    """Waveforms at 16 kHz, zero-padded on the right.
+
+    waveforms_BS: float32; num_samples_B: int64.
+    """
+
+    ids: list[str]
+    waveforms_BS: torch.Tensor
+    num_samples_B: torch.Tensor
+
+    def to(self, device: torch.device) -> "AudioBatch":
+        """Copy to a device, asynchronously from pinned memory."""
+        return AudioBatch(
+            self.ids,
+            self.waveforms_BS.to(device, non_blocking=True),
+            self.num_samples_B.to(device, non_blocking=True),
+        )
+
+
+@dataclass(frozen=True)
+class FeatureBatch:
+    """WavLM features, zero-padded on the right.
+
+    features_BTC: float16 from a cache; num_frames_B: int64.
+    """
+
+    ids: list[str]
+    features_BTC: torch.Tensor
+    num_frames_B: torch.Tensor
+
+    def to(self, device: torch.device) -> "FeatureBatch":
+        """Copy to a device, asynchronously from pinned memory."""
+        return FeatureBatch(
+            self.ids,
+            self.features_BTC.to(device, non_blocking=True),
+            self.num_frames_B.to(device, non_blocking=True),
+        )
+
+
+@dataclass(frozen=True)
+class LabelBatch:
+    """Token ids of one batch, for both losses.
+
+    labels_BU: int64, padded with PAD_ID, for CTC; num_labels_B: int64.
+    inputs_BU: bos + labels, what the decoder reads; targets_BU: labels + eos, IGNORED where padded.
+    """
+
+    labels_BU: torch.Tensor
+    num_labels_B: torch.Tensor
+    inputs_BU: torch.Tensor
+    targets_BU: torch.Tensor
+
+    def to(self, device: torch.device) -> "LabelBatch":
+        """Copy to a device."""
+        return LabelBatch(
+            self.labels_BU.to(device, non_blocking=True),
+            self.num_labels_B.to(device, non_blocking=True),
+            self.inputs_BU.to(device, non_blocking=True),
+            self.targets_BU.to(device, non_blocking=True),
+        )
+
+
+def make_audio_batch(ids: list[str], waveforms: Sequence[np.ndarray]) -> AudioBatch:
+    """Pad float32 waveforms [S] into one batch."""
+    num_samples = [len(waveform) for waveform in waveforms]
+    waveforms_BS = torch.zeros(len(waveforms), max(num_samples, default=0))
+    for row, waveform in enumerate(waveforms):
+        waveforms_BS[row, : len(waveform)] = torch.from_numpy(waveform)
+    return AudioBatch(ids, waveforms_BS, torch.tensor(num_samples, dtype=torch.int64))
+
+
+def make_feature_batch(ids: list[str], features: Sequence[np.ndarray], pin: bool = False) -> FeatureBatch:
+    """Pad float16 features [T, C] into one batch, in pinned memory when asked."""
+    num_frames = [len(frames) for frames in features]
+    shape = (len(features), max(num_frames), features[0].shape[1])
+    features_BTC = torch.zeros(shape, dtype=torch.float16, pin_memory=pin)
+    padded_BTC = features_BTC.numpy()
+    for row, frames in enumerate(features):
+        padded_BTC[row, : len(frames)] = frames
+    return FeatureBatch(ids, features_BTC, torch.tensor(num_frames, dtype=torch.int64))
+
+
+def make_label_batch(labels: Sequence[Sequence[int]]) -> LabelBatch:
+    """Pad label sequences, and derive what the decoder reads and what it must say."""
+    return LabelBatch(
+        labels_BU=_pad(labels, PAD_ID),
+        num_labels_B=torch.tensor([len(row) for row in labels], dtype=torch.int64),
+        inputs_BU=_pad([[BOS_ID, *row] for row in labels], PAD_ID),
+        targets_BU=_pad([[*row, EOS_ID] for row in labels], IGNORED),
+    )
+
+
+def _pad(rows: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
+    padded_BU = torch.full((len(rows), max((len(row) for row in rows), default=0)), fill, dtype=torch.int64)
+    for index, row in enumerate(rows):
+        padded_BU[index, : len(row)] = torch.tensor(row, dtype=torch.int64)
+    return padded_BU

@@ -1,0 +1,117 @@
+"""Which utterances go into which batch: pure functions of lengths, seed, epoch and world size.
+
+All lengths are known before training, so a run's whole future is computed, not remembered: resuming is
+a position in the plan. Nothing is dropped, nothing comes twice, every rank gets as many micro-batches.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+POOL_UPDATES = 50  # updates' worth of utterances sorted by length together: less padding, still random
+
+MicroBatch = tuple[int, ...]  # positions in the list of utterances
+Update = tuple[tuple[MicroBatch, ...], ...]  # [rank][micro-batch]: equal counts on all ranks
+
+
+def plan_epoch(
+    lengths: Sequence[int],
+    *,
+    seed: int,
+    epoch: int,
+    utterances_per_update: int,
+    micro_batch_utterances: int,
+    micro_batch_length: int | None = None,
+    world_size: int = 1,
+) -> list[Update]:
+    """Plan one epoch's updates.
+
+    lengths: of each utterance, in any one unit (frames or samples).
+    utterances_per_update: over all ranks; update sizes differ by one at most, so that none is a remnant.
+    micro_batch_utterances: the most utterances on one device at once.
+    micro_batch_length: the most padded length on one device at once, in the unit of `lengths`; when
+        given, it replaces the count.
+    Returns updates in order; every position 0..len(lengths)-1 occurs once.
+    """
+    generator = np.random.default_rng([seed, epoch])
+    order = generator.permutation(len(lengths))
+    sizes = _split_evenly(len(lengths), num_updates(len(lengths), utterances_per_update))
+    updates: list[list[int]] = []
+    start = 0
+    for first in range(0, len(sizes), POOL_UPDATES):
+        pool_sizes = sizes[first : first + POOL_UPDATES]
+        pool = order[start : start + sum(pool_sizes)].tolist()
+        start += len(pool)
+        pool.sort(key=lambda position: lengths[position])
+        cut = 0
+        for size in generator.permutation(pool_sizes).tolist():
+            updates.append(pool[cut : cut + size])
+            cut += size
+    shuffled = generator.permutation(len(updates))
+    limits = (None if micro_batch_length else micro_batch_utterances, micro_batch_length)
+    return [_share_update(updates[index], lengths, world_size, *limits) for index in shuffled]
+
+
+def num_updates(num_utterances: int, utterances_per_update: int) -> int:
+    """Count the updates of one epoch."""
+    return -(-num_utterances // utterances_per_update)
+
+
+def plan_by_length(lengths: Sequence[int], max_length: int) -> list[MicroBatch]:
+    """Sort by length, longest first, and fill batches up to a padded length; for decoding.
+
+    An utterance longer than max_length is a batch of its own.
+    """
+    order = sorted(range(len(lengths)), key=lambda position: (-lengths[position], position))
+    batches: list[list[int]] = []
+    for position in order:
+        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= max_length:
+            batches[-1].append(position)
+        else:
+            batches.append([position])
+    return [tuple(batch) for batch in batches]
+
+
+def _share_update(
+    positions: list[int],
+    lengths: Sequence[int],
+    world_size: int,
+    max_utterances: int | None,
+    max_length: int | None,
+) -> Update:
+    """Share an update among ranks, and each share among equally many micro-batches within the limits."""
+    by_rank = [positions[rank::world_size] for rank in range(world_size)]  # sorted: ranks get like lengths
+    num_micro = 1
+    while not all(_fits(share, num_micro, lengths, max_utterances, max_length) for share in by_rank):
+        num_micro += 1
+    return tuple(tuple(tuple(group) for group in _cut(share, num_micro)) for share in by_rank)
+
+
+def _fits(
+    share: list[int],
+    num_micro: int,
+    lengths: Sequence[int],
+    max_utterances: int | None,
+    max_length: int | None,
+) -> bool:
+    for group in _cut(share, num_micro):
+        if max_utterances is not None and len(group) > max_utterances:
+            return False
+        padded_length = len(group) * max((lengths[position] for position in group), default=0)
+        if max_length is not None and len(group) > 1 and padded_length > max_length:
+            return False
+    return True
+
+
+def _cut(share: list[int], num_micro: int) -> list[list[int]]:
+    """Cut a share into groups whose sizes differ by one at most; longest utterances in smaller groups."""
+    groups, start = [], 0
+    for size in _split_evenly(len(share), num_micro):
+        groups.append(share[start : start + size])
+        start += size
+    return groups
+
+
+def _split_evenly(total: int, parts: int) -> list[int]:
+    """Split a count into parts that differ by one at most, larger parts first."""
+    return [total // parts + (index < total % parts) for index in range(parts)]

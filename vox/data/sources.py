@@ -1,0 +1,187 @@
+"""Where batches come from: the cache, or live audio decoded in worker processes.
+
+Both take a list of batches (lists of ids, in the order of the plan) and yield one batch for each, in
+that order, reading ahead. Neither touches torch's global random state, so that a resumed run draws the
+same masks as an uninterrupted one.
+"""
+
+import logging
+import queue
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from typing import Protocol, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from vox.audio import read_audio
+from vox.corpus import Utterance
+from vox.data.batch import AudioBatch, AudioFailure, FeatureBatch, make_audio_batch, make_feature_batch
+from vox.data.plan import plan_by_length
+from vox.errors import AudioError
+from vox.features.cache import FeatureCache
+from vox.units import seconds_to_samples
+
+log = logging.getLogger(__name__)
+
+READ_AHEAD_BATCHES = 4
+
+Item = TypeVar("Item")
+
+
+class Source(Protocol):
+    """Anything that turns a plan of ids into batches."""
+
+    def lengths_samples(self, ids: Sequence[str]) -> list[int]:
+        """Return each utterance's length at 16 kHz."""
+        ...
+
+    def read(self, batches: Sequence[Sequence[str]]) -> Iterator[AudioBatch | FeatureBatch]:
+        """Yield one batch for each list of ids, in order; empty lists yield nothing."""
+        ...
+
+
+class CachedSource:
+    """Batches of cached features, read ahead by a thread."""
+
+    def __init__(self, cache: FeatureCache, *, pin: bool = False) -> None:
+        self.cache = cache
+        self.pin = pin
+
+    def lengths_samples(self, ids: Sequence[str]) -> list[int]:
+        """Return each utterance's length in samples at 16 kHz, as the shards recorded it."""
+        return [self.cache.num_samples[name] for name in ids]
+
+    def read(self, batches: Sequence[Sequence[str]]) -> Iterator[FeatureBatch]:
+        """Yield feature batches in order. Raises CacheError for rows whose checksum is wrong."""
+        return read_ahead(self._make(list(ids)) for ids in batches if ids)
+
+    def _make(self, ids: list[str]) -> FeatureBatch:
+        return make_feature_batch(ids, [self.cache.read(name) for name in ids], pin=self.pin)
+
+
+class LiveSource:
+    """Batches of waveforms, decoded in worker processes.
+
+    A recording that cannot be read is left out of its batch and kept in `failures`, to be reported.
+    """
+
+    def __init__(self, utterances: Iterable[Utterance], *, workers: int = 0, pin: bool = False) -> None:
+        self.utterances = {utterance.id: utterance for utterance in utterances}
+        self.workers = workers
+        self.pin = pin
+        self.failures: dict[str, str] = {}
+
+    def lengths_samples(self, ids: Sequence[str]) -> list[int]:
+        """Return each utterance's length in samples at 16 kHz, as its header says."""
+        return [self.utterances[name].num_samples or 0 for name in ids]
+
+    def read(self, batches: Sequence[Sequence[str]]) -> Iterator[AudioBatch]:
+        """Yield audio batches in order."""
+        planned = [[self.utterances[name] for name in ids] for ids in batches if ids]
+        for batch, failures in decode_batches(planned, workers=self.workers, pin=self.pin):
+            for failure in failures:
+                if failure.id not in self.failures:
+                    log.warning("skipped %s: %s", failure.id, failure.reason)
+                self.failures[failure.id] = failure.reason
+            yield batch
+
+
+def decode_batches(
+    batches: Sequence[Sequence[Utterance]], *, workers: int = 0, pin: bool = False
+) -> Iterator[tuple[AudioBatch, list[AudioFailure]]]:
+    """Decode recordings batch by batch, in order, in `workers` processes (0: in this one).
+
+    Yields each batch (without the recordings that failed; it may be empty) and its failures.
+    """
+    loader: DataLoader[tuple[AudioBatch, list[AudioFailure]]] = DataLoader(
+        _BatchDataset(batches),
+        batch_size=None,
+        collate_fn=_keep,
+        num_workers=min(workers, len(batches)),
+        prefetch_factor=2 if workers and batches else None,
+        generator=torch.Generator(),  # its own: the loader would draw from the global one
+    )
+    for batch, failures in loader:
+        if pin:
+            batch = AudioBatch(batch.ids, batch.waveforms_BS.pin_memory(), batch.num_samples_B.pin_memory())
+        yield batch, failures
+
+
+def iterate_by_length(
+    utterances: Sequence[Utterance], batch_seconds: float, workers: int = 0
+) -> Iterator[AudioBatch | AudioFailure]:
+    """Yield whole splits for decoding: batches sorted by length, longest first, and any failures."""
+    lengths = [utterance.num_samples or 0 for utterance in utterances]
+    planned = plan_by_length(lengths, seconds_to_samples(batch_seconds))
+    batches = [[utterances[position] for position in positions] for positions in planned]
+    for batch, failures in decode_batches(batches, workers=workers):
+        yield from failures
+        if batch.ids:
+            yield batch
+
+
+def read_ahead(items: Iterable[Item], depth: int = READ_AHEAD_BATCHES) -> Iterator[Item]:
+    """Yield items that a thread computes ahead, in order; an error in it is raised here."""
+    ready: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(depth)
+    stopped = threading.Event()
+
+    def offer(entry: tuple[Item | None, BaseException | None]) -> None:
+        while not stopped.is_set():
+            with suppress(queue.Full):
+                ready.put(entry, timeout=0.1)
+                return
+
+    def produce() -> None:
+        try:
+            for item in items:
+                offer((item, None))
+                if stopped.is_set():
+                    return
+            offer((None, None))
+        except BaseException as error:
+            offer((None, error))
+
+    thread = threading.Thread(target=produce, name="read-ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if error is not None:
+                raise error
+            if item is None:
+                return
+            yield item
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def _keep(item: Item) -> Item:
+    """Hand a finished batch on as it is."""
+    return item
+
+
+class _BatchDataset(Dataset[tuple[AudioBatch, list[AudioFailure]]]):
+    """One item is one planned batch, decoded."""
+
+    def __init__(self, batches: Sequence[Sequence[Utterance]]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> tuple[AudioBatch, list[AudioFailure]]:
+        ids, waveforms, failures = [], [], []
+        for utterance in self.batches[index]:
+            try:
+                waveform = read_audio(utterance.audio_path)
+                if utterance.num_samples is not None and len(waveform) != utterance.num_samples:
+                    raise AudioError(f"decoded {len(waveform)} samples, header says {utterance.num_samples}")
+            except AudioError as error:
+                failures.append(AudioFailure(utterance.id, str(error)))
+            else:
+                ids.append(utterance.id)
+                waveforms.append(waveform)
+        return make_audio_batch(ids, waveforms), failures
