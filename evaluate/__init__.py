@@ -1,0 +1,1 @@
+"""Evaluation: error rates of a trained checkpoint on a split."""

@@ -1,0 +1,104 @@
+"""`vox evaluate`: error rates of a checkpoint on a split, decoder by decoder."""
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option("--split", required=True, help="A split in LibriSpeech's layout, or of ROOT/SPLIT.jsonl.")
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="A checkpoint folder. [default: the newest stage's best under runs/]",
+)
+@click.option(
+    "--decoder",
+    "decoders",
+    multiple=True,
+    metavar="NAME",
+    help="ctc or attention; repeatable. [default: all]",
+)
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path),
+    default=Path("data"),
+    show_default=True,
+    help="Where corpora are.",
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where the report goes. [default: evaluate/CHECKPOINT-SPLIT beside the checkpoint]",
+)
+@click.option(
+    "--batch-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=120.0,
+    show_default=True,
+    help="Padded seconds of audio in a batch.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    default=2,
+    show_default=True,
+    help="Processes that decode audio files; 0: none of their own.",
+)
+@click.option("--skip-bad", is_flag=True, help="Leave out utterances that cannot be used; they are listed.")
+def evaluate(
+    split: str,
+    checkpoint: Path | None,
+    decoders: tuple[str, ...],
+    root: Path,
+    device: str,
+    out: Path | None,
+    batch_seconds: float,
+    workers: int,
+    skip_bad: bool,
+) -> None:
+    """Measure WER and CER on a split.
+
+    Prints a line for each decoder, and writes hypotheses and a report.
+    """
+    from evaluate.report import (
+        default_out_dir,
+        describe_checkpoint,
+        format_table,
+        prepare_out_dir,
+        write_report,
+    )
+    from evaluate.run import evaluate_split, list_left_out
+    from vox.checkpoint import load_recogniser, newest_checkpoint
+    from vox.corpus import load_split
+    from vox.decode import DECODERS
+    from vox.device import pick_device
+    from vox.transcribe import pick_decoder
+
+    # Whatever can be wrong is met before the work: names, folders, headers of the recordings, weights.
+    names = tuple(dict.fromkeys(decoders)) or tuple(DECODERS)
+    for name in names:
+        pick_decoder(name)
+    place = pick_device(device)
+    folder = checkpoint or newest_checkpoint()
+    # Resolved, because training moves the link `best` to another checkpoint, perhaps just now.
+    loaded = load_recogniser(folder.resolve(), place)
+    identity = describe_checkpoint(folder, loaded)
+    utterances = load_split(root, split, skip_bad=skip_bad)
+    out_dir = prepare_out_dir(out or default_out_dir(folder, split))
+
+    evaluation = evaluate_split(
+        loaded,
+        utterances,
+        split,
+        names,
+        batch_seconds=batch_seconds,
+        workers=workers,
+        left_out=list_left_out(root, split) if skip_bad else None,
+    )
+    click.echo(format_table(evaluation))
+    write_report(out_dir, evaluation, identity)
+    click.echo(f"report: {out_dir / 'report.json'}")

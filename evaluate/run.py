@@ -1,0 +1,193 @@
+"""Decode a split with every decoder asked for, and score what comes out.
+
+The encoder runs once a batch; its time is counted to each decoder, so that a decoder's real-time factor
+is what it would be alone. Reading the files is not counted: other processes do it meanwhile.
+"""
+
+import logging
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from vox.checkpoint import Checkpoint
+from vox.corpus import Utterance, probe_audio, read_split
+from vox.data.batch import AudioBatch, AudioFailure
+from vox.data.sources import iterate_by_length
+from vox.device import synchronize
+from vox.errors import CorpusError
+from vox.score import Score, score
+from vox.text import Tokenizer
+from vox.transcribe import device_of, encode_audio, pick_decoder
+from vox.units import samples_to_seconds
+
+log = logging.getLogger(__name__)
+
+LOG_INTERVAL_SECONDS = 30.0  # between progress lines where there is no terminal
+
+
+@dataclass(frozen=True)
+class DecoderResult:
+    """What one decoder made of a split."""
+
+    score: Score  # its `utterances` are in the order of Evaluation.ids
+    hypotheses: list[str]  # in the order of Evaluation.ids
+    truncated_ids: list[str]  # decoding was cut off at the most labels
+    real_time_factor: float  # seconds of computing for a second of audio
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The results of one checkpoint on one split."""
+
+    split: str
+    ids: list[str]  # of the utterances scored, sorted
+    references: list[str]
+    excluded: dict[str, str]  # id: why it cannot be used; counted in no figure
+    audio_seconds: float  # of the utterances scored
+    decoders: dict[str, DecoderResult]
+
+
+@dataclass
+class _Tally:
+    """What is collected while decoding."""
+
+    texts: dict[str, dict[str, str]]  # decoder: id: hypothesis
+    truncated: dict[str, list[str]]
+    excluded: dict[str, str] = field(default_factory=dict)  # id: why it could not be read
+    seconds: dict[str, float] = field(default_factory=dict)  # of computing, by decoder; "" is the encoder
+    num_samples: int = 0
+
+
+def evaluate_split(
+    loaded: Checkpoint,
+    utterances: Sequence[Utterance],
+    split: str,
+    decoders: Sequence[str],
+    *,
+    batch_seconds: float = 120.0,
+    workers: int = 0,
+    left_out: Mapping[str, str] | None = None,
+) -> Evaluation:
+    """Decode and score utterances (probed) on the device that the recogniser is on.
+
+    left_out: what of the split is not in `utterances`, and why; only listed. Recordings that turn out
+    to be unreadable join it: they are in no figure. Raises CorpusError when none can be read, and
+    ConfigError for an unknown decoder.
+    """
+    tally = _Tally(texts={name: {} for name in decoders}, truncated={name: [] for name in decoders})
+    batches = iterate_by_length(utterances, batch_seconds, workers)
+    for item in _show_progress(batches, utterances):
+        if isinstance(item, AudioFailure):
+            log.warning("excluded %s: %s", item.id, item.reason)
+            tally.excluded[item.id] = item.reason
+        else:
+            _decode_batch(loaded, item, tally)
+    if len(tally.excluded) == len(utterances):
+        raise CorpusError("no recording could be read", where=split, remedy="see the reasons above")
+    return _score_tally(split, utterances, tally, left_out or {})
+
+
+def list_left_out(root: Path, split: str) -> dict[str, str]:
+    """Name what `load_split` leaves out of a split when it skips the bad, and why."""
+    utterances, problems = read_split(root, split)
+    _, unreadable = probe_audio(utterances)
+    return {problem.name: problem.reason for problem in [*problems, *unreadable]}
+
+
+@torch.inference_mode()
+def _decode_batch(loaded: Checkpoint, batch: AudioBatch, tally: _Tally) -> None:
+    recogniser = loaded.recogniser
+    device = device_of(recogniser)
+    batch = batch.to(device)
+    with _count_seconds(tally.seconds, "", device):
+        hidden_BTD, num_frames_B = encode_audio(recogniser, batch.waveforms_BS, batch.num_samples_B)
+    for name, texts in tally.texts.items():
+        with _count_seconds(tally.seconds, name, device):
+            hypotheses = pick_decoder(name)(recogniser, hidden_BTD, num_frames_B)
+        for utterance_id, hypothesis in zip(batch.ids, hypotheses, strict=True):
+            texts[utterance_id] = _ids_to_text(loaded.tokenizer, hypothesis.ids)
+            if hypothesis.is_truncated:
+                tally.truncated[name].append(utterance_id)
+    tally.num_samples += int(batch.num_samples_B.sum())
+
+
+def _ids_to_text(tokenizer: Tokenizer, ids: list[int]) -> str:
+    return " ".join(tokenizer.decode(ids).split())
+
+
+def _score_tally(
+    split: str, utterances: Sequence[Utterance], tally: _Tally, left_out: Mapping[str, str]
+) -> Evaluation:
+    scored = sorted(
+        (utterance for utterance in utterances if utterance.id not in tally.excluded),
+        key=lambda utterance: utterance.id,
+    )
+    references = [utterance.text for utterance in scored]
+    audio_seconds = samples_to_seconds(tally.num_samples)
+    results = {}
+    for name, texts in tally.texts.items():
+        hypotheses = [texts[utterance.id] for utterance in scored]
+        if tally.truncated[name]:
+            log.warning(
+                "%s: %d hypotheses were cut off at the most labels for their length (listed in the report)",
+                name,
+                len(tally.truncated[name]),
+            )
+        results[name] = DecoderResult(
+            score=score(references, hypotheses),
+            hypotheses=hypotheses,
+            truncated_ids=sorted(tally.truncated[name]),
+            real_time_factor=(tally.seconds[""] + tally.seconds[name]) / audio_seconds,
+        )
+    return Evaluation(
+        split=split,
+        ids=[utterance.id for utterance in scored],
+        references=references,
+        excluded=dict(sorted({**left_out, **tally.excluded}.items())),
+        audio_seconds=audio_seconds,
+        decoders=results,
+    )
+
+
+@contextmanager
+def _count_seconds(seconds: dict[str, float], name: str, device: torch.device) -> Iterator[None]:
+    synchronize(device)
+    start = time.perf_counter()
+    yield
+    synchronize(device)
+    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def _show_progress(
+    items: Iterator[AudioBatch | AudioFailure], utterances: Sequence[Utterance]
+) -> Iterator[AudioBatch | AudioFailure]:
+    """Pass items on; show a bar on a terminal, and a line now and then in a log."""
+    num_samples = {utterance.id: utterance.num_samples or 0 for utterance in utterances}
+    total_seconds = samples_to_seconds(sum(num_samples.values()))
+    start = last = time.monotonic()
+    num_done = samples_done = 0
+    bar = tqdm(total=round(total_seconds), unit="s", desc="decoding", file=sys.stderr, disable=None)
+    with bar:
+        for item in items:
+            yield item
+            ids = [item.id] if isinstance(item, AudioFailure) else item.ids
+            num_done += len(ids)
+            samples_done += sum(num_samples[utterance_id] for utterance_id in ids)
+            seconds_done = samples_to_seconds(samples_done)
+            bar.update(round(seconds_done) - bar.n)
+            now = time.monotonic()
+            if bar.disable and now - last >= LOG_INTERVAL_SECONDS:
+                last = now
+                rate = seconds_done / (now - start)
+                log.info(_progress_line(num_done, len(utterances), rate, total_seconds - seconds_done))
+
+
+def _progress_line(num_done: int, num_utterances: int, rate: float, seconds_left: float) -> str:
+    left = f"{seconds_left / rate:.0f} s left" if rate > 0 else "time left unknown"
+    return f"decoded {num_done} of {num_utterances} utterances, {rate:.1f} s of audio a second, {left}"

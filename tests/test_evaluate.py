@@ -1,0 +1,243 @@
+"""`vox evaluate` and `vox transcribe`, on a checkpoint of a tiny recogniser that was never trained."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from evaluate.report import _replace_text, default_out_dir
+from evaluate.run import _score_tally, _Tally
+from tests.conftest import make_speech, write_split
+from tests.untrained import save_arbitrary_checkpoint, save_go_checkpoint
+from vox.cli import main
+from vox.corpus import Utterance
+from vox.units import SAMPLE_RATE
+
+Lines = list[dict[str, object]]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_wavlm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Save a checkpoint whose outputs are arbitrary, but depend on the audio."""
+    return save_arbitrary_checkpoint(tmp_path_factory.mktemp("run") / "arbitrary", tiny_wavlm_dir)
+
+
+@pytest.fixture(scope="module")
+def go_checkpoint(tiny_wavlm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Save a checkpoint whose CTC head hears `go` in every recording."""
+    return save_go_checkpoint(tmp_path_factory.mktemp("run") / "checkpoints" / "update-1", tiny_wavlm_dir)
+
+
+@pytest.fixture
+def own_root(tmp_path: Path) -> Path:
+    """Write a data root of the test's own: four utterances in split `own`."""
+    write_split(tmp_path / "data", "own", 4, speaker=8, first_seed=100)
+    return tmp_path / "data"
+
+
+def read_json_lines(path: Path) -> Lines:
+    """Read a hypotheses file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_figures_of_a_hand_counted_split(
+    go_checkpoint: Path, own_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recordings = sorted(own_root.rglob("*.flac"))
+    texts = ["Go!", "go stop", "left, right", "stop go up"]
+    entries = [
+        {"audio": str(path), "text": text, "id": f"u{number}"}
+        for number, (path, text) in enumerate(zip(recordings, texts, strict=True))
+    ]
+    (own_root / "known.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    out_dir = own_root / "out"
+    arguments = ["--split", "known", "--checkpoint", str(go_checkpoint), "--root", str(own_root)]
+    assert main(["evaluate", *arguments, "--decoder", "ctc", "--out", str(out_dir), "--workers", "0"]) == 0
+
+    # Heard: "go", four times. Errors: none; stop; left>go and right; stop and up.
+    report = json.loads((out_dir / "report.json").read_text())
+    figures = report["decoders"].pop("ctc")
+    assert not report["decoders"]
+    assert {key: figures[key] for key in ("substitutions", "deletions", "insertions", "hits", "words")} == {
+        "substitutions": 1,
+        "deletions": 4,
+        "insertions": 0,
+        "hits": 3,
+        "words": 8,
+    }
+    assert figures["wer"] == 5 / 8
+    assert report["checkpoint"]["state"] == {"update": 1}
+    assert report["audio_seconds"] == pytest.approx(sum(soundfile.info(path).duration for path in recordings))
+    rows = read_json_lines(out_dir / "hypotheses-ctc.jsonl")
+    assert [(row["id"], row["hypothesis"], row["errors"], row["words"]) for row in rows] == [
+        ("u0", "go", 0, 1),
+        ("u1", "go", 1, 2),
+        ("u2", "go", 2, 2),
+        ("u3", "go", 2, 3),
+    ]
+    table = (out_dir / "report.txt").read_text()
+    assert table in capsys.readouterr().out
+    (line,) = [line for line in table.splitlines() if line.startswith("ctc")]
+    assert line.split()[:2] == ["ctc", "62.50"]
+    assert line.split()[3:7] == ["1", "4", "0", "8"]
+
+
+def test_evaluate_and_transcribe_hear_the_same(
+    checkpoint: Path, tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Padded batches of a split, decoded by worker processes, against each file alone."""
+    arguments = ["--split", "dev-tiny", "--checkpoint", str(checkpoint), "--root", str(tiny_root)]
+    assert main(["evaluate", *arguments, "--out", str(tmp_path), "--workers", "1"]) == 0
+    capsys.readouterr()
+    files = [str(path) for path in sorted((tiny_root / "LibriSpeech" / "dev-tiny").rglob("*.flac"))]
+    for decoder in ("ctc", "attention"):
+        assert main(["transcribe", *files, "--checkpoint", str(checkpoint), "--decoder", decoder]) == 0
+        alone = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+        assert [path for path, _ in alone] == files
+        rows = read_json_lines(tmp_path / f"hypotheses-{decoder}.jsonl")
+        assert [row["hypothesis"] for row in rows] == [text for _, text in alone]
+        assert len({row["hypothesis"] for row in rows}) > 1, "the recogniser does not listen"
+
+
+def test_an_unreadable_recording_is_excluded_and_said(
+    checkpoint: Path, own_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A truncated FLAC, whose header is whole, shows only when it is decoded."""
+    broken, empty, *_ = sorted(own_root.rglob("*.flac"))
+    broken.write_bytes(broken.read_bytes()[: broken.stat().st_size // 2])
+    empty.write_bytes(b"")
+    out_dir = own_root / "out"
+    arguments = ["--split", "own", "--checkpoint", str(checkpoint), "--root", str(own_root), "--workers", "0"]
+    arguments += ["--decoder", "ctc", "--out", str(out_dir)]
+    assert main(["evaluate", *arguments]) == 2  # the empty one shows in its header, before any work
+    assert empty.stem in capsys.readouterr().err
+    assert not out_dir.exists()
+
+    assert main(["evaluate", *arguments, "--skip-bad"]) == 0
+    captured = capsys.readouterr()
+    report = json.loads((out_dir / "report.json").read_text())
+    assert set(report["excluded"]) == {broken.stem, empty.stem}
+    assert report["num_utterances"] == 2
+    assert {row["id"] for row in read_json_lines(out_dir / "hypotheses-ctc.jsonl")}.isdisjoint(
+        report["excluded"]
+    )
+    assert "excluded, in no figure above: 2" in captured.out
+    assert f"warning: excluded {broken.stem}" in captured.err
+
+
+def test_a_split_of_unreadable_recordings_is_an_error(
+    checkpoint: Path, own_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in own_root.rglob("*.flac"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    arguments = ["--split", "own", "--checkpoint", str(checkpoint), "--root", str(own_root), "--workers", "0"]
+    assert main(["evaluate", *arguments, "--out", str(own_root / "out")]) == 2
+    assert "vox: error: no recording could be read" in capsys.readouterr().err
+
+
+def test_without_options_the_newest_best_is_evaluated_and_reported_beside_it(
+    go_checkpoint: Path, own_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = own_root.parent / "runs" / "stage1"
+    shutil.copytree(go_checkpoint, run_dir / "checkpoints" / "update-1")
+    (run_dir / "best").symlink_to(Path("checkpoints") / "update-1")
+    monkeypatch.chdir(own_root.parent)
+    assert main(["evaluate", "--split", "own", "--workers", "0"]) == 0
+    report = json.loads((run_dir / "evaluate" / "best-own" / "report.json").read_text())
+    assert set(report["decoders"]) == {"ctc", "attention"}
+    assert report["checkpoint"]["path"] == "runs/stage1/best"
+    assert report["checkpoint"]["resolved"] == str(run_dir / "checkpoints" / "update-1")
+
+
+def test_a_report_never_goes_among_the_checkpoints() -> None:
+    # Training deletes what it does not know there.
+    wanted = Path("runs/a/evaluate/update-1-dev")
+    assert default_out_dir(Path("runs/a/checkpoints/update-1"), "dev") == wanted
+    assert default_out_dir(Path("runs/a/update-1"), "dev") == wanted
+
+
+@pytest.mark.parametrize("command", [["evaluate", "--split", "own"], ["transcribe", "x.wav"]])
+def test_wrong_choices_are_one_line(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command, "--decoder", "beam"]) == 2
+    assert capsys.readouterr().err == "vox: error: unknown decoder: beam; use attention or ctc\n"
+    assert main([*command, "--checkpoint", str(tmp_path / "none")]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"vox: error: no checkpoint: {tmp_path / 'none'}")
+    assert len(shown.splitlines()) == 1
+
+
+def test_an_unwritable_output_folder_is_found_before_the_work(
+    checkpoint: Path, own_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = own_root / "taken"
+    taken.write_text("a file")
+    arguments = ["--split", "own", "--checkpoint", str(checkpoint), "--root", str(own_root)]
+    assert main(["evaluate", *arguments, "--out", str(taken)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == f"vox: error: file exists: {taken}\n"
+
+
+def test_a_failed_write_leaves_the_old_report(tmp_path: Path) -> None:
+    path = tmp_path / "report.txt"
+    path.write_text("old")
+    with pytest.raises(UnicodeEncodeError):
+        _replace_text(path, "new " * 100_000 + "\ud800")  # fails after much has been written
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_encoder_is_counted_to_every_decoder() -> None:
+    tally = _Tally(texts={"a": {"u": "go"}, "b": {"u": "go"}}, truncated={"a": [], "b": ["u"]})
+    tally.seconds |= {"": 1.0, "a": 0.5, "b": 2.0}
+    tally.num_samples = 10 * SAMPLE_RATE
+    evaluation = _score_tally("s", [Utterance("u", Path("u.wav"), "go", "", 160_000)], tally, {})
+    assert evaluation.decoders["a"].real_time_factor == pytest.approx(0.15)
+    assert evaluation.decoders["b"].real_time_factor == pytest.approx(0.3)
+    assert evaluation.decoders["b"].truncated_ids == ["u"]
+
+
+def test_transcribe_does_the_others_when_some_cannot_be_read(
+    go_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, stereo, short, missing = (
+        tmp_path / f"{name}.wav" for name in ("good", "stereo", "short", "missing")
+    )
+    speech = make_speech(20_000, 1)
+    soundfile.write(good, speech, SAMPLE_RATE)
+    soundfile.write(stereo, np.stack([speech, speech], axis=1), 44_100)
+    soundfile.write(short, speech[:300], SAMPLE_RATE)
+    files = [str(path) for path in (missing, good, short, stereo)]
+    arguments = ["--checkpoint", str(go_checkpoint), "--decoder", "ctc"]
+    assert main(["transcribe", *files, *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == f"{good}\tgo\n{stereo}\tgo\n"
+    assert "shorter than one frame" in captured.err
+    *warnings, error = captured.err.splitlines()
+    assert all(line.startswith("warning: ") for line in warnings)
+    assert error.startswith("vox: error: 2 of 4 recordings could not be transcribed")
+
+    assert main(["transcribe", str(good), *arguments]) == 0
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("go\n", "")
+
+
+def test_transcribe_warns_once_of_long_recordings(
+    go_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("vox.transcribe.LONG_SECONDS", 2)  # a real minute takes seconds to decode
+    paths = [tmp_path / f"{name}.wav" for name in "abc"]
+    for path, seconds in zip(paths, (2, 3, 4), strict=True):
+        soundfile.write(path, make_speech(seconds * SAMPLE_RATE, 1), SAMPLE_RATE)
+    files = [str(path) for path in paths]
+    assert main(["transcribe", *files, "--checkpoint", str(go_checkpoint), "--decoder", "ctc"]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {paths[1]} is 3 s long")

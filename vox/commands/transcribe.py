@@ -1,0 +1,30 @@
+"""`vox transcribe`: one's own audio to text."""
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="A checkpoint folder. [default: the newest stage's best under runs/]",
+)
+@click.option("--decoder", default="attention", show_default=True, metavar="NAME", help="attention or ctc.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+def transcribe(files: tuple[Path, ...], checkpoint: Path | None, decoder: str, device: str) -> None:
+    """Write down what is said in audio files.
+
+    Prints the text; for several files, one line each: path, tab, text. Any sample rate, mono or not.
+    """
+    from vox.checkpoint import load_recogniser, newest_checkpoint
+    from vox.device import pick_device
+    from vox.transcribe import pick_decoder, transcribe_files
+
+    pick_decoder(decoder)  # a typo is found before the weights are read
+    loaded = load_recogniser(checkpoint or newest_checkpoint(), pick_device(device))
+    for path, text in transcribe_files(loaded, files, decoder):
+        click.echo(text if len(files) == 1 else f"{click.format_filename(path)}\t{text}")
