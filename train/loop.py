@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from tqdm import tqdm
@@ -27,6 +27,8 @@ from vox.device import peak_memory_gb
 from vox.units import FRAME_RATE, SAMPLE_RATE
 
 log = logging.getLogger(__name__)
+
+LINE_SECONDS = 15.0  # between progress lines where there is no terminal
 
 
 class Interrupted(Exception):  # noqa: N818 - an event, no error
@@ -66,6 +68,7 @@ class Run:
     progress: Progress
     metrics: MetricsLog
     backup: Backup | None = None
+    last_line: float = 0.0  # when progress was last said, on the monotonic clock
 
     @property
     def checkpoints_dir(self) -> Path:
@@ -201,15 +204,15 @@ def _train_epoch(run: Run, signalled: "_SignalFlag") -> None:
             _note(run, result, learning_rate, ctc_weight)
             bar.update()
             if progress.update % config.train.log_updates == 0:
-                window_start = _write_window(run, window_start)
+                window_start = _write_window(run, window_start, bar)
             minutes = (time.monotonic() - last_save) / 60
             if signalled.number is not None or minutes >= config.train.checkpoint_minutes:
                 save(run, f"update-{progress.update:08d}")
                 last_save = time.monotonic()
             if signalled.number is not None:
                 raise Interrupted(signalled.number)
-    if progress.window:
-        _write_window(run, window_start)
+        if progress.window:
+            _write_window(run, window_start, bar)
 
 
 def _read_updates(
@@ -247,8 +250,8 @@ def _note(run: Run, result: UpdateResult, learning_rate: float, ctc_weight: floa
     window["learning_rate"], window["ctc_weight"] = learning_rate, ctc_weight
 
 
-def _write_window(run: Run, started: float) -> float:
-    """Write the means since the last line, and start a new window; returns its start."""
+def _write_window(run: Run, started: float, bar: "tqdm[NoReturn]") -> float:
+    """Write the means since the last metric line, and start a new window; returns its start."""
     progress, now = run.progress, time.monotonic()
     window, progress.window = progress.window, {}
     if not window:
@@ -264,7 +267,19 @@ def _write_window(run: Run, started: float) -> float:
         "skipped_updates": progress.skipped_updates,
     }
     run.metrics.write("train", progress.update, values | timing)
-    left = (run.total_updates - progress.update) / timing["updates_per_second"]
+    _say_progress(run, values | timing, bar)
+    return now
+
+
+def _say_progress(run: Run, values: dict[str, Any], bar: "tqdm[NoReturn]") -> None:
+    """Show the newest figures beside the bar on a terminal; elsewhere log them now and then."""
+    progress, now = run.progress, time.monotonic()
+    if not bar.disable:
+        bar.set_postfix_str(f"loss {values['loss']:.3f}")
+    if not bar.disable or now - run.last_line < LINE_SECONDS:
+        return
+    run.last_line = now
+    left = (run.total_updates - progress.update) / values["updates_per_second"]
     log.info(
         "update %d of %d: loss %.4f (CTC %.4f, attention %.4f a label), gradient %.2f, %.2f/s, %s left",
         progress.update,
@@ -273,10 +288,9 @@ def _write_window(run: Run, started: float) -> float:
         values["ctc"],
         values["attention"],
         values["grad_norm"],
-        timing["updates_per_second"],
+        values["updates_per_second"],
         tqdm.format_interval(left),
     )
-    return now
 
 
 def _dev_scalars(result: DevResult) -> dict[str, Any]:

@@ -1,0 +1,132 @@
+"""Which utterances go into which shard, which shards are this rank's, and which batches are computed.
+
+All of it follows from the manifest and the options alone, so that a restarted run, or another rank, comes
+to the same shards, batches and bytes.
+"""
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vox.corpus import Utterance
+from vox.features.fingerprint import Fingerprint
+from vox.features.plan import CachePlan, ShardPlan, hash_utterances, utterances_to_jsonl
+from vox.features.shard import FEATURE_BYTES
+from vox.units import samples_to_frames, seconds_to_samples
+
+BYTES_PER_GB = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class ShardWork:
+    """A shard's utterances, in the order in which the file holds them."""
+
+    name: str
+    utterances: tuple[Utterance, ...]
+
+    @property
+    def ids(self) -> list[str]:
+        """Return the utterances' names."""
+        return [utterance.id for utterance in self.utterances]
+
+    @property
+    def num_samples(self) -> list[int]:
+        """Return the utterances' lengths at 16 kHz."""
+        return [probed_samples(utterance) for utterance in self.utterances]
+
+    @property
+    def num_frames(self) -> list[int]:
+        """Return the utterances' lengths in frames."""
+        return [samples_to_frames(length) for length in self.num_samples]
+
+
+@dataclass(frozen=True)
+class CacheWork:
+    """Everything that a cache is to hold: the plan that goes to disk, and the recordings behind it."""
+
+    plan: CachePlan
+    shards: tuple[ShardWork, ...]
+    utterances_jsonl: str
+
+
+def plan_cache(
+    split: str,
+    utterances: Sequence[Utterance],
+    fingerprint: Fingerprint,
+    *,
+    wavlm: str,
+    feature_dim: int,
+    shard_gb: float,
+) -> CacheWork:
+    """Plan the cache of a split whose lengths are known."""
+    shards = cut_shards(utterances, feature_dim, shard_gb)
+    ids = [utterance.id for utterance in utterances]
+    lengths = [probed_samples(utterance) for utterance in utterances]
+    plan = CachePlan(
+        split=split,
+        fingerprint=fingerprint,
+        wavlm=wavlm,
+        feature_dim=feature_dim,
+        num_samples=sum(lengths),
+        utterances_sha256=hash_utterances(ids, lengths),
+        shards=tuple(
+            ShardPlan(
+                name=shard.name,
+                num_utterances=len(shard.utterances),
+                num_frames=sum(shard.num_frames),
+                utterances_sha256=hash_utterances(shard.ids, shard.num_samples),
+            )
+            for shard in shards
+        ),
+    )
+    return CacheWork(plan, tuple(shards), utterances_to_jsonl(ids, lengths))
+
+
+def cut_shards(utterances: Sequence[Utterance], feature_dim: int, shard_gb: float) -> list[ShardWork]:
+    """Cut the manifest, in its order, into shards of at most shard_gb of frames (or one utterance)."""
+    max_frames = int(shard_gb * BYTES_PER_GB) // (feature_dim * FEATURE_BYTES)
+    groups: list[list[Utterance]] = []
+    num_frames = 0
+    for utterance in utterances:
+        more = samples_to_frames(probed_samples(utterance))
+        assert more > 0, f"{utterance.id} has no frame"
+        if not groups or num_frames + more > max_frames:
+            groups.append([])
+            num_frames = 0
+        groups[-1].append(utterance)
+        num_frames += more
+    return [ShardWork(f"shard-{number:05d}.h5", tuple(group)) for number, group in enumerate(groups)]
+
+
+def share_shards(num_frames: Sequence[int], rank: int, world_size: int) -> list[int]:
+    """Return the numbers of a rank's shards: the longest first, each to the rank with the least so far."""
+    loads = [(0, number) for number in range(world_size)]
+    mine = []
+    for shard in sorted(range(len(num_frames)), key=lambda number: (-num_frames[number], number)):
+        load, owner = heapq.heappop(loads)
+        heapq.heappush(loads, (load + num_frames[shard], owner))
+        if owner == rank:
+            mine.append(shard)
+    return sorted(mine)
+
+
+def plan_batches(num_samples: Sequence[int], batch_seconds: float) -> list[list[int]]:
+    """Group a shard's rows by length, longest first, each batch within batch_seconds of padded audio.
+
+    An utterance that is longer than that is a batch of its own. Padding takes its share of the budget.
+    """
+    budget_samples = seconds_to_samples(batch_seconds)
+    batches: list[list[int]] = []
+    longest = 0
+    for row in sorted(range(len(num_samples)), key=lambda row: (-num_samples[row], row)):
+        if not batches or longest * (len(batches[-1]) + 1) > budget_samples:
+            batches.append([])
+            longest = num_samples[row]
+        batches[-1].append(row)
+    return batches
+
+
+def probed_samples(utterance: Utterance) -> int:
+    """Return an utterance's length, which the corpus has read from its header."""
+    assert utterance.num_samples is not None
+    return utterance.num_samples

@@ -1,0 +1,162 @@
+"""The order of events of `vox precompute`."""
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import torch
+
+from precompute.extract import compute_shards
+from precompute.plan import plan_cache
+from precompute.prepare import (
+    CacheState,
+    check_free_space,
+    describe_state,
+    inspect_cache,
+    prepare_folder,
+)
+from vox.corpus import Problem, Utterance, load_split
+from vox.device import pick_device
+from vox.errors import CacheError, ConfigError, WavLMError
+from vox.features.cache import cache_dir
+from vox.features.fingerprint import make_fingerprint
+from vox.units import SAMPLE_RATE, samples_to_frames
+from vox.wavlm.extractor import FeatureExtractor
+from vox.wavlm.load import load_wavlm
+from vox.wavlm.mix import LayerMix
+
+log = logging.getLogger(__name__)
+
+# Padded seconds of audio computed at once: what keeps a GPU busy, and what a laptop's memory bears.
+CUDA_BATCH_SECONDS = 160.0
+CPU_BATCH_SECONDS = 30.0
+MAX_DEFAULT_WORKERS = 4
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line, checked."""
+
+    splits: tuple[str, ...]
+    root: Path
+    wavlm: str
+    layers: tuple[int, ...]
+    features: Path
+    device: str
+    batch_seconds: float | None
+    workers: int | None
+    shard_gb: float
+    rank: int
+    world_size: int
+    dry_run: bool
+    skip_bad: bool
+    rebuild: bool
+
+
+def run(options: Options) -> None:
+    """Compute the features of some splits that are not there yet.
+
+    Raises VoxError for whatever a user can mend, and OSError when the disk is full or not writable.
+    """
+    device = pick_device(_local_device(options.device))
+    corpora = {split: load_split(options.root, split, skip_bad=options.skip_bad) for split in options.splits}
+    extractor = build_extractor(options.wavlm, options.layers)
+    states = [_inspect_split(options, split, corpus, extractor) for split, corpus in corpora.items()]
+    for state in states:
+        click.echo(describe_state(state))
+    check_free_space(states)
+    if options.dry_run:
+        return
+    for state in states:
+        prepare_folder(state, rank=options.rank, rebuild=options.rebuild)
+        skipped = state.skipped
+        if state.to_compute:
+            skipped = skipped + _compute_split(options, state, extractor, device)
+        else:
+            click.echo(f"{state.work.plan.split}: nothing to do, all shards are there")
+        _report_skipped(state, skipped)
+
+
+def build_extractor(wavlm_name: str, layers: Sequence[int]) -> FeatureExtractor:
+    """Load a WavLM and average its layers (counted from 1); raise ConfigError for a layer that it has not."""
+    wavlm = load_wavlm(wavlm_name)
+    if max(layers) > wavlm.num_layers:
+        raise ConfigError(
+            f"--layers names layer {max(layers)}, and this WavLM has {wavlm.num_layers}",
+            where=wavlm_name,
+            remedy=f"choose from 1 to {wavlm.num_layers}",
+        )
+    # Shards are laid out from lengths alone, before any WavLM runs.
+    if wavlm.num_frames(SAMPLE_RATE) != samples_to_frames(SAMPLE_RATE):
+        raise WavLMError(
+            "this WavLM's convolution stem does not make WavLM's 50 frames a second",
+            where=wavlm_name,
+            remedy="choose another with --wavlm",
+        )
+    return FeatureExtractor(wavlm, LayerMix.mean_of(layers, wavlm.num_layers))
+
+
+def default_workers() -> int:
+    """Return how many processes decode when nobody says: one core is left for the computation."""
+    return min(MAX_DEFAULT_WORKERS, len(os.sched_getaffinity(0)) - 1)
+
+
+def _inspect_split(
+    options: Options, split: str, corpus: list[Utterance], extractor: FeatureExtractor
+) -> CacheState:
+    fingerprint = make_fingerprint(extractor.wavlm, options.layers)
+    work = plan_cache(
+        split,
+        corpus,
+        fingerprint,
+        wavlm=options.wavlm,
+        feature_dim=extractor.wavlm.hidden_size,
+        shard_gb=options.shard_gb,
+    )
+    folder = cache_dir(options.features, split, fingerprint)
+    return inspect_cache(
+        folder, work, rank=options.rank, world_size=options.world_size, rebuild=options.rebuild
+    )
+
+
+def _compute_split(
+    options: Options, state: CacheState, extractor: FeatureExtractor, device: torch.device
+) -> list[Problem]:
+    if device.type == "cpu":
+        log.warning("computing on the CPU in float32; a GPU would be far faster")
+    default_seconds = CUDA_BATCH_SECONDS if device.type == "cuda" else CPU_BATCH_SECONDS
+    return compute_shards(
+        state.work,
+        state.to_compute,
+        state.folder,
+        extractor,
+        device,
+        batch_seconds=default_seconds if options.batch_seconds is None else options.batch_seconds,
+        workers=default_workers() if options.workers is None else options.workers,
+    )
+
+
+def _local_device(name: str) -> str:
+    """Under torchrun, `auto` is this process's own GPU of the machine's."""
+    local_rank = os.environ.get("LOCAL_RANK")
+    if name == "auto" and local_rank is not None and torch.cuda.is_available():
+        return f"cuda:{local_rank}"
+    return name
+
+
+def _report_skipped(state: CacheState, skipped: list[Problem]) -> None:
+    if not skipped:
+        return
+    split = state.work.plan.split
+    log.warning("%s: %d utterances have no features and will not be trained on:", split, len(skipped))
+    for problem in skipped:
+        log.warning("skipped %s: %s", problem.name, problem.reason)
+    if len(skipped) == sum(shard.num_utterances for shard in state.work.plan.shards):
+        raise CacheError(
+            f"no utterance of split {split} has features ({skipped[0].reason})",
+            where=state.folder,
+            remedy="correct what is said above, then run this again with --rebuild",
+        )

@@ -1,0 +1,219 @@
+"""A stale, incomplete or damaged cache is refused, and the message says which part differs (promise T9)."""
+
+import multiprocessing
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.test_shard import flip_byte
+from vox.cli import main
+from vox.errors import CacheError
+from vox.features.cache import (
+    FeatureCache,
+    cache_dir,
+    list_caches,
+    open_cache,
+    verify_cache,
+)
+from vox.features.fingerprint import Fingerprint
+from vox.features.plan import CachePlan, ShardPlan, hash_utterances, utterances_to_jsonl, write_plan
+from vox.features.shard import ShardWriter
+from vox.units import samples_to_frames
+
+SPLIT = "dev-small"
+FINGERPRINT = Fingerprint("ab" * 32, (3, 4), {"sample_rate": "16000", "do_normalize": "false"})
+FEATURE_DIM = 4
+SKIPPED = "utt-3"
+
+
+def make_features(name: str, num_samples: int) -> np.ndarray:
+    """Make the float16 features that an utterance of this name has here."""
+    seed = int(name.removeprefix("utt-"))
+    shape = (samples_to_frames(num_samples), FEATURE_DIM)
+    return np.random.default_rng(seed).standard_normal(shape).astype("<f2")
+
+
+def write_cache(features_dir: Path, fingerprint: Fingerprint = FINGERPRINT) -> Path:
+    """Write a cache of six utterances in three shards, one utterance skipped; return its folder."""
+    folder = cache_dir(features_dir, SPLIT, fingerprint)
+    lengths = {f"utt-{number}": 2_000 + 640 * number for number in range(6)}
+    groups = [dict(list(lengths.items())[start : start + 2]) for start in (0, 2, 4)]
+    shards = []
+    for number, group in enumerate(groups):
+        counts = [samples_to_frames(length) for length in group.values()]
+        digest = hash_utterances(list(group), list(group.values()))
+        shards.append(ShardPlan(f"shard-{number:05d}.h5", len(group), sum(counts), digest))
+    digest = hash_utterances(list(lengths), list(lengths.values()))
+    num_samples = sum(lengths.values())
+    plan = CachePlan(SPLIT, fingerprint, "a/wavlm", FEATURE_DIM, num_samples, digest, tuple(shards))
+    write_plan(folder, plan, utterances_to_jsonl(list(lengths), list(lengths.values())))
+    for shard, group in zip(shards, groups, strict=True):
+        writer = ShardWriter(
+            folder / shard.name,
+            ids=list(group),
+            num_samples=list(group.values()),
+            num_frames=[samples_to_frames(length) for length in group.values()],
+            feature_dim=FEATURE_DIM,
+            fingerprint=fingerprint,
+            notes={},
+        )
+        for row, (name, length) in enumerate(group.items()):
+            if name == SKIPPED:
+                writer.skip(row, "cannot be decoded")
+            else:
+                writer.write(row, make_features(name, length))
+        writer.finish()
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_cache(tmp_path)
+
+
+def open_here(folder: Path, fingerprint: Fingerprint = FINGERPRINT) -> FeatureCache:
+    """Open a cache by its folder."""
+    return open_cache(folder.parent.parent, SPLIT, fingerprint)
+
+
+def test_a_cache_gives_what_was_put_into_it(folder: Path) -> None:
+    cache = open_here(folder)
+    assert cache.ids == ["utt-0", "utt-1", "utt-2", "utt-4", "utt-5"]
+    assert cache.skipped == {SKIPPED: "cannot be decoded"}
+    assert cache.feature_dim == FEATURE_DIM
+    for name in cache.ids:
+        expected = make_features(name, cache.num_samples[name])
+        np.testing.assert_array_equal(cache.read(name), expected)
+        assert cache.num_frames(name) == len(expected)
+
+
+def test_utterances_that_are_not_there_are_errors(folder: Path) -> None:
+    cache = open_here(folder)
+    with pytest.raises(CacheError, match=r"utt-3 was skipped \(cannot be decoded\)"):
+        cache.read(SKIPPED)
+    with pytest.raises(CacheError, match=r"nobody is not cached.*vox precompute --split dev-small"):
+        cache.read("nobody")
+
+
+def _read_all(cache: FeatureCache) -> list[np.ndarray]:
+    return [cache.read(name) for name in cache.ids]
+
+
+def test_a_cache_travels_to_a_spawned_process(folder: Path) -> None:
+    cache = open_here(folder)
+    here = _read_all(cache)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        for ours, theirs in zip(here, pool.apply(_read_all, (cache,)), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weights_sha256": "cd" * 32}, "weights: cache abababab…, model cdcdcdcd…"),
+        ({"layers": (4,)}, "layers: cache 3,4, model 4.*--layers 4`"),
+        (
+            {"preprocessing": {"sample_rate": "16000", "do_normalize": "true"}},
+            "do_normalize: cache false, model true",
+        ),
+        ({"format_version": 2}, "format version: cache 1, this Vox 2"),
+    ],
+    ids=["weights", "layers", "preprocessing", "format"],
+)
+def test_another_models_cache_is_refused_by_part(folder: Path, change: dict, message: str) -> None:
+    wanted = replace(FINGERPRINT, **change)
+    with pytest.raises(CacheError, match=message):
+        open_here(folder, wanted)
+    # Also when its folder has the right name: the parts are compared, not the name.
+    shutil.copytree(folder, cache_dir(folder.parent.parent, SPLIT, wanted))
+    with pytest.raises(CacheError, match=message.partition(".*")[0]):
+        open_here(folder, wanted)
+
+
+def test_a_shard_of_another_cache_is_refused(folder: Path, tmp_path: Path) -> None:
+    """Same utterances, same place, other weights."""
+    other = write_cache(tmp_path / "other", replace(FINGERPRINT, weights_sha256="cd" * 32))
+    shutil.copy(other / "shard-00001.h5", folder / "shard-00001.h5")
+    with pytest.raises(CacheError, match=r"weights: cache cdcdcdcd…, model abababab….*shard-00001\.h5"):
+        open_here(folder)
+    shutil.copy(folder / "shard-00000.h5", folder / "shard-00001.h5")
+    with pytest.raises(CacheError, match=r"other utterances than planned.*shard-00001\.h5"):
+        open_here(folder)
+
+
+def test_no_cache_names_the_command(tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match=r"no cached features for split nope.*vox precompute --split nope"):
+        open_cache(tmp_path, "nope", FINGERPRINT)
+
+
+def test_missing_shards_are_named(folder: Path) -> None:
+    (folder / "shard-00001.h5").unlink()
+    with pytest.raises(CacheError, match=r"1 of 3 shards missing \(shard-00001\.h5\).*vox precompute"):
+        open_here(folder)
+    assert any("missing shard" in fault for fault in verify_cache(folder))
+
+
+def test_a_shard_deleted_while_in_use_is_one_error(folder: Path) -> None:
+    cache = open_here(folder)
+    (folder / "shard-00002.h5").unlink()
+    assert len(cache.read("utt-0"))
+    with pytest.raises(CacheError, match=r"missing shard.*shard-00002\.h5"):
+        cache.read("utt-5")
+
+
+def test_verify_finds_every_changed_byte_of_the_plan(folder: Path) -> None:
+    for path in (folder / "plan.json", folder / "utterances.jsonl"):
+        content = path.read_bytes()
+        for position in range(len(content)):
+            path.write_bytes(content[:position] + bytes([content[position] ^ 4]) + content[position + 1 :])
+            # The first fault is enough: the shards behind it are another test's.
+            fault = next(verify_cache(folder), None)
+            assert fault is not None and str(folder) in fault, f"byte {position} of {path.name}"
+        path.write_bytes(content)
+    assert list(verify_cache(folder)) == []
+
+
+def test_verify_lists_every_fault_and_exits_2(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["cache", "verify", "--features", str(folder.parent.parent)]
+    assert main(command) == 0
+    size = (folder / "shard-00000.h5").stat().st_size
+    flip_byte(folder / "shard-00000.h5", size // 2)
+    (folder / "shard-00001.h5").unlink()
+    os.truncate(folder / "shard-00002.h5", size // 2)
+    (folder / "notes.txt").write_text("not ours")
+    (folder / ".shard-00001.h5.host-1-aa.part").write_text("of a run that died")
+    capsys.readouterr()
+    assert main(command) == 2
+    told = capsys.readouterr()
+    for name in ("shard-00000", "shard-00001", "shard-00002", "notes.txt", "shard-00001.h5.host"):
+        assert any(name in line for line in told.out.splitlines()), name
+    assert "5 faults" in told.err and len(told.err.splitlines()) == 1
+
+
+def test_list_says_what_there_is(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "shard-00002.h5").unlink()
+    assert main(["cache", "list", "--features", str(folder.parent.parent), "--split", SPLIT]) == 0
+    header, line = capsys.readouterr().out.splitlines()
+    assert header.split() == ["split", "fingerprint", "layers", "weights", "hours", "GB", "shards", "skipped"]
+    assert line.split() == [
+        SPLIT,
+        FINGERPRINT.prefix,
+        "3,4",
+        "a/wavlm",
+        "(abababab)",
+        "0.00",
+        "0.000",
+        "2/3",
+        "1",
+    ]
+    (summary,) = list_caches(folder.parent.parent)
+    assert summary.num_bytes == sum(path.stat().st_size for path in folder.glob("*.h5"))
+
+
+def test_list_without_caches_is_one_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cache", "list", "--features", str(tmp_path / "none")]) == 2
+    assert "no cached features" in capsys.readouterr().err

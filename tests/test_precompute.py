@@ -1,0 +1,351 @@
+"""Phase 1: the cache holds the live features (promise T2), and comes out the same however it was made."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from precompute.extract import compute_shards
+from precompute.plan import cut_shards, plan_batches, plan_cache, share_shards
+from precompute.run import build_extractor
+from tests.conftest import write_split
+from vox.audio import read_audio
+from vox.cli import main
+from vox.corpus import Utterance, load_split
+from vox.features.cache import FeatureCache, open_cache, verify_cache
+from vox.features.fingerprint import Fingerprint, make_fingerprint
+from vox.features.shard import Shard
+from vox.units import samples_to_frames
+from vox.wavlm.extractor import FeatureExtractor
+
+SPLIT = "train-tiny"
+BATCH_SECONDS = 2.5
+LAYERS = (3, 4)
+
+
+def command(root: Path, wavlm: Path, features: Path, *more: str) -> list[str]:
+    """Return a `vox precompute` of the tiny split into several small shards."""
+    options = f"--split {SPLIT} --layers 3,4 --shard-gb 0.000012 --batch-seconds {BATCH_SECONDS} --workers 0"
+    places = ["--root", str(root), "--wavlm", str(wavlm), "--features", str(features)]
+    return ["precompute", *options.split(), *places, *more]
+
+
+def read_files(features: Path) -> dict[str, bytes]:
+    """Return every file of a features folder, by its path in there."""
+    return {
+        str(path.relative_to(features)): path.read_bytes() for path in features.rglob("*") if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def features(tiny_root: Path, tiny_wavlm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Compute the tiny split's cache in one go (read only)."""
+    features = tmp_path_factory.mktemp("features")
+    assert main(command(tiny_root, tiny_wavlm_dir, features)) == 0
+    return features
+
+
+@pytest.fixture(scope="module")
+def extractor(tiny_wavlm_dir: Path) -> FeatureExtractor:
+    return build_extractor(str(tiny_wavlm_dir), LAYERS).eval()
+
+
+@pytest.fixture(scope="module")
+def cache(features: Path, extractor: FeatureExtractor) -> FeatureCache:
+    return open_cache(features, SPLIT, make_fingerprint(extractor.wavlm, LAYERS))
+
+
+@pytest.fixture(scope="module")
+def utterances(tiny_root: Path) -> list[Utterance]:
+    return load_split(tiny_root, SPLIT)
+
+
+def live_features(extractor: FeatureExtractor, batch: list[Utterance]) -> list[np.ndarray]:
+    """Compute features as live training does: float32 [T, C] of each utterance of one batch."""
+    waveforms = [torch.from_numpy(read_audio(utterance.audio_path)) for utterance in batch]
+    num_samples_B = torch.tensor([len(waveform) for waveform in waveforms])
+    with torch.no_grad():
+        features_BTC, num_frames_B = extractor(
+            nn.utils.rnn.pad_sequence(waveforms, batch_first=True), num_samples_B
+        )
+    return [row[:count].numpy() for row, count in zip(features_BTC, num_frames_B.tolist(), strict=True)]
+
+
+def test_cached_features_are_the_live_ones(
+    cache: FeatureCache, extractor: FeatureExtractor, utterances: list[Utterance]
+) -> None:
+    """Bit for bit in the batches that precompute makes."""
+    by_id = {utterance.id: utterance for utterance in utterances}
+    num_batches = 0
+    for path in sorted(cache.folder.glob("*.h5")):
+        shard = Shard(path)
+        for rows in plan_batches(shard.num_samples.tolist(), BATCH_SECONDS):
+            live = live_features(extractor, [by_id[shard.ids[row]] for row in rows])
+            num_batches += 1
+            for row, features_TC in zip(rows, live, strict=True):
+                cached_TC = cache.read(shard.ids[row])
+                np.testing.assert_array_equal(cached_TC, features_TC.astype(np.float16))
+    assert len(utterances) > num_batches >= 3  # some alone in their batch, some not
+
+
+def test_cached_features_do_not_depend_on_their_batch(
+    cache: FeatureCache, extractor: FeatureExtractor, utterances: list[Utterance]
+) -> None:
+    for utterance in utterances:
+        (alone_TC,) = live_features(extractor, [utterance])
+        cached_TC = cache.read(utterance.id).astype(np.float32)
+        assert cached_TC.shape == alone_TC.shape
+        assert np.linalg.norm(cached_TC - alone_TC) <= 1e-3 * np.linalg.norm(alone_TC), utterance.id
+
+
+def test_the_cache_is_whole_and_in_manifest_order(cache: FeatureCache, utterances: list[Utterance]) -> None:
+    assert list(verify_cache(cache.folder)) == []
+    assert cache.ids == [utterance.id for utterance in utterances]
+    assert cache.num_samples == {utterance.id: utterance.num_samples for utterance in utterances}
+
+
+def test_the_same_inputs_give_the_same_bytes(
+    features: Path, tiny_root: Path, tiny_wavlm_dir: Path, tmp_path: Path
+) -> None:
+    """With decoding in workers or not, by one rank or by two, the second one first."""
+    assert main(command(tiny_root, tiny_wavlm_dir, tmp_path / "one", "--workers", "2")) == 0
+    assert read_files(tmp_path / "one") == read_files(features)
+    for rank in ("1", "0"):
+        share = ["--rank", rank, "--world-size", "2"]
+        assert main(command(tiny_root, tiny_wavlm_dir, tmp_path / "two", *share)) == 0
+        num_shards = len(list((tmp_path / "two").rglob("*.h5")))
+        assert rank == "0" or 0 < num_shards < len(list(features.rglob("*.h5")))
+    assert read_files(tmp_path / "two") == read_files(features)
+
+
+def test_a_second_run_does_nothing(
+    features: Path,
+    tiny_root: Path,
+    tiny_wavlm_dir: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in features.rglob("*")}
+    monkeypatch.delattr("precompute.extract.read_audio")  # an attempt to decode would be a NameError
+    assert main(command(tiny_root, tiny_wavlm_dir, features)) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in features.rglob("*")} == before
+
+
+def test_a_missing_shard_alone_is_made_again(
+    features: Path, tiny_root: Path, tiny_wavlm_dir: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(features, tmp_path / "features")
+    (lost,) = copy.rglob("shard-00001.h5")
+    lost.unlink()
+    (kept,) = copy.rglob("shard-00000.h5")
+    inode = kept.stat().st_ino
+    assert main(command(tiny_root, tiny_wavlm_dir, copy)) == 0
+    assert read_files(copy) == read_files(features)
+    assert kept.stat().st_ino == inode
+
+
+def test_dry_run_writes_nothing(
+    tiny_root: Path, tiny_wavlm_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(tiny_root, tiny_wavlm_dir, tmp_path / "features", "--dry-run")) == 0
+    told = capsys.readouterr().out
+    for unit in ("12 utterances", "hours", "frames", "GB", "shards", "free"):
+        assert unit in told
+    assert not (tmp_path / "features").exists()
+
+
+def test_a_changed_corpus_is_refused_until_rebuilt(
+    features: Path,
+    tiny_root: Path,
+    tiny_wavlm_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = shutil.copytree(tiny_root, tmp_path / "data")
+    mine = shutil.copytree(features, tmp_path / "features")
+    # One goes, one comes, one has the other length of the two.
+    chapter = root / "LibriSpeech" / SPLIT / "7" / "1"
+    (chapter / "7-1-0011.flac").rename(chapter / "7-1-0012.flac")
+    shutil.copy(chapter / "7-1-0001.flac", chapter / "7-1-0000.flac")
+    transcripts = chapter / "7-1.trans.txt"
+    transcripts.write_text(transcripts.read_text().replace("7-1-0011", "7-1-0012"))
+    assert main(command(root, tiny_wavlm_dir, mine)) == 2
+    told = capsys.readouterr().err
+    assert "1 utterances came, 1 went, 1 changed length" in told and "--rebuild" in told
+    assert read_files(mine) == read_files(features)
+    assert main(command(root, tiny_wavlm_dir, mine, "--rebuild")) == 0
+    (folder,) = (mine / SPLIT).iterdir()
+    assert list(verify_cache(folder)) == []
+
+
+def test_a_recording_that_cannot_be_decoded_is_skipped_and_listed(
+    tiny_wavlm_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    chapter = write_split(tmp_path, SPLIT, 4)
+    broken = chapter / "7-1-0002.flac"
+    content = broken.read_bytes()
+    broken.write_bytes(content[: len(content) // 2])  # its header is as it was
+    assert main(command(tmp_path, tiny_wavlm_dir, tmp_path / "features", "--workers", "1")) == 0
+    told = capfd.readouterr().err
+    assert "1 utterances have no features" in told and "skipped 7-1-0002" in told
+    (folder,) = (tmp_path / "features" / SPLIT).iterdir()
+    shards = [Shard(path) for path in sorted(folder.glob("*.h5"))]
+    assert [name for shard in shards for name, why in zip(shard.ids, shard.skipped, strict=True) if why] == [
+        "7-1-0002"
+    ]
+    assert list(verify_cache(folder)) == []
+    assert main(command(tmp_path, tiny_wavlm_dir, tmp_path / "features")) == 0
+    assert "skipped 7-1-0002" in capfd.readouterr().err  # said again, not forgotten
+
+
+class LoudnessFeatures(nn.Module):
+    """Features that are an utterance's peak, times 10^5: beyond float16 from 0.66 on."""
+
+    def forward(
+        self, waveforms_BS: torch.Tensor, num_samples_B: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return [B, T, 2] and the frames of each utterance."""
+        num_frames_B = samples_to_frames(num_samples_B)
+        peaks_B = waveforms_BS.abs().amax(dim=1) * 1e5
+        return peaks_B[:, None, None].expand(-1, int(num_frames_B.max()), 2), num_frames_B
+
+
+def test_features_beyond_float16_are_skipped(tmp_path: Path) -> None:
+    import soundfile
+
+    utterances = []
+    for number, peak in enumerate((0.1, 0.9, 0.2)):
+        path = tmp_path / f"{number}.wav"
+        soundfile.write(path, np.full(3_000, peak, np.float32), 16_000)
+        utterances.append(Utterance(str(number), path, "go", "", 3_000))
+    fingerprint = Fingerprint("ab" * 32, (1,), {})
+    work = plan_cache("loud", utterances, fingerprint, wavlm="", feature_dim=2, shard_gb=1)
+    extractor, device = LoudnessFeatures(), torch.device("cpu")
+    (problem,) = compute_shards(work, [0], tmp_path, extractor, device, batch_seconds=9, workers=0)  # type: ignore[arg-type]
+    assert (problem.name, problem.reason) == ("1", "features overflow float16")
+    shard = Shard(tmp_path / "shard-00000.h5")
+    assert shard.skipped == ["", "features overflow float16", ""]
+    np.testing.assert_allclose(shard.read(2), 0.2e5, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--layers", "3,x", "--layers takes different numbers"),
+        ("--layers", "3,3", "--layers takes different numbers"),
+        ("--layers", "9", "names layer 9, and this WavLM has 4"),
+        ("--rank", "2", "--rank 2 of --world-size 1"),
+        ("--split", "nope", "vox download --split nope"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_one_line(
+    tiny_root: Path,
+    tiny_wavlm_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    option: str,
+    value: str,
+    message: str,
+) -> None:
+    assert main(command(tiny_root, tiny_wavlm_dir, tmp_path, option, value)) == 2
+    *_, line = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert not any(tmp_path.iterdir())
+
+
+# Runs the command again and again in forked children, each killed before a later system call than the
+# one before, and prints how many died before one came through.
+KILL_DRIVER = """
+import json, os, pathlib, signal, sys
+import torch
+torch.set_num_threads(1)  # no thread pool, so that forking is safe
+import precompute.run, vox.features.shard
+from vox.cli import main
+from vox.features.shard import Shard, check_bytes
+reference, killed, command = json.loads(sys.argv[1])
+
+def run_child(features, calls_left):
+    pid = os.fork()
+    if pid:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    def count_down(call):
+        def counted(*arguments, **keywords):
+            nonlocal calls_left
+            calls_left -= 1
+            if calls_left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*arguments, **keywords)
+        return counted
+    for name in ("pwrite", "write", "fsync", "replace", "open"):
+        setattr(os, name, count_down(getattr(os, name)))
+    os._exit(main([*command, "--features", features]))
+
+assert run_child(reference, -1) == 0
+truth = {path.name: path.read_bytes() for path in pathlib.Path(reference).rglob("*.h5")}
+num_kills, num_between = 0, 0
+while (status := run_child(killed, 3 + 4 * num_kills % 11)) != 0:
+    assert status == -signal.SIGKILL, status
+    num_kills += 1
+    there = list(pathlib.Path(killed).rglob("*.h5"))
+    num_between += 0 < len(there) < len(truth)
+    for path in there:
+        assert check_bytes(path) and path.read_bytes() == truth[path.name]
+        Shard(path)
+print(num_kills, num_between)
+"""
+
+
+def test_killed_runs_end_where_one_run_ends(tiny_root: Path, tiny_wavlm_dir: Path, tmp_path: Path) -> None:
+    """SIGKILL at many moments: whole shards only, and in the end the same bytes and nothing else."""
+    line = command(tiny_root, tiny_wavlm_dir, tmp_path / "unused")
+    arguments = json.dumps([str(tmp_path / "one"), str(tmp_path / "many"), line])
+    repository = Path(__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, "-c", KILL_DRIVER, arguments], cwd=repository, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    num_kills, num_between = map(int, done.stdout.split()[-2:])
+    assert num_kills >= 6 and num_between >= 3
+    assert read_files(tmp_path / "many") == read_files(tmp_path / "one")
+
+
+LENGTHS = st.lists(st.integers(400, 60_000), min_size=1, max_size=40)
+
+
+@settings(deadline=None, max_examples=50)
+@given(lengths=LENGTHS, max_frames=st.integers(1, 300), world_size=st.integers(1, 5))
+def test_shards_hold_everything_once_in_order(lengths: list[int], max_frames: int, world_size: int) -> None:
+    utterances = [Utterance(f"{n:03d}", Path(), "", "", length) for n, length in enumerate(lengths)]
+    shards = cut_shards(utterances, feature_dim=500, shard_gb=max_frames * 1000 / 1e9 + 1e-12)
+    assert [utterance for shard in shards for utterance in shard.utterances] == utterances
+    frames = [sum(shard.num_frames) for shard in shards]
+    assert all(
+        count <= max_frames or len(shard.ids) == 1 for count, shard in zip(frames, shards, strict=True)
+    )
+    assert all(
+        first + second_shard.num_frames[0] > max_frames
+        for first, second_shard in zip(frames, shards[1:], strict=False)
+    )
+    shares = [share_shards(frames, rank, world_size) for rank in range(world_size)]
+    assert sorted(number for share in shares for number in share) == list(range(len(shards)))
+    loads = [sum(frames[number] for number in share) for share in shares]
+    assert max(loads) - min(loads) <= max(frames)
+
+
+@settings(deadline=None, max_examples=50)
+@given(lengths=LENGTHS, batch_seconds=st.floats(0.1, 10))
+def test_batches_keep_to_the_budget(lengths: list[int], batch_seconds: float) -> None:
+    batches = plan_batches(lengths, batch_seconds)
+    assert sorted(row for rows in batches for row in rows) == list(range(len(lengths)))
+    for rows in batches:
+        longest = max(lengths[row] for row in rows)
+        assert len(rows) == 1 or longest * len(rows) <= batch_seconds * 16_000

@@ -1,0 +1,103 @@
+"""An utterance's hidden states do not depend on its batch, and every length is exact.
+
+B batch, S samples, T frames, C channels.
+"""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.wavlm_models import SHAPES, copy_to_ours, make_reference, make_waveform, relative_l2, run_reference
+from vox.wavlm.extractor import FeatureExtractor
+from vox.wavlm.mix import LayerMix
+from vox.wavlm.model import WavLM
+
+LIMIT = 1e-5
+GARBAGE = (0.0, 1.0, -3e4, float("nan"), float("inf"))
+
+
+def pad(lengths: list[int], extra_samples: int, garbage: float) -> Tensor:
+    """Make a batch [B, S] of different utterances with something in its padding."""
+    waveforms_BS = torch.full((len(lengths), max(lengths) + extra_samples), garbage)
+    for index, length in enumerate(lengths):
+        waveforms_BS[index, :length] = make_waveform(length, index)[0]
+    return waveforms_BS
+
+
+@pytest.fixture(scope="module", params=[("base", False), ("large", True)], ids=str)
+def pair(request: pytest.FixtureRequest) -> tuple:
+    shape, do_normalize = request.param
+    reference = make_reference(shape)
+    return reference, copy_to_ours(reference, do_normalize)
+
+
+@settings(deadline=None, max_examples=5)
+@given(
+    lengths=st.lists(st.integers(400, 16_000), min_size=2, max_size=3),
+    extra_samples=st.sampled_from((0, 1, 5_000)),
+    garbage=st.sampled_from(GARBAGE),
+)
+def test_every_hidden_state_is_that_of_the_utterance_alone(
+    pair: tuple, lengths: list[int], extra_samples: int, garbage: float
+) -> None:
+    reference, wavlm = pair
+    states, num_frames_B = wavlm(pad(lengths, extra_samples, garbage), torch.tensor(lengths))
+    assert all(state.isfinite().all() for state in states)
+    for index, length in enumerate(lengths):
+        waveform_1S = make_waveform(length, index)
+        if wavlm.do_normalize:
+            expected = [state[0] for state in wavlm(waveform_1S, torch.tensor([length]))[0]]
+        else:
+            expected = run_reference(reference, waveform_1S)
+        num_frames = int(num_frames_B[index])
+        errors = [relative_l2(s[index, :num_frames], e) for s, e in zip(states, expected, strict=True)]
+        assert max(errors) <= LIMIT, (length, errors)
+
+
+def test_features_are_zero_on_padded_frames_and_without_a_frame() -> None:
+    lengths = [399, 0, 5_000, 12_000]  # the first two are too short for a frame
+    extractor = FeatureExtractor(copy_to_ours(make_reference("base")), LayerMix.mean_of((2, 4), 4))
+    features_BTC, num_frames_B = extractor(pad(lengths, 640, float("nan")), torch.tensor(lengths))
+    assert num_frames_B.tolist() == [0, 0, 15, 37]
+    assert features_BTC.shape == (4, 39, 32)
+    for features_TC, num_frames in zip(features_BTC, num_frames_B.tolist(), strict=True):
+        assert (features_TC[:num_frames] != 0).all()
+        assert (features_TC[num_frames:] == 0).all()
+
+
+@pytest.fixture(scope="module")
+def stems() -> list[WavLM]:
+    """The published convolutions, and others: the configuration's own numbers must be the ones used."""
+    odd = {"conv_kernel": (9, 4, 3, 2, 3, 2, 1), "conv_stride": (4, 3, 1, 2, 2, 3, 1)}
+    return [copy_to_ours(make_reference("base")), copy_to_ours(make_reference("base", **odd))]
+
+
+@settings(deadline=None, max_examples=25)
+@given(num_samples=st.integers(0, 4_000), which=st.integers(0, 1))
+def test_frame_count_is_what_convolutions_return(stems: list[WavLM], num_samples: int, which: int) -> None:
+    wavlm = stems[which]
+    try:
+        expected = wavlm.feature_extractor(torch.zeros(1, num_samples), torch.tensor([num_samples])).shape[1]
+    except RuntimeError:  # a convolution refuses an input shorter than its kernel
+        expected = 0
+    assert wavlm.num_frames(num_samples) == expected
+    assert wavlm.num_frames(torch.tensor([num_samples])).tolist() == [expected]
+    assert wavlm.num_frames(np.array([num_samples])).tolist() == [expected]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_half_precision_changes_features_by_its_rounding_only(shape: str) -> None:
+    """Statistics, norms and the residual stream stay float32: offsets and loud input do not break float16."""
+    wavlm = copy_to_ours(make_reference(shape))
+    lengths = torch.tensor([16_000, 9_000])
+    waveforms_BS = pad(lengths.tolist(), 0, 0.0)
+    expected, num_frames_B = wavlm(waveforms_BS, lengths)
+    with torch.autocast("cpu", torch.float16):
+        actual, _ = wavlm(waveforms_BS, lengths)
+    for state, exact in zip(actual, expected, strict=True):
+        assert state.dtype == torch.float32
+        for index, num_frames in enumerate(num_frames_B):
+            assert relative_l2(state[index, :num_frames], exact[index, :num_frames]) <= 3e-3

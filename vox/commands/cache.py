@@ -1,0 +1,80 @@
+"""`vox cache list` and `vox cache verify`."""
+
+from pathlib import Path
+
+import click
+
+from vox.errors import CacheError
+from vox.units import SAMPLE_RATE
+
+_FEATURES = click.option(
+    "--features",
+    type=click.Path(path_type=Path),
+    default=Path("data/features"),
+    show_default=True,
+    help="Where the caches are.",
+)
+
+
+@click.group()
+def cache() -> None:
+    """List and verify cached features."""
+
+
+@cache.command("list")
+@_FEATURES
+@click.option("--split", help="This split only.")
+def list_command(features: Path, split: str | None) -> None:
+    """Say which caches there are, how large, and from which weights."""
+    from vox.features.cache import CacheSummary, find_cache_dirs, summarise_cache
+    from vox.features.fingerprint import join_layers
+
+    def describe(summary: CacheSummary) -> list[str]:
+        plan = summary.plan
+        return [
+            plan.split,
+            summary.folder.name,
+            join_layers(plan.fingerprint.layers),
+            f"{plan.wavlm} ({plan.fingerprint.weights_sha256[:8]})",
+            f"{plan.num_samples / SAMPLE_RATE / 3600:.2f}",
+            f"{summary.num_bytes / 1e9:.3f}",
+            f"{summary.num_present}/{len(plan.shards)}",
+            "?" if summary.num_skipped is None else str(summary.num_skipped),
+        ]
+
+    rows = [["split", "fingerprint", "layers", "weights", "hours", "GB", "shards", "skipped"]]
+    faults = []
+    for folder in find_cache_dirs(features, split):
+        try:
+            rows.append(describe(summarise_cache(folder)))
+        except CacheError as fault:
+            faults.append(str(fault))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for line in faults:
+        click.echo(line)
+
+
+@cache.command("verify")
+@_FEATURES
+@click.option("--split", help="This split only.")
+def verify_command(features: Path, split: str | None) -> None:
+    """Re-read every byte of every shard; exit 2 if anything is wrong."""
+    from vox.features.cache import find_cache_dirs, verify_cache
+
+    num_faults = 0
+    folders = find_cache_dirs(features, split)
+    for folder in folders:
+        num_here = 0
+        for line in verify_cache(folder):
+            click.echo(line)
+            num_here += 1
+        click.echo(f"{folder}: {'whole' if num_here == 0 else f'{num_here} faults'}")
+        num_faults += num_here
+    if num_faults:
+        raise CacheError(
+            f"{num_faults} faults in {len(folders)} caches",
+            where=features,
+            remedy="mend them as said above, then run vox cache verify again",
+        )

@@ -1,0 +1,1 @@
+"""The feature cache: shards, what they were made from, and the checks that a reader makes."""

@@ -1,0 +1,83 @@
+"""Files that exist whole or not at all: written under another name, put on disk, renamed.
+
+A live writer holds a lock on its unfinished file, so that what a dead one left can be told apart, on a
+shared disk too.
+"""
+
+import contextlib
+import fcntl
+import os
+import secrets
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def create_part(path: Path) -> tuple[Path, int]:
+    """Create an unfinished file beside its final place; return its path and a descriptor.
+
+    It is locked for as long as the descriptor is open. Raises OSError.
+    """
+    while True:
+        unique = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        part_path = path.with_name(f".{path.name}.{unique}.part")
+        fd = os.open(part_path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(fd).st_nlink:  # not removed as a leftover between the two calls
+            return part_path, fd
+        os.close(fd)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file at once or not at all; raise OSError."""
+    part_path, fd = create_part(path)
+    try:
+        with name_os_errors(part_path):
+            view = memoryview(content)
+            while view:
+                view = view[os.write(fd, view) :]
+            os.fsync(fd)
+        part_path.replace(path)
+        sync_folder(path.parent)
+    except BaseException:
+        part_path.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(fd)
+
+
+def remove_leftovers(folder: Path) -> list[str]:
+    """Remove unfinished shards that no process is writing any more; return their names."""
+    removed = [path for path in sorted(folder.glob(".*.part")) if is_abandoned(path)]
+    for path in removed:
+        path.unlink(missing_ok=True)
+    return [path.name for path in removed]
+
+
+def is_abandoned(part_path: Path) -> bool:
+    """Say whether the writer of an unfinished shard is dead: a live one holds a lock on it."""
+    try:
+        with part_path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    except OSError:  # held, gone, or a file system without locks: leave it alone
+        return False
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder last through a loss of power."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def name_os_errors(path: Path) -> Iterator[None]:
+    """Name the file in errors of calls that know only its descriptor."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None

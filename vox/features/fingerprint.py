@@ -1,0 +1,94 @@
+"""What a cache was made from: two caches with the same fingerprint hold interchangeable features."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vox.units import SAMPLE_RATE
+
+if TYPE_CHECKING:
+    from vox.wavlm.model import WavLM
+
+FORMAT_VERSION = 1  # of the shard files; raised when an older reader would misread them
+PREFIX_DIGITS = 12  # of the digest, in the folder's name
+
+RESAMPLER = "torchaudio sinc_interp_hann"  # what vox.audio converts other sample rates with
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """The parts that decide a feature vector's value.
+
+    The precision of the computation is not among them: promise T2 bounds what it changes.
+    """
+
+    weights_sha256: str
+    layers: tuple[int, ...]  # averaged, counted from 1
+    preprocessing: Mapping[str, str]
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def digest(self) -> str:
+        """Return the sha256 over all parts, as hex."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def prefix(self) -> str:
+        """Return the part of the digest that names the cache's folder."""
+        return self.digest[:PREFIX_DIGITS]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the parts as JSON-able values."""
+        return {
+            "format_version": self.format_version,
+            "layers": list(self.layers),
+            "preprocessing": dict(sorted(self.preprocessing.items())),
+            "weights_sha256": self.weights_sha256,
+        }
+
+    @classmethod
+    def from_dict(cls, parts: Mapping[str, Any]) -> "Fingerprint":
+        """Read what `to_dict` wrote; raise KeyError, TypeError or ValueError for anything else."""
+        return cls(
+            weights_sha256=str(parts["weights_sha256"]),
+            layers=tuple(int(layer) for layer in parts["layers"]),
+            preprocessing={str(key): str(value) for key, value in dict(parts["preprocessing"]).items()},
+            format_version=int(parts["format_version"]),
+        )
+
+    def differences(self, model: "Fingerprint") -> list[str]:
+        """Say in words, part by part, how this cache differs from what a model needs (empty: it does not)."""
+        found = []
+        if self.format_version != model.format_version:
+            found.append(f"format version: cache {self.format_version}, this Vox {model.format_version}")
+        if self.weights_sha256 != model.weights_sha256:
+            found.append(f"weights: cache {self.weights_sha256[:8]}…, model {model.weights_sha256[:8]}…")
+        if self.layers != model.layers:
+            found.append(f"layers: cache {join_layers(self.layers)}, model {join_layers(model.layers)}")
+        for key in sorted({*self.preprocessing, *model.preprocessing}):
+            ours, theirs = self.preprocessing.get(key, "none"), model.preprocessing.get(key, "none")
+            if ours != theirs:
+                found.append(f"{key}: cache {ours}, model {theirs}")
+        return found
+
+
+def make_fingerprint(wavlm: "WavLM", layers: Sequence[int]) -> Fingerprint:
+    """Describe the features that the mean of these layers (counted from 1) of a WavLM gives."""
+    from vox.wavlm.load import weights_sha256
+
+    return Fingerprint(
+        weights_sha256=weights_sha256(wavlm),
+        layers=tuple(sorted(layers)),
+        preprocessing={
+            "sample_rate": str(SAMPLE_RATE),
+            "do_normalize": str(wavlm.do_normalize).lower(),
+            "resampler": RESAMPLER,
+        },
+    )
+
+
+def join_layers(layers: Sequence[int]) -> str:
+    """Write layers as the command line takes them: 9,10,11,12."""
+    return ",".join(str(layer) for layer in layers)

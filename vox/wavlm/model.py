@@ -1,0 +1,148 @@
+"""WavLM, exact in padded batches, with any of its Transformer layers trainable.
+
+B batch, S samples, T frames, D model width, H heads. Masks: True = real frame.
+
+Chen et al. 2022, "WavLM: Large-Scale Self-Supervised Pre-Training for Full Stack Speech Processing". Both
+published shapes: base (group norm in the stem, post-norm layers) and large (layer norm in the stem, pre-norm
+layers). Parameter names are those of Hugging Face's WavLMModel. Layer drop and SpecAugment are not built, and
+dropout acts in trainable layers only: a frozen part computes the same in training as in evaluation.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import WavLMConfig
+
+from vox.errors import ConfigError, WavLMError
+from vox.units import samples_to_frames
+from vox.wavlm.encoder import Encoder
+from vox.wavlm.stem import ACTIVATIONS, ConvStem, FeatureProjection, clean_waveforms, lengths_to_mask
+
+
+def check_config(config: WavLMConfig) -> None:
+    """Raise WavLMError for a configuration that asks for something Vox does not build."""
+    known = {
+        "add_adapter": (False,),
+        "feat_extract_norm": ("group", "layer"),
+        "feat_extract_activation": tuple(ACTIVATIONS),
+        "hidden_act": tuple(ACTIVATIONS),
+    }
+    for key, values in known.items():
+        value = getattr(config, key)
+        if value not in values:
+            allowed = " or ".join(map(str, values))
+            raise WavLMError(f"this WavLM has {key} = {value}, and Vox supports {allowed}")
+    if config.hidden_size % config.num_attention_heads:
+        raise WavLMError(
+            f"this WavLM's hidden_size {config.hidden_size} is no multiple of "
+            f"num_attention_heads {config.num_attention_heads}"
+        )
+
+
+class WavLM(nn.Module):
+    """Hidden states of a batch of waveforms, each utterance as if it were alone.
+
+    A new model is frozen and in evaluation mode; `freeze_except` chooses what trains.
+    """
+
+    def __init__(self, config: WavLMConfig, do_normalize: bool) -> None:
+        """Build with random weights; `do_normalize`: bring each waveform to mean 0 and variance 1 first.
+
+        Raises WavLMError for a configuration that Vox does not support.
+        """
+        check_config(config)
+        super().__init__()
+        self.config = config
+        self.do_normalize = do_normalize
+        self.hidden_size: int = config.hidden_size
+        self.num_layers: int = config.num_hidden_layers
+        if config.mask_time_prob > 0 or config.mask_feature_prob > 0:
+            # Unused here (it stood for masked frames in pre-training), but published weights hold it.
+            self.masked_spec_embed = nn.Parameter(torch.rand(config.hidden_size))
+        self.feature_extractor = ConvStem(config)
+        self.feature_projection = FeatureProjection(config)
+        self.encoder = Encoder(config)
+        self.trainable_layers: tuple[int, ...] = ()
+        self.freeze_except(())
+        self.eval()
+
+    def config_dict(self) -> dict[str, Any]:
+        """Return all that `build_wavlm` needs, as plain JSON values."""
+        values = json.loads(json.dumps(self.config.to_dict()))
+        values.pop("_name_or_path", None)  # where it was loaded from is no part of what it is
+        return values | {"do_normalize": self.do_normalize}
+
+    def num_frames(self, num_samples: Any) -> Any:
+        """Count frames for an int, array or tensor of sample counts, exactly."""
+        return samples_to_frames(num_samples, self.config.conv_kernel, self.config.conv_stride)
+
+    def freeze_except(self, layers: Sequence[int]) -> None:
+        """Make these Transformer layers trainable, counted from 0, and freeze all else.
+
+        Layer 0 includes the position table that all layers share. The choice holds through `train()`: frozen
+        parts stay in evaluation mode. Raises ConfigError for a layer that is not there.
+        """
+        for layer in layers:
+            if not 0 <= layer < self.num_layers:
+                raise ConfigError(
+                    f"WavLM has no layer {layer}", remedy=f"its layers are 0 to {self.num_layers - 1}"
+                )
+        self.trainable_layers = tuple(sorted(set(layers)))
+        self.requires_grad_(False)
+        for index in self.trainable_layers:
+            self.encoder.layers[index].requires_grad_(True)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "WavLM":
+        """Set training mode on the trainable layers only."""
+        super().train(False)
+        self.training = mode
+        for index in self.trainable_layers:
+            self.encoder.layers[index].train(mode)
+        return self
+
+    def forward(
+        self, waveforms_BS: Tensor, num_samples_B: Tensor, states: Sequence[int] | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        """Compute hidden states, float32 [B, T, D] each, and the number of valid frames [B], int64.
+
+        Hidden state 0 is the input of the first layer, i the output of the i-th (counted from 1). T is the
+        frames of S samples; what stands on padded frames is finite and means nothing. Waveforms are 16 kHz
+        float32; their padding may hold anything. At least one must be as long as a frame.
+
+        `states` names the ones to return, in that order (all by default). Layers above the highest are not
+        computed, and what is not returned is not kept. Without gradient below the first trainable layer.
+        """
+        wanted = range(self.num_layers + 1) if states is None else states
+        num_samples_B = num_samples_B.to(waveforms_BS.device)
+        num_frames_B = self.num_frames(num_samples_B)
+        num_steps = self.num_frames(waveforms_BS.shape[1])
+        assert num_steps > 0, "the batch is shorter than one frame"
+        # An utterance without a frame attends to one frame of nothing: a softmax over no key is NaN.
+        is_valid_BT = lengths_to_mask(num_frames_B.clamp(min=1), num_steps)
+        hidden_BTD = self._embed(waveforms_BS, num_samples_B, is_valid_BT)
+        with self._gradient(0 in self.trainable_layers):
+            position_bias_HTT = self.encoder.position_bias(num_steps)
+        first_trainable = min(self.trainable_layers, default=self.num_layers)
+        kept = {0: hidden_BTD} if 0 in wanted else {}
+        for index, layer in enumerate(self.encoder.layers[: max(wanted, default=0)]):
+            with self._gradient(index >= first_trainable):
+                hidden_BTD = layer(hidden_BTD, position_bias_HTT, is_valid_BT)
+            if index + 1 in wanted:
+                kept[index + 1] = hidden_BTD
+        return [kept[state] for state in wanted], num_frames_B
+
+    @torch.no_grad()
+    def _embed(self, waveforms_BS: Tensor, num_samples_B: Tensor, is_valid_BT: Tensor) -> Tensor:
+        """Return the first layer's input [B, T, D]: all that is never trained."""
+        waveforms_BS = waveforms_BS.to(self.encoder.layer_norm.weight.dtype)
+        clean_BS = clean_waveforms(waveforms_BS, num_samples_B, self.do_normalize)
+        frames_BTC = self.feature_extractor(clean_BS, num_samples_B)
+        return self.encoder.add_positions(self.feature_projection(frames_BTC), is_valid_BT)
+
+    @staticmethod
+    def _gradient(is_needed: bool) -> torch.set_grad_enabled:
+        return torch.set_grad_enabled(is_needed and torch.is_grad_enabled())
