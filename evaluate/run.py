@@ -5,7 +5,6 @@ is what it would be alone. Reading the files is not counted: other processes do 
 """
 
 import logging
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from vox.checkpoint import Checkpoint
 from vox.corpus import Utterance, probe_audio, read_split
@@ -21,14 +19,13 @@ from vox.data.batch import AudioBatch, AudioFailure
 from vox.data.sources import iterate_by_length
 from vox.device import synchronize
 from vox.errors import CorpusError
+from vox.progress import AudioProgress
 from vox.score import Score, score
 from vox.text import Tokenizer
 from vox.transcribe import device_of, encode_audio, pick_decoder
 from vox.units import samples_to_seconds
 
 log = logging.getLogger(__name__)
-
-LOG_INTERVAL_SECONDS = 30.0  # between progress lines where there is no terminal
 
 
 @dataclass(frozen=True)
@@ -82,12 +79,16 @@ def evaluate_split(
     """
     tally = _Tally(texts={name: {} for name in decoders}, truncated={name: [] for name in decoders})
     batches = iterate_by_length(utterances, batch_seconds, workers)
-    for item in _show_progress(batches, utterances):
-        if isinstance(item, AudioFailure):
-            log.warning("excluded %s: %s", item.id, item.reason)
-            tally.excluded[item.id] = item.reason
-        else:
-            _decode_batch(loaded, item, tally)
+    seconds = {utterance.id: samples_to_seconds(utterance.num_samples or 0) for utterance in utterances}
+    with AudioProgress(sum(seconds.values()), f"decoding {split}") as progress:
+        for item in batches:
+            if isinstance(item, AudioFailure):
+                log.warning("excluded %s: %s", item.id, item.reason)
+                tally.excluded[item.id] = item.reason
+                progress.add(seconds[item.id])
+            else:
+                _decode_batch(loaded, item, tally)
+                progress.add(sum(seconds[utterance_id] for utterance_id in item.ids))
     if len(tally.excluded) == len(utterances):
         raise CorpusError("no recording could be read", where=split, remedy="see the reasons above")
     return _score_tally(split, utterances, tally, left_out or {})
@@ -162,32 +163,3 @@ def _count_seconds(seconds: dict[str, float], name: str, device: torch.device) -
     yield
     synchronize(device)
     seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
-
-
-def _show_progress(
-    items: Iterator[AudioBatch | AudioFailure], utterances: Sequence[Utterance]
-) -> Iterator[AudioBatch | AudioFailure]:
-    """Pass items on; show a bar on a terminal, and a line now and then in a log."""
-    num_samples = {utterance.id: utterance.num_samples or 0 for utterance in utterances}
-    total_seconds = samples_to_seconds(sum(num_samples.values()))
-    start = last = time.monotonic()
-    num_done = samples_done = 0
-    bar = tqdm(total=round(total_seconds), unit="s", desc="decoding", file=sys.stderr, disable=None)
-    with bar:
-        for item in items:
-            yield item
-            ids = [item.id] if isinstance(item, AudioFailure) else item.ids
-            num_done += len(ids)
-            samples_done += sum(num_samples[utterance_id] for utterance_id in ids)
-            seconds_done = samples_to_seconds(samples_done)
-            bar.update(round(seconds_done) - bar.n)
-            now = time.monotonic()
-            if bar.disable and now - last >= LOG_INTERVAL_SECONDS:
-                last = now
-                rate = seconds_done / (now - start)
-                log.info(_progress_line(num_done, len(utterances), rate, total_seconds - seconds_done))
-
-
-def _progress_line(num_done: int, num_utterances: int, rate: float, seconds_left: float) -> str:
-    left = f"{seconds_left / rate:.0f} s left" if rate > 0 else "time left unknown"
-    return f"decoded {num_done} of {num_utterances} utterances, {rate:.1f} s of audio a second, {left}"

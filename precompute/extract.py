@@ -9,24 +9,22 @@ B batch, S samples, T frames, C channels.
 import logging
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
 
-import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 
-from precompute.plan import CacheWork, ShardWork, plan_batches
-from precompute.progress import Progress
-from vox.audio import read_audio
+from precompute.plan import CacheWork, probed_samples
 from vox.corpus import Problem
+from vox.data.batch import AudioBatch
+from vox.data.plan import plan_by_length
+from vox.data.sources import decode_batches
 from vox.device import autocast
-from vox.errors import AudioError
 from vox.features.shard import ShardWriter
-from vox.units import samples_to_seconds
+from vox.progress import AudioProgress
+from vox.units import samples_to_seconds, seconds_to_samples
 from vox.wavlm.extractor import FeatureExtractor
 
 log = logging.getLogger(__name__)
@@ -34,23 +32,6 @@ log = logging.getLogger(__name__)
 QUEUED_BATCHES = 4  # computed and not yet written
 
 Key = tuple[int, int]  # a shard's number, and an utterance's row in it
-
-
-class Recording(NamedTuple):
-    """One decoded recording, or why there is none."""
-
-    key: Key
-    waveform_S: np.ndarray | None
-    failure: str
-
-
-class DecodedBatch(NamedTuple):
-    """Recordings padded with zeros to one length; those that failed are listed instead."""
-
-    keys: list[Key]  # [B]
-    waveforms_BS: torch.Tensor  # float32
-    num_samples_B: torch.Tensor  # int64
-    failures: list[tuple[Key, str]]
 
 
 @dataclass(frozen=True)
@@ -63,41 +44,6 @@ class ComputedBatch:
     is_finite_B: torch.Tensor
     failures: list[tuple[Key, str]]
     copied: torch.cuda.Event | None
-
-
-class Recordings(Dataset[Recording]):
-    """The recordings of some shards, by (shard, row)."""
-
-    def __init__(self, shards: dict[int, ShardWork]) -> None:
-        self._shards = shards
-
-    def __getitem__(self, key: Key) -> Recording:
-        utterance = self._shards[key[0]].utterances[key[1]]
-        try:
-            waveform_S = read_audio(utterance.audio_path)
-        except AudioError as error:
-            return Recording(key, None, str(error))
-        if len(waveform_S) != utterance.num_samples:
-            # Its place in the shard was measured by the header.
-            failure = f"{len(waveform_S)} samples decoded, {utterance.num_samples} by its header"
-            return Recording(key, None, failure)
-        return Recording(key, waveform_S, "")
-
-
-def collate(recordings: Sequence[Recording]) -> DecodedBatch:
-    """Pad recordings with zeros to the longest."""
-    decoded = [(recording.key, recording.waveform_S) for recording in recordings]
-    good = [(key, waveform_S) for key, waveform_S in decoded if waveform_S is not None]
-    lengths = [len(waveform_S) for _, waveform_S in good]
-    waveforms_BS = torch.zeros(len(good), max(lengths, default=0))
-    for row_S, (_, waveform_S) in zip(waveforms_BS, good, strict=True):
-        row_S[: len(waveform_S)] = torch.from_numpy(waveform_S)
-    return DecodedBatch(
-        keys=[key for key, _ in good],
-        waveforms_BS=waveforms_BS,
-        num_samples_B=torch.tensor(lengths, dtype=torch.int64),
-        failures=[(recording.key, recording.failure) for recording in recordings if recording.failure],
-    )
 
 
 def compute_shards(
@@ -115,43 +61,51 @@ def compute_shards(
     Returns the utterances that were skipped, with reasons. Raises OSError when a shard cannot be
     written; nothing unfinished is left behind then.
     """
-    shards = {number: work.shards[number] for number in numbers}
     batches = [
-        [(number, row) for row in rows]
-        for number, shard in shards.items()
-        for rows in plan_batches(shard.num_samples, batch_seconds)
+        [work.shards[number].utterances[row] for row in rows]
+        for number in numbers
+        for rows in plan_by_length(work.shards[number].num_samples, seconds_to_samples(batch_seconds))
     ]
-    loader: DataLoader[Recording] = DataLoader(
-        Recordings(shards),
-        batch_sampler=batches,
-        collate_fn=collate,
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-    )
-    total_seconds = samples_to_seconds(sum(sum(shard.num_samples) for shard in shards.values()))
+    keys = {
+        utterance.id: (number, row)
+        for number in numbers
+        for row, utterance in enumerate(work.shards[number].utterances)
+    }
+    seconds = {
+        utterance.id: samples_to_seconds(probed_samples(utterance))
+        for number in numbers
+        for utterance in work.shards[number].utterances
+    }
     precision = torch.float16 if device.type == "cuda" else torch.float32
     extractor = extractor.to(device).eval()
-    # Workers are forked here, before there is any file for them to inherit.
-    decoded_batches: Iterator[DecodedBatch] = iter(loader)
-    progress = Progress(total_seconds, work.plan.split)
     notes = describe_computation(device, precision, batch_seconds)
-    with WriterThread(work, folder, notes) as writer, torch.inference_mode(), autocast(device, precision):
-        for batch in decoded_batches:
-            writer.put(compute_batch(extractor, batch, device))
-            num_samples = sum(work.shards[number].num_samples[row] for number, row in _all_keys(batch))
-            progress.add(samples_to_seconds(num_samples))
-    progress.close()
+    decoded = decode_batches(batches, workers=workers, pin=device.type == "cuda")
+    with (
+        AudioProgress(sum(seconds.values()), work.plan.split) as progress,
+        WriterThread(work, folder, notes) as writer,
+        torch.inference_mode(),
+        autocast(device, precision),
+    ):
+        for batch, failures in decoded:
+            failed = [(keys[failure.id], failure.reason) for failure in failures]
+            writer.put(compute_batch(extractor, batch, [keys[name] for name in batch.ids], failed, device))
+            progress.add(sum(seconds[name] for name in [*batch.ids, *(failure.id for failure in failures)]))
     return writer.skipped
 
 
-def compute_batch(extractor: FeatureExtractor, batch: DecodedBatch, device: torch.device) -> ComputedBatch:
+def compute_batch(
+    extractor: FeatureExtractor,
+    batch: AudioBatch,
+    keys: list[Key],
+    failures: list[tuple[Key, str]],
+    device: torch.device,
+) -> ComputedBatch:
     """Run WavLM on a batch, round to float16 on the device, and start the copy to the host."""
-    if not batch.keys:
+    if not keys:
         nothing = torch.zeros(0)
-        return ComputedBatch([], nothing, nothing, nothing, batch.failures, None)
-    features_BTC, num_frames_B = extractor(
-        batch.waveforms_BS.to(device, non_blocking=True), batch.num_samples_B.to(device, non_blocking=True)
-    )
+        return ComputedBatch([], nothing, nothing, nothing, failures, None)
+    batch = batch.to(device)
+    features_BTC, num_frames_B = extractor(batch.waveforms_BS, batch.num_samples_B)
     rounded_BTC = features_BTC.to(torch.float16)
     is_finite_B = rounded_BTC.isfinite().flatten(1).all(dim=1)
     copies = [_copy_to_host(tensor) for tensor in (rounded_BTC, num_frames_B, is_finite_B)]
@@ -159,7 +113,7 @@ def compute_batch(extractor: FeatureExtractor, batch: DecodedBatch, device: torc
     if device.type == "cuda":
         copied = torch.cuda.Event()
         copied.record()
-    return ComputedBatch(batch.keys, copies[0], copies[1], copies[2], batch.failures, copied)
+    return ComputedBatch(keys, copies[0], copies[1], copies[2], failures, copied)
 
 
 def describe_computation(
@@ -267,7 +221,3 @@ def _copy_to_host(tensor: torch.Tensor) -> torch.Tensor:
         return tensor
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     return host.copy_(tensor, non_blocking=True)
-
-
-def _all_keys(batch: DecodedBatch) -> list[Key]:
-    return batch.keys + [key for key, _ in batch.failures]

@@ -12,7 +12,7 @@ from vox.corpus import Utterance
 from vox.features.fingerprint import Fingerprint
 from vox.features.plan import CachePlan, ShardPlan, hash_utterances, utterances_to_jsonl
 from vox.features.shard import FEATURE_BYTES
-from vox.units import samples_to_frames, seconds_to_samples
+from vox.units import samples_to_frames
 
 BYTES_PER_GB = 1_000_000_000
 
@@ -108,22 +108,6 @@ def share_shards(num_frames: Sequence[int], rank: int, world_size: int) -> list[
         if owner == rank:
             mine.append(shard)
     return sorted(mine)
-
-
-def plan_batches(num_samples: Sequence[int], batch_seconds: float) -> list[list[int]]:
-    """Group a shard's rows by length, longest first, each batch within batch_seconds of padded audio.
-
-    An utterance that is longer than that is a batch of its own. Padding takes its share of the budget.
-    """
-    budget_samples = seconds_to_samples(batch_seconds)
-    batches: list[list[int]] = []
-    longest = 0
-    for row in sorted(range(len(num_samples)), key=lambda row: (-num_samples[row], row)):
-        if not batches or longest * (len(batches[-1]) + 1) > budget_samples:
-            batches.append([])
-            longest = num_samples[row]
-        batches[-1].append(row)
-    return batches
 
 
 def probed_samples(utterance: Utterance) -> int:

@@ -14,16 +14,17 @@ from hypothesis import strategies as st
 from torch import nn
 
 from precompute.extract import compute_shards
-from precompute.plan import cut_shards, plan_batches, plan_cache, share_shards
+from precompute.plan import cut_shards, plan_cache, share_shards
 from precompute.run import build_extractor
 from tests.conftest import write_split
 from vox.audio import read_audio
 from vox.cli import main
 from vox.corpus import Utterance, load_split
+from vox.data.plan import plan_by_length
 from vox.features.cache import FeatureCache, open_cache, verify_cache
 from vox.features.fingerprint import Fingerprint, make_fingerprint
 from vox.features.shard import Shard
-from vox.units import samples_to_frames
+from vox.units import samples_to_frames, seconds_to_samples
 from vox.wavlm.extractor import FeatureExtractor
 
 SPLIT = "train-tiny"
@@ -87,7 +88,7 @@ def test_cached_features_are_the_live_ones(
     num_batches = 0
     for path in sorted(cache.folder.glob("*.h5")):
         shard = Shard(path)
-        for rows in plan_batches(shard.num_samples.tolist(), BATCH_SECONDS):
+        for rows in plan_by_length(shard.num_samples.tolist(), seconds_to_samples(BATCH_SECONDS)):
             live = live_features(extractor, [by_id[shard.ids[row]] for row in rows])
             num_batches += 1
             for row, features_TC in zip(rows, live, strict=True):
@@ -134,7 +135,7 @@ def test_a_second_run_does_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in features.rglob("*")}
-    monkeypatch.delattr("precompute.extract.read_audio")  # an attempt to decode would be a NameError
+    monkeypatch.delattr("vox.data.sources.read_audio")  # an attempt to decode would be a NameError
     assert main(command(tiny_root, tiny_wavlm_dir, features)) == 0
     assert "nothing to do" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in features.rglob("*")} == before
@@ -339,13 +340,3 @@ def test_shards_hold_everything_once_in_order(lengths: list[int], max_frames: in
     assert sorted(number for share in shares for number in share) == list(range(len(shards)))
     loads = [sum(frames[number] for number in share) for share in shares]
     assert max(loads) - min(loads) <= max(frames)
-
-
-@settings(deadline=None, max_examples=50)
-@given(lengths=LENGTHS, batch_seconds=st.floats(0.1, 10))
-def test_batches_keep_to_the_budget(lengths: list[int], batch_seconds: float) -> None:
-    batches = plan_batches(lengths, batch_seconds)
-    assert sorted(row for rows in batches for row in rows) == list(range(len(lengths)))
-    for rows in batches:
-        longest = max(lengths[row] for row in rows)
-        assert len(rows) == 1 or longest * len(rows) <= batch_seconds * 16_000

@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+from types import TracebackType
 
 from tqdm import tqdm
 
@@ -12,8 +13,8 @@ FIRST_LINE_SECONDS = 5.0  # early, for an estimate
 LINE_SECONDS = 30.0
 
 
-class Progress:
-    """Counts seconds of audio done, and says how fast and how long still."""
+class AudioProgress:
+    """Counts seconds of audio done, and says how fast and how long still; a context manager."""
 
     def __init__(self, total_seconds: float, name: str) -> None:
         self._total = total_seconds
@@ -43,10 +44,17 @@ class Progress:
                 format_duration((self._total - self._done) / rate),
             )
 
-    def close(self) -> None:
-        """Take the bar away and say what it came to."""
+    def __enter__(self) -> "AudioProgress":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Take the bar away and, unless an error ended the work, say what it came to."""
         if self._bar is not None:
             self._bar.close()
+        if kind is not None:
+            return
         elapsed = time.monotonic() - self._start
         log.info(
             "%s: %.0f s of audio in %s, %.1f times real time",
