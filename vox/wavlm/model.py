@@ -121,7 +121,8 @@ class WavLM(nn.Module):
         num_frames_B = self.num_frames(num_samples_B)
         num_steps = self.num_frames(waveforms_BS.shape[1])
         assert num_steps > 0, "the batch is shorter than one frame"
-        # An utterance without a frame attends to one frame of nothing: a softmax over no key is NaN.
+        # An utterance without a frame attends to one frame of nothing: what a softmax over no key gives
+        # is up to the kernel.
         is_valid_BT = lengths_to_mask(num_frames_B.clamp(min=1), num_steps)
         hidden_BTD = self._embed(waveforms_BS, num_samples_B, is_valid_BT)
         with self._gradient(0 in self.trainable_layers):

@@ -1,0 +1,1 @@
+"""Benchmarks: each prints one table, and compares ratios within one run on one machine."""

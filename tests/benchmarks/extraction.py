@@ -1,0 +1,143 @@
+"""Extraction: Vox against Hugging Face's WavLM, one by one and in padded batches.
+
+Full-size WavLM-base of random weights (time does not depend on them). The error is the relative L2 of the
+averaged layers against Hugging Face's own, one utterance at a time, in float32: the worst utterance's.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+
+from tests.benchmarks.recordings import load_recordings
+from vox.data.batch import make_audio_batch
+from vox.data.plan import plan_by_length
+from vox.device import autocast, peak_memory_gb, pick_device, synchronize
+from vox.units import SAMPLE_RATE, samples_to_frames, seconds_to_samples
+from vox.wavlm.extractor import FeatureExtractor
+from vox.wavlm.mix import LayerMix
+from vox.wavlm.model import WavLM
+
+LAYERS = (9, 10, 11, 12)
+
+Features = dict[int, np.ndarray]  # position of the recording: [T, C]
+Run = Callable[[], Features]
+
+
+@click.command()
+@click.option(
+    "--audio", type=click.Path(path_type=Path), help="Folder of FLAC or WAV files; made ones if none."
+)
+@click.option("--count", default=12, show_default=True, help="Recordings.")
+@click.option("--batch-seconds", type=float, help="Padded audio a batch. Default: 30 on CPU, 160 on CUDA.")
+@click.option("--repeats", default=3, show_default=True, help="Timed runs of each; the median counts.")
+@click.option("--device", "device_name", default="auto", show_default=True)
+def main(audio: Path | None, count: int, batch_seconds: float | None, repeats: int, device_name: str) -> None:
+    """Time feature extraction and print one table."""
+    from transformers import WavLMConfig, WavLMModel
+
+    device = pick_device(device_name)
+    torch.manual_seed(0)
+    theirs = WavLMModel(WavLMConfig()).eval()
+    wavlm = WavLM(theirs.config, do_normalize=False)
+    wavlm.load_state_dict(theirs.state_dict())
+    ours = FeatureExtractor(wavlm, LayerMix.mean_of(LAYERS, wavlm.num_layers)).requires_grad_(False)
+    theirs, ours = theirs.to(device), ours.to(device).eval()
+    recordings = load_recordings(audio, count)
+    seconds = sum(map(len, recordings)) / SAMPLE_RATE
+    budget = batch_seconds or (160.0 if device.type == "cuda" else 30.0)
+    alone = [(position,) for position in range(len(recordings))]
+    padded = plan_by_length([len(recording) for recording in recordings], seconds_to_samples(budget))
+    precisions = [torch.float32, torch.float16] if device.type == "cuda" else [torch.float32]
+    runs: dict[str, Run] = {}
+    for who, extract in (
+        ("Hugging Face", partial(_run_theirs, theirs)),
+        ("Vox", partial(_run_ours, ours)),
+    ):
+        runs[f"{who}, one by one"] = partial(extract, recordings, alone, device)
+        for dtype in precisions:
+            name = f"{who}, padded{', float16' if dtype is torch.float16 else ''}"
+            runs[name] = partial(extract, recordings, padded, device, dtype)
+    click.echo(
+        f"\nextraction: {len(recordings)} recordings, {seconds:.0f} s, on {device}; batches of {budget:g} s"
+    )
+    click.echo(f"{'':32}{'x real time':>12}{'speed-up':>10}{'error':>10}")
+    reference: Features = {}
+    slowest = 0.0
+    for name, run in runs.items():
+        elapsed, features = _time(run, repeats, device)
+        if not reference:
+            reference, slowest = features, elapsed
+        error = max(_relative_l2(features[position], reference[position]) for position in reference)
+        click.echo(f"{name:32}{seconds / elapsed:12.2f}{slowest / elapsed:10.2f}{error:10.1e}")
+    click.echo(f"peak memory {peak_memory_gb(device):.1f} GB")
+
+
+def _run_theirs(
+    model: torch.nn.Module,
+    recordings: list[np.ndarray],
+    batches: list[tuple[int, ...]],
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> Features:
+    found: Features = {}
+    with torch.inference_mode(), autocast(device, dtype):
+        for positions, batch in _read(recordings, batches, device):
+            mask_BS = None
+            if len(positions) > 1:
+                steps = torch.arange(batch.waveforms_BS.shape[1], device=device)
+                mask_BS = (steps < batch.num_samples_B[:, None]).long()
+            states = model(
+                batch.waveforms_BS, attention_mask=mask_BS, output_hidden_states=True
+            ).hidden_states
+            mixed_BTC = sum(states[layer].float() for layer in LAYERS) / len(LAYERS)
+            for row, position in enumerate(positions):
+                num_frames = samples_to_frames(len(recordings[position]))
+                found[position] = mixed_BTC[row, :num_frames].cpu().numpy()
+    return found
+
+
+def _run_ours(
+    extractor: FeatureExtractor,
+    recordings: list[np.ndarray],
+    batches: list[tuple[int, ...]],
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> Features:
+    found: Features = {}
+    with torch.inference_mode(), autocast(device, dtype):
+        for positions, batch in _read(recordings, batches, device):
+            features_BTC, num_frames_B = extractor(batch.waveforms_BS, batch.num_samples_B)
+            for row, position in enumerate(positions):
+                found[position] = features_BTC[row, : int(num_frames_B[row])].cpu().numpy()
+    return found
+
+
+def _read(recordings: list[np.ndarray], batches: list[tuple[int, ...]], device: torch.device) -> Iterator:
+    for positions in batches:
+        batch = make_audio_batch([str(p) for p in positions], [recordings[p] for p in positions])
+        yield positions, batch.to(device)
+
+
+def _time(run: Run, repeats: int, device: torch.device) -> tuple[float, Features]:
+    features = run()  # the first is a warm-up
+    times = []
+    for _ in range(repeats):
+        synchronize(device)
+        start = time.perf_counter()
+        features = run()
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+    return sorted(times)[len(times) // 2], features
+
+
+def _relative_l2(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+if __name__ == "__main__":
+    main()
