@@ -24,8 +24,7 @@ def build_optimizer(module: torch.nn.Module, config: OptimizerConfig) -> torch.o
             "weight_decay": 0.0,
         },
     ]
-    on_gpu = trainable[0].device.type == "cuda"
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=on_gpu)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
 
 
 def learning_rate_at(update: int, total_updates: int, config: OptimizerConfig) -> float:
