@@ -1,0 +1,178 @@
+"""The demo: every step of the pipeline, as the commands that a user would type.
+
+Each step is a process of its own, printed before it runs, so that what is shown is what one would do
+with one's own speech, and so that the library never imports a stage.
+"""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+import vox
+from vox.errors import VoxError
+
+LAYERS = "1,2,3,4"  # of the tiny WavLM; configs/demo-stage1.yaml says the same
+MARK = "demo.json"  # in the demo's folder: what is beside it may be made anew
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of the demo."""
+
+    title: str
+    arguments: tuple[str, ...]  # of `python -m`
+
+    def __str__(self) -> str:
+        command = "vox" if self.arguments[0] == "vox" else f"python -m {self.arguments[0]}"
+        return f"$ {command} {shlex.join(self.arguments[1:])}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the demo found: WER (a fraction) on the test split, by stage and decoder."""
+
+    wer: dict[int, dict[str, float]]
+    handoff: float  # relative difference of the dev loss: stage 2 before its first update, and stage 1
+    seconds: dict[str, float]  # by step
+
+
+def run_demo(out: Path, seed: int) -> Outcome:
+    """Run every step under a folder, and return the figures that the steps left there.
+
+    What an earlier demo made there is deleted. Raises VoxError without a checkout, or for a folder that
+    holds something else; raises SystemExit with a failed step's exit status, after its own error.
+    """
+    checkout = find_checkout()
+    clear_folder(out)
+    steps = plan_steps(out, seed, checkout / "configs")
+    seconds = {}
+    for number, step in enumerate(steps, start=1):
+        click.echo(f"\n[{number}/{len(steps)}] {step.title}\n{step}")
+        seconds[step.title] = run_step(step, checkout)
+    return Outcome(
+        wer={stage: _read_wer(out / f"test-stage{stage}" / "report.json") for stage in (1, 2)},
+        handoff=_read_handoff(out / "stage2" / "metrics.jsonl"),
+        seconds=seconds,
+    )
+
+
+def plan_steps(out: Path, seed: int, configs: Path) -> list[Step]:
+    """List the demo's commands, in order."""
+    data, wavlm = str(out / "data"), str(out / "wavlm")
+    stage1, stage2 = out / "stage1", out / "stage2"
+    seeding = ("--seed", str(seed))
+    training = ("--root", data, "--set", f"train.seed={seed}")
+
+    def vox_step(title: str, *arguments: object) -> Step:
+        return Step(title, ("vox", *map(str, arguments)))
+
+    def evaluation(stage: int, run: Path) -> Step:
+        return vox_step(
+            f"evaluate stage {stage}",
+            *("evaluate", "--split", "demo-test", "--root", data),
+            *("--checkpoint", run / "best", "--out", out / f"test-stage{stage}"),
+        )
+
+    return [
+        Step("synthesize speech", ("vox.demo.synthesize", "--root", data, *seeding)),
+        Step("make a tiny WavLM", ("vox.demo.tiny_wavlm", "--out", wavlm, *seeding)),
+        vox_step(
+            "precompute",
+            *("precompute", "--split", "demo-train", "--split", "demo-dev", "--root", data),
+            *("--wavlm", wavlm, "--layers", LAYERS),
+        ),
+        vox_step(
+            "train stage 1",
+            *("train", "--stage", 1, "--cached", "--config", configs / "demo-stage1.yaml"),
+            *("--wavlm", wavlm, "--run", stage1, *training),
+        ),
+        evaluation(1, stage1),
+        vox_step(
+            "train stage 2",
+            *("train", "--stage", 2, "--config", configs / "demo-stage2.yaml"),
+            *("--from", stage1 / "best", "--run", stage2, *training),
+        ),
+        evaluation(2, stage2),
+    ]
+
+
+def format_outcome(outcome: Outcome) -> str:
+    """Write the tables that the demo ends with."""
+    decoders = list(outcome.wer[1])
+    lines = ["WER on demo-test, %".ljust(20) + "".join(f"{name:>11}" for name in decoders)]
+    for stage, wer in outcome.wer.items():
+        lines.append(
+            f"after stage {stage}".ljust(20) + "".join(f"{100 * wer[name]:>11.2f}" for name in decoders)
+        )
+    lines.append(
+        f"Handoff: stage 2's dev loss before its first update is {100 * outcome.handoff:.3f} % off stage 1's."
+    )
+    lines.append("")
+    lines += [f"{title:<20}{seconds:>9.0f} s" for title, seconds in outcome.seconds.items()]
+    lines.append(f"{'all':<20}{sum(outcome.seconds.values()):>9.0f} s")
+    return "\n".join(lines)
+
+
+def find_checkout() -> Path:
+    """Return the checkout's folder; raise VoxError if Vox is installed from a wheel."""
+    checkout = Path(vox.__file__).resolve().parent.parent
+    needed = ("configs/demo-stage1.yaml", "precompute/cli.py", "train/cli.py", "evaluate/cli.py")
+    if not all((checkout / name).is_file() for name in needed):
+        raise VoxError(
+            "vox demo needs a checkout of Vox, and this is an installed package",
+            where=checkout,
+            remedy="clone the repository and run `make demo` there",
+        )
+    return checkout
+
+
+def clear_folder(out: Path) -> None:
+    """Make an empty folder with the demo's mark; refuse a folder that is not a demo's."""
+    if out.exists() and not out.is_dir():
+        raise VoxError("not a folder", where=out, remedy="choose another --out")
+    if out.exists() and any(out.iterdir()):
+        if not (out / MARK).is_file():
+            raise VoxError(
+                "the folder holds something else than a demo", where=out, remedy="choose another --out"
+            )
+        for entry in out.iterdir():
+            if entry.name != MARK:
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARK).write_text(
+        json.dumps({"made_by": "vox demo", "version": vox.__version__}) + "\n", encoding="utf-8"
+    )
+
+
+def run_step(step: Step, checkout: Path) -> float:
+    """Run a step to its end, its output shown as it comes; return the seconds that it took."""
+    sys.stdout.flush()
+    paths = [str(checkout), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    start = time.monotonic()
+    process = subprocess.run([sys.executable, "-m", *step.arguments], env=environment, check=False)
+    if process.returncode != 0:
+        # Its error stands above already. Ended by a signal: the status that a shell would give.
+        raise SystemExit(process.returncode if process.returncode > 0 else 128 - process.returncode)
+    return time.monotonic() - start
+
+
+def _read_wer(path: Path) -> dict[str, float]:
+    report = json.loads(path.read_text(encoding="utf-8"))
+    return {name: figures["wer"] for name, figures in report["decoders"].items()}
+
+
+def _read_handoff(path: Path) -> float:
+    events: list[dict[str, Any]] = [
+        json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()
+    ]
+    return next(event["relative_difference"] for event in events if event["kind"] == "handoff")
