@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from vox.options import PositiveFloat
+
 
 @click.command()
 @click.option("--split", required=True, help="A split in LibriSpeech's layout, or of ROOT/SPLIT.jsonl.")
@@ -36,7 +38,7 @@ import click
 )
 @click.option(
     "--batch-seconds",
-    type=click.FloatRange(min=0, min_open=True),
+    type=PositiveFloat(),
     default=120.0,
     show_default=True,
     help="Padded seconds of audio in a batch.",

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from vox.errors import ConfigError
+from vox.options import PositiveFloat
 
 
 @click.command()
@@ -22,7 +23,7 @@ from vox.errors import ConfigError
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
     "--batch-seconds",
-    type=click.FloatRange(min=0, min_open=True),
+    type=PositiveFloat(),
     help="Padded audio computed at once.  [default: 160 on a GPU, 30 on a CPU]",
 )
 @click.option(
@@ -32,7 +33,7 @@ from vox.errors import ConfigError
 )
 @click.option(
     "--shard-gb",
-    type=click.FloatRange(min=0, min_open=True),
+    type=PositiveFloat(),
     default=1.0,
     show_default=True,
     help="Size of a shard in 10^9 bytes.",

@@ -112,7 +112,9 @@ def compute_batch(
     copied = None
     if device.type == "cuda":
         copied = torch.cuda.Event()
-        copied.record()
+        # The stream that this device copies on: without a name it is the current device's, which may be
+        # another GPU's, idle, and so done before the copy.
+        copied.record(torch.cuda.current_stream(device))
     return ComputedBatch(keys, copies[0], copies[1], copies[2], failures, copied)
 
 

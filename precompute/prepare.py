@@ -1,7 +1,9 @@
 """Before the work: what is there, whether it still fits the corpus, whether the rest fits the disk."""
 
+import contextlib
 import logging
 import shutil
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from vox.units import SAMPLE_RATE
 
 log = logging.getLogger(__name__)
 
+BYTES_PER_BLOCK = 512  # the unit of st_blocks, whatever the file system
+
 
 @dataclass(frozen=True)
 class CacheState:
@@ -26,6 +30,7 @@ class CacheState:
     to_compute: list[int]  # this rank's shards that are not there
     num_mine: int
     num_bytes_missing: int  # of frames, over all ranks
+    num_bytes_reclaimed: int  # of the disk: what stands there in place of the missing shards
     skipped: list[Problem]  # in this rank's shards that are there
 
 
@@ -59,6 +64,7 @@ def inspect_cache(
             for shard in plan.shards
             if shard.name in missing
         ),
+        num_bytes_reclaimed=_count_reclaimed(folder, missing),
         skipped=skipped,
     )
 
@@ -99,8 +105,11 @@ def describe_state(state: CacheState) -> str:
 
 
 def check_free_space(states: list[CacheState]) -> None:
-    """Raise CacheError when what is missing does not fit on the disk."""
-    needed = sum(state.num_bytes_missing for state in states)
+    """Raise CacheError when what is missing cannot be written, or does not fit on the disk."""
+    needed = sum(max(0, state.num_bytes_missing - state.num_bytes_reclaimed) for state in states)
+    for state in states:
+        if state.num_bytes_missing:
+            _check_writable(state.folder)
     free = free_bytes(states[0].folder)
     if needed > free:
         raise CacheError(
@@ -112,14 +121,39 @@ def check_free_space(states: list[CacheState]) -> None:
 
 def free_bytes(folder: Path) -> int:
     """Return what is free on the disk that a folder is on, or will be on."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
+    return shutil.disk_usage(_nearest_folder(folder)).free
 
 
 def format_gb(num_bytes: int) -> str:
     """Write a size in GB, 10^9 bytes."""
     return f"{num_bytes / BYTES_PER_GB:.{2 if num_bytes >= BYTES_PER_GB else 4}f} GB"
+
+
+def _nearest_folder(folder: Path) -> Path:
+    """Return the folder, or the nearest one above it that exists."""
+    return next(place for place in (folder, *folder.absolute().parents) if place.exists())
+
+
+def _check_writable(folder: Path) -> None:
+    """Raise CacheError unless the folder can be made and written to; leave no trace."""
+    try:
+        with tempfile.TemporaryFile(dir=_nearest_folder(folder)):
+            pass
+    except OSError as error:
+        raise CacheError(
+            f"features cannot be written here ({error.strerror})",
+            where=folder,
+            remedy="choose another folder with --features DIR",
+        ) from None
+
+
+def _count_reclaimed(folder: Path, missing: set[str]) -> int:
+    """Count the bytes on disk of shards that any rank has begun (allocated in full) or that are redone."""
+    num_bytes = 0
+    for path in [*folder.glob(".shard-*.part"), *(folder / name for name in missing)]:
+        with contextlib.suppress(OSError):  # not there, or renamed meanwhile by the rank that wrote it
+            num_bytes += path.stat().st_blocks * BYTES_PER_BLOCK
+    return num_bytes
 
 
 def _check_plan(folder: Path, work: CacheWork) -> None:

@@ -2,7 +2,6 @@
 
 import logging
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,13 +19,10 @@ from precompute.prepare import (
 )
 from vox.corpus import Problem, Utterance, load_split
 from vox.device import pick_device
-from vox.errors import CacheError, ConfigError, WavLMError
+from vox.errors import CacheError
 from vox.features.cache import cache_dir
 from vox.features.fingerprint import make_fingerprint
-from vox.units import SAMPLE_RATE, samples_to_frames
-from vox.wavlm.extractor import FeatureExtractor
-from vox.wavlm.load import load_wavlm
-from vox.wavlm.mix import LayerMix
+from vox.wavlm.extractor import FeatureExtractor, build_extractor
 
 log = logging.getLogger(__name__)
 
@@ -78,25 +74,6 @@ def run(options: Options) -> None:
         else:
             click.echo(f"{state.work.plan.split}: nothing to do, all shards are there")
         _report_skipped(state, skipped)
-
-
-def build_extractor(wavlm_name: str, layers: Sequence[int]) -> FeatureExtractor:
-    """Load a WavLM and average its layers (counted from 1); raise ConfigError for a layer that it has not."""
-    wavlm = load_wavlm(wavlm_name)
-    if max(layers) > wavlm.num_layers:
-        raise ConfigError(
-            f"--layers names layer {max(layers)}, and this WavLM has {wavlm.num_layers}",
-            where=wavlm_name,
-            remedy=f"choose from 1 to {wavlm.num_layers}",
-        )
-    # Shards are laid out from lengths alone, before any WavLM runs.
-    if wavlm.num_frames(SAMPLE_RATE) != samples_to_frames(SAMPLE_RATE):
-        raise WavLMError(
-            "this WavLM's convolution stem does not make WavLM's 50 frames a second",
-            where=wavlm_name,
-            remedy="choose another with --wavlm",
-        )
-    return FeatureExtractor(wavlm, LayerMix.mean_of(layers, wavlm.num_layers))
 
 
 def default_workers() -> int:

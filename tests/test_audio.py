@@ -7,15 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
+import torchaudio
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import make_speech
-from vox.audio import read_audio, read_header
+from vox.audio import interpolate, read_audio, read_header
 from vox.errors import AudioError
 from vox.units import SAMPLE_RATE
 
-RATES = (8000, 11025, 16000, 22050, 24000, 44100, 48000)
+RATES = (7999, 8000, 11025, 16000, 22050, 24000, 44100, 44101, 48000)
 
 
 @settings(deadline=None, max_examples=25)
@@ -48,7 +50,7 @@ def test_channels_are_averaged(tmp_path: Path) -> None:
     np.testing.assert_allclose(read_audio(tmp_path / "a.wav"), (left_S + right_S) / 2, atol=1e-7)
 
 
-@pytest.mark.parametrize("rate", [8000, 22050, 48000])
+@pytest.mark.parametrize("rate", [8000, 22050, 48000, 7999, 44101, 100_003])
 def test_resampling_keeps_a_tone_in_pitch_time_and_level(tmp_path: Path, rate: int) -> None:
     def tone(sample_rate: int) -> np.ndarray:
         time = np.arange(sample_rate) / sample_rate
@@ -57,6 +59,13 @@ def test_resampling_keeps_a_tone_in_pitch_time_and_level(tmp_path: Path, rate: i
     soundfile.write(tmp_path / "a.wav", tone(rate), rate, subtype="FLOAT")
     middle = slice(200, -200)  # the edges ring: there the filter sees zeros
     np.testing.assert_allclose(read_audio(tmp_path / "a.wav")[middle], tone(SAMPLE_RATE)[middle], atol=5e-3)
+
+
+@pytest.mark.parametrize("rate", [8000, 22050, 48000])
+def test_interpolation_is_torchaudios_resampling(rate: int) -> None:
+    waveform_S = make_speech(30_000, 5)
+    expected_S = torchaudio.functional.resample(torch.from_numpy(waveform_S), rate, SAMPLE_RATE).numpy()
+    np.testing.assert_allclose(interpolate(waveform_S, rate)[: len(expected_S)], expected_S, atol=5e-5)
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from vox.errors import CacheError
 from vox.features.cache import (
     FeatureCache,
     cache_dir,
-    list_caches,
     open_cache,
+    summarise_cache,
     verify_cache,
 )
 from vox.features.fingerprint import Fingerprint
@@ -210,10 +210,24 @@ def test_list_says_what_there_is(folder: Path, capsys: pytest.CaptureFixture[str
         "2/3",
         "1",
     ]
-    (summary,) = list_caches(folder.parent.parent)
-    assert summary.num_bytes == sum(path.stat().st_size for path in folder.glob("*.h5"))
+    assert summarise_cache(folder).num_bytes == sum(path.stat().st_size for path in folder.glob("*.h5"))
 
 
 def test_list_without_caches_is_one_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["cache", "list", "--features", str(tmp_path / "none")]) == 2
     assert "no cached features" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"{", b'{"format_version": 99}'], ids=["damaged", "version"])
+def test_a_plan_that_cannot_be_read_is_a_fault_beside_the_others(
+    folder: Path, capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    whole = write_cache(folder.parent.parent, replace(FINGERPRINT, weights_sha256="cd" * 32))
+    (folder / "plan.json").write_bytes(content)
+    (fault,) = verify_cache(folder)
+    assert str(folder) in fault
+    for verb in ("list", "verify"):
+        assert main(["cache", verb, "--features", str(folder.parent.parent)]) == 2
+        told = capsys.readouterr()
+        assert fault in told.out and whole.name in told.out
+        assert len(told.err.splitlines()) == 1

@@ -1,7 +1,9 @@
 """Checkpoints: whole or not at all, checked when read, complete in themselves."""
 
 import json
+import resource
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -69,6 +71,38 @@ def test_a_failed_save_leaves_nothing(tmp_path, parts):
 
     with pytest.raises(TypeError):
         save_checkpoint(tmp_path / "a", **parts, state={"update": Unwritable()})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_the_same_name_is_replaced(tmp_path, parts):
+    save_checkpoint(tmp_path / "a", **parts, state={"metrics_bytes": 900})
+    save_checkpoint(tmp_path / "a", **parts, state={"metrics_bytes": 899})
+    assert load_recogniser(tmp_path / "a").state == {"metrics_bytes": 899}
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("failing", ["model.safetensors", "trainer.pt"])
+def test_a_full_disk_is_one_line_and_loses_nothing(failing, tmp_path, parts):
+    """safetensors and torch.save have errors of their own: a limit on file sizes shows them."""
+    save(tmp_path / "a", parts)
+    model_bytes = (tmp_path / "a" / "model.safetensors").stat().st_size
+    trainer_state = {"exp_avg": torch.zeros(model_bytes)}
+    limit = 4096 if failing == "model.safetensors" else model_bytes + 4096
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(CheckpointError, match=r"cannot write a checkpoint .*--resume"):
+            save_checkpoint(tmp_path / "b", **parts, state={}, trainer_state=trainer_state)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    load_recogniser(tmp_path / "a")
+
+
+def test_too_little_space_is_found_before_writing(tmp_path, parts, monkeypatch):
+    monkeypatch.setattr("vox.checkpoint.shutil.disk_usage", lambda _: SimpleNamespace(free=4 << 20))
+    with pytest.raises(CheckpointError, match="no space left for a checkpoint"):
+        save(tmp_path / "a", parts)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -47,6 +47,16 @@ def test_scientific_notation_is_a_number():
         ("features.layers=[0]", "layers"),
         ("train.epochs", "not of the form key=value"),
         ("train=3", "bad value for train"),
+        ("data.train_split=2020-13-45", "not valid YAML"),
+        ("optimizer.betas=[2,3]", "bad value for optimizer.betas.0"),
+        ("optimizer.betas=[0.9,1.0]", "bad value for optimizer.betas.1"),
+        ("data.micro_batch_seconds=.inf", "bad value for data.micro_batch_seconds .*finite"),
+        ("optimizer.learning_rate=inf", "bad value for optimizer.learning_rate .*finite"),
+        ("optimizer.weight_decay=.nan", "bad value for optimizer.weight_decay .*finite"),
+        ("train.seed=4294967296", "bad value for train.seed"),
+        ("model.vocab_size=10000000", "bad value for model.vocab_size"),
+        ("model.d_model=1048576", "bad value for model.d_model"),
+        ("model.decoder_layers=100000", "bad value for model.decoder_layers"),
     ],
 )
 def test_wrong_overrides_are_named(override, message):
@@ -57,7 +67,8 @@ def test_wrong_overrides_are_named(override, message):
 def test_malformed_files_are_one_line(tmp_path):
     with pytest.raises(ConfigError, match="no such config file"):
         load_config(tmp_path / "none.yaml")
-    (tmp_path / "bad.yaml").write_text("train: [1\n  x: {")
-    with pytest.raises(ConfigError, match="not valid YAML") as caught:
-        load_config(tmp_path / "bad.yaml")
-    assert "\n" not in str(caught.value)
+    for text in ("train: [1\n  x: {", "data: {train_split: 2020-13-45}", "[" * 5000):
+        (tmp_path / "bad.yaml").write_text(text)
+        with pytest.raises(ConfigError, match="not valid YAML") as caught:
+            load_config(tmp_path / "bad.yaml")
+        assert "\n" not in str(caught.value)

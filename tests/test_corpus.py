@@ -1,7 +1,9 @@
 """Splits: both layouts, and every problem by name."""
 
 import json
+import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -247,3 +249,28 @@ def test_a_split_in_both_layouts_is_refused(tmp_path: Path) -> None:
 def test_a_split_is_a_name_and_no_path(tmp_path: Path, split: str) -> None:
     with pytest.raises(CorpusError, match="not the name of a split"):
         read_split(tmp_path, split)
+
+
+def test_manifest_names_that_cannot_be_written_down_are_problems(tmp_path: Path) -> None:
+    write_audio(tmp_path / "a.wav")
+    ids = ["\ud800", "a\0b", "two\nlines", "\x1b[2J", "\u2028"]
+    entries: list[dict[str, Any] | str] = [{"audio": "a.wav", "text": "go", "id": name} for name in ids]
+    write_manifest(
+        tmp_path, [*entries, "[" * 100_000, {"audio": "a.wav", "text": "go", "id": "Zo\u00eb \u4e2d"}]
+    )
+    found = problems_of(tmp_path)
+    assert set(found) == {*map(ascii, ids), "s.jsonl line 6"}
+    assert all("control characters" in found[ascii(name)] for name in ids)
+    with pytest.raises(CorpusError) as caught:
+        load_split(tmp_path, "s")
+    str(caught.value).encode()
+    assert "nested too deeply" in found["s.jsonl line 6"]
+    assert [u.id for u in read_split(tmp_path, "s")[0]] == ["Zo\u00eb \u4e2d"]
+
+
+def test_file_names_that_are_not_utf8_can_be_reported(tmp_path: Path) -> None:
+    chapter_dir = write_chapter(tmp_path, ["a GO"], ["a.flac"])
+    shutil.copy(chapter_dir / "a.flac", os.fsencode(chapter_dir) + b"/\xff.flac")
+    ((name, reason),) = problems_of(tmp_path).items()
+    assert name == "\\udcff" and "audio without transcript" in reason
+    reason.encode()

@@ -171,6 +171,13 @@ def test_wrong_choices_are_one_line(
     assert len(shown.splitlines()) == 1
 
 
+@pytest.mark.parametrize("seconds", ["nan", "inf", "0", "-1"])
+def test_batch_seconds_is_a_positive_number(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "--split", "own", "--batch-seconds", seconds]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "'--batch-seconds'" in line
+
+
 def test_an_unwritable_output_folder_is_found_before_the_work(
     checkpoint: Path, own_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

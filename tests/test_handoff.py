@@ -34,3 +34,9 @@ def test_the_same_loss_passes_and_is_told():
 def test_another_loss_is_refused_with_its_likely_cause(ctc, attention, cause):
     with pytest.raises(HandoffError, match=cause):
         check_handoff(RECORDED, measure(ctc, attention), 0.3, "best")
+
+
+def test_a_loss_that_is_not_finite_ranks_last():
+    results = [measure(math.nan, 1.0), measure(9.0, 9.0), measure(1.0, math.inf)]
+    assert min(results, key=lambda result: result.rank) is results[1]
+    assert results[0].rank == results[2].rank == (math.inf, math.inf)

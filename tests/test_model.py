@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from tests.tiny_model import FEATURE_DIM, TINY, ShapeOnlyExtractor, make_recogniser, pad
 from vox.config import ModelConfig
 from vox.errors import ConfigError
+from vox.masks import keys_to_mask, lengths_to_mask
 from vox.model.adapter import normalise_utterances
 from vox.model.attention import SelfAttention
 from vox.model.conformer import ConvolutionModule
 from vox.model.feedforward import SwiGLU
-from vox.model.masks import frames_to_mask, keys_to_mask
 from vox.model.recogniser import Recogniser
 from vox.model.rotary import rotary_table
 from vox.text import BOS_ID
@@ -137,7 +137,7 @@ def test_self_attention_equals_loops_over_complex_numbers(num_keys: int, is_caus
     module = SelfAttention(16, 2, dropout=0.3).eval()
     module.query_key_value.weight.mul_(4)
     x_TD = torch.randn(7, 16)
-    is_key_seen_B11T = keys_to_mask(frames_to_mask(torch.tensor([num_keys]), 7))
+    is_key_seen_B11T = keys_to_mask(lengths_to_mask(torch.tensor([num_keys]), 7))
     rotary = rotary_table(torch.arange(7), 8)
     found_TD = module(x_TD[None], rotary, None if is_causal else is_key_seen_B11T, is_causal)[0]
     expected_TD = rotary_attention_by_hand(module, x_TD, num_keys, is_causal)
@@ -180,7 +180,7 @@ def test_convolution_module_equals_loops_over_frames_and_taps() -> None:
 
 def test_utterance_norm_is_over_real_frames_only() -> None:
     rows = random_rows([9, 1, 4], seed=4)
-    is_valid_BT = frames_to_mask(torch.tensor([9, 1, 4]), 11)
+    is_valid_BT = lengths_to_mask(torch.tensor([9, 1, 4]), 11)
     normed_BTC = normalise_utterances(pad(rows, 11, 0.0), is_valid_BT)
     for row, alone_TC in enumerate(rows):
         expected_TC = (alone_TC - alone_TC.mean(0)) / torch.sqrt(alone_TC.var(0, correction=0) + 1e-5)

@@ -1,10 +1,15 @@
 """Phase 1: the cache holds the live features (promise T2), and comes out the same however it was made."""
 
 import json
+import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,17 +20,17 @@ from torch import nn
 
 from precompute.extract import compute_shards
 from precompute.plan import cut_shards, plan_cache, share_shards
-from precompute.run import build_extractor
 from tests.conftest import write_split
 from vox.audio import read_audio
 from vox.cli import main
 from vox.corpus import Utterance, load_split
 from vox.data.plan import plan_by_length
+from vox.errors import CorpusError
 from vox.features.cache import FeatureCache, open_cache, verify_cache
 from vox.features.fingerprint import Fingerprint, make_fingerprint
 from vox.features.shard import Shard
 from vox.units import samples_to_frames, seconds_to_samples
-from vox.wavlm.extractor import FeatureExtractor
+from vox.wavlm.extractor import FeatureExtractor, build_extractor
 
 SPLIT = "train-tiny"
 BATCH_SECONDS = 2.5
@@ -243,9 +248,13 @@ def test_features_beyond_float16_are_skipped(tmp_path: Path) -> None:
     [
         ("--layers", "3,x", "--layers takes different numbers"),
         ("--layers", "3,3", "--layers takes different numbers"),
-        ("--layers", "9", "names layer 9, and this WavLM has 4"),
+        ("--layers", "9", "ask for layer 9, and this WavLM has 4"),
         ("--rank", "2", "--rank 2 of --world-size 1"),
         ("--split", "nope", "vox download --split nope"),
+        ("--shard-gb", "nan", "'--shard-gb': nan is not a number"),
+        ("--shard-gb", "inf", "'--shard-gb': inf is not in the range"),
+        ("--batch-seconds", "0", "'--batch-seconds': 0.0 is not in the range"),
+        ("--features", "/proc/nowhere", "cannot be written here (No such file or directory): /proc/nowhere"),
     ],
 )
 def test_what_a_user_gets_wrong_is_one_line(
@@ -340,3 +349,78 @@ def test_shards_hold_everything_once_in_order(lengths: list[int], max_frames: in
     assert sorted(number for share in shares for number in share) == list(range(len(shards)))
     loads = [sum(frames[number] for number in share) for share in shares]
     assert max(loads) - min(loads) <= max(frames)
+
+
+def kill_decoder(path: Path) -> np.ndarray:
+    """Die as a worker does when the system is short of memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError(path)
+
+
+def fail_to_decode(path: Path) -> np.ndarray:
+    """Fail in a way that ends the work, not only this recording."""
+    raise CorpusError("the corpus went away", where=path)
+
+
+@pytest.mark.parametrize(
+    ("decode", "message"),
+    [
+        (kill_decoder, "a process that decodes audio was ended.*--workers 0"),
+        (fail_to_decode, r"the corpus went away: \S+\.flac"),
+    ],
+)
+def test_trouble_in_a_worker_is_one_line(
+    tiny_root: Path,
+    tiny_wavlm_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    decode: Callable[[Path], np.ndarray],
+    message: str,
+) -> None:
+    monkeypatch.setattr("vox.data.sources.read_audio", decode)
+    assert main(command(tiny_root, tiny_wavlm_dir, tmp_path, "--workers", "1")) == 2
+    *_, line = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(f"vox: error: {message}.*", line)
+    assert not list(tmp_path.rglob("*.h5"))
+
+
+def test_workers_do_without_shared_memory(
+    tiny_root: Path,
+    tiny_wavlm_dir: Path,
+    features: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A container's may be too small for a batch: then nothing may be put there."""
+    received = []
+
+    def watch(items: Iterable[Any]) -> Iterator[Any]:
+        for item in items:
+            received.append(type(item.waveforms_BS))
+            yield item
+
+    monkeypatch.setattr("vox.data.sources._explain_dead_workers", watch)
+    monkeypatch.setattr("vox.data.sources.MIN_SHARED_BYTES", 1 << 60)
+    assert main(command(tiny_root, tiny_wavlm_dir, tmp_path, "--workers", "1")) == 0
+    assert set(received) == {np.ndarray}  # pickled into a pipe, unlike tensors
+    assert read_files(tmp_path) == read_files(features)
+
+
+def test_disk_space_held_by_what_is_replaced_counts_as_free(
+    features: Path,
+    tiny_root: Path,
+    tiny_wavlm_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("precompute.prepare.free_bytes", lambda folder: 0)
+    mine = shutil.copytree(features, tmp_path / "features")
+    assert main(command(tiny_root, tiny_wavlm_dir, mine, "--rebuild", "--dry-run")) == 0
+    assert main(command(tiny_root, tiny_wavlm_dir, tmp_path / "new", "--dry-run")) == 2
+    assert "0.0000 GB are free" in capsys.readouterr().err
+    # A shard that another rank has begun: allocated in full, and no longer to be found room for.
+    (shard,) = mine.rglob("shard-00001.h5")
+    shard.rename(shard.with_name(".shard-00001.h5.host-1-aa.part"))
+    assert main(command(tiny_root, tiny_wavlm_dir, mine, "--dry-run")) == 0

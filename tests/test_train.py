@@ -1,11 +1,12 @@
 """Both stages end to end on a tiny corpus: what they write, refuse, hand over, and resume."""
 
+import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,11 +19,12 @@ from precompute.cli import precompute
 from tests.conftest import write_split
 from tests.training import stage1_options, stage2_options
 from train.loop import Interrupted
-from train.metrics import METRICS
-from train.options import TrainOptions
+from train.metrics import METRICS, MetricsLog
+from train.options import TrainOptions, resolve_config
 from train.run import run_training
-from vox.checkpoint import MODEL, load_recogniser
+from vox.checkpoint import MODEL, load_recogniser, point_link
 from vox.errors import (
+    AudioError,
     CacheError,
     CheckpointError,
     ConfigError,
@@ -140,6 +142,72 @@ def test_handoff_catches_other_weights(stage1, tiny_root, tmp_path, monkeypatch)
     assert not (tmp_path / "run" / "last").exists()  # nothing that evaluate could mistake for a stage 2
 
 
+def test_weights_newer_than_their_dev_result_are_not_handed_over(stage1, tiny_root, tmp_path, monkeypatch):
+    """A checkpoint from inside an epoch still carries the dev result of the epoch before."""
+
+    def load_later(folder: Path):
+        loaded = load_recogniser(folder)
+        return replace(loaded, state=loaded.state | {"update": loaded.state["update"] + 1})
+
+    monkeypatch.setattr("train.build.load_recogniser", load_later)
+    with pytest.raises(CheckpointError, match="start from a `best` one"):
+        run_training(stage2_options(tiny_root, tmp_path / "run", stage1.run_dir / "best"))
+
+
+def cut_recordings(root: Path, split: str, count: int | None = None) -> None:
+    """Truncate recordings behind their headers: they are listed, and cannot be decoded."""
+    for path in sorted((root / "LibriSpeech" / split).rglob("*.flac"))[:count]:
+        path.write_bytes(path.read_bytes()[:2000])
+
+
+def test_a_dev_recording_that_neither_stage_can_read_does_not_stop_stage2(tiny_wavlm_dir, tmp_path):
+    root = tmp_path / "data"
+    write_split(root, "train-tiny", 12)
+    write_split(root, "dev-tiny", 3, speaker=8, first_seed=100)
+    cut_recordings(root, "dev-tiny", 1)
+    arguments = ["--root", root, "--wavlm", tiny_wavlm_dir, "--layers", "3,4", "--workers", 0, "--skip-bad"]
+    splits = ["--split", "train-tiny", "--split", "dev-tiny"]
+    precompute.main([str(a) for a in [*arguments, *splits]], standalone_mode=False)
+    options = stage1_options(
+        root, tiny_wavlm_dir, tmp_path / "one", cached=True, overrides=("train.epochs=1",)
+    )
+    run_training(options)
+    overrides = ("train.max_updates=1",)
+    run_training(stage2_options(root, tmp_path / "two", options.run_dir / "best", overrides=overrides))
+    assert (tmp_path / "two" / "best").exists()
+
+
+@pytest.mark.parametrize("split", ["train-tiny", "dev-tiny"])
+def test_a_split_of_which_nothing_can_be_read_is_an_error(split, tiny_wavlm_dir, tmp_path):
+    root = tmp_path / "data"
+    write_split(root, "train-tiny", 12)
+    write_split(root, "dev-tiny", 2, speaker=8)
+    cut_recordings(root, split)
+    with pytest.raises(AudioError, match=f"not one recording.*{split}"):
+        run_training(stage1_options(root, tiny_wavlm_dir, tmp_path / "run"))
+
+
+def test_an_update_of_which_nothing_can_be_read_is_counted(tiny_wavlm_dir, tmp_path, caplog):
+    root = tmp_path / "data"
+    write_split(root, "train-tiny", 12)
+    write_split(root, "dev-tiny", 2, speaker=8)
+    cut_recordings(root, "train-tiny", 6)
+    overrides = ("train.epochs=1", "data.utterances_per_update=1")
+    run_training(stage1_options(root, tiny_wavlm_dir, tmp_path / "run", overrides=overrides))
+    assert json.loads((tmp_path / "run" / "last" / "state.json").read_text())["unread_updates"] == 6
+    assert "6 updates were skipped: none of their recordings could be read" in caplog.text
+
+
+def test_transcripts_that_the_tokenizer_cannot_spell_are_named(tiny_wavlm_dir, tmp_path):
+    root = tmp_path / "data"
+    write_split(root, "train-tiny", 12)
+    chapter = write_split(root, "dev-tiny", 2, speaker=8)
+    transcripts = chapter / "8-1.trans.txt"
+    transcripts.write_text(transcripts.read_text().rstrip() + " ZEBRA\n")
+    with pytest.raises(CorpusError, match="the tokenizer lacks: dev-tiny: 8-1-0001"):
+        run_training(stage1_options(root, tiny_wavlm_dir, tmp_path / "run"))
+
+
 KILL_AFTER = """
 import os, signal, sys
 from pathlib import Path
@@ -186,35 +254,100 @@ def test_stage2_killed_and_resumed_ends_the_same(stage1, tiny_root, tmp_path):
     assert_equal_runs(whole, run)
 
 
-def test_sigterm_saves_and_leaves(stage1, tmp_path):
-    """The update under way is finished and saved; resumed, the run ends as if nothing had happened."""
+def signal_during(patch: pytest.MonkeyPatch, name: str, on_call: int = 1) -> None:
+    """Send SIGTERM to this process at the n-th call of a function of train.loop."""
+    original, calls = getattr(train.loop, name), itertools.count(1)
+
+    def signal_first(*arguments, **keywords):
+        if next(calls) == on_call:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments, **keywords)
+
+    patch.setattr(train.loop, name, signal_first)
+
+
+@pytest.mark.parametrize(("name", "update"), [("run_update", 1), ("validate", 3)])
+def test_sigterm_saves_and_leaves(name, update, stage1, tmp_path, monkeypatch):
+    """The update under way is finished and saved, validation given up; resumed, it all ends the same."""
     options = replace(stage1, run=tmp_path / "run")
-    timer = threading.Timer(0.0, os.kill, (os.getpid(), signal.SIGTERM))
-    original = train.loop.run_update
-
-    def signal_once(*arguments):
-        if not timer.ident:
-            timer.start()
-            timer.join()
-        return original(*arguments)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.loop, "run_update", signal_once)
-        with pytest.raises(Interrupted) as caught:
-            run_training(options)
+    signal_during(monkeypatch, name)
+    with pytest.raises(Interrupted) as caught:
+        run_training(options)
+    monkeypatch.undo()
     assert caught.value.signal_number == signal.SIGTERM
-    assert json.loads((options.run_dir / "last" / "state.json").read_text())["update"] == 1
+    state = json.loads((options.run_dir / "last" / "state.json").read_text())
+    assert (state["update"], state["epoch"]) == (update, 0)
     run_training(TrainOptions(stage=1, run=options.run_dir, resume=True))
     assert_equal_runs(stage1.run_dir, options.run_dir)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL where the process must live on."""
+
+
+def assert_links_go_back(run: Path, patch: pytest.MonkeyPatch) -> None:
+    """Resume as far as the first update: `best` is what `last` says, and nothing else is kept."""
+
+    def die(_: object) -> None:
+        raise Killed
+
+    patch.setattr("train.run.train_epochs", die)
+    with pytest.raises(Killed):
+        run_training(TrainOptions(stage=1, run=run, resume=True))
+    patch.undo()
+    best = json.loads((run / "last" / "state.json").read_text())["best_checkpoint"]
+    assert ((run / "best").resolve().name if (run / "best").exists() else None) == best
+    kept = {(run / "last").resolve().name, best} - {None}
+    assert {path.name for path in (run / "checkpoints").iterdir()} == kept
+
+
+@pytest.mark.parametrize("on_move", [1, 3, 4, 6, 7])
+def test_killed_at_a_link_and_resumed_ends_the_same(on_move, stage1, tmp_path, monkeypatch):
+    """`last` moves at the start and at an epoch's end (1, 2, 5), `best` and `last` after validation."""
+    moves = itertools.count(1)
+
+    def dying_link(link: Path, target: Path) -> None:
+        if next(moves) == on_move:
+            raise Killed(link.name)
+        point_link(link, target)
+
+    options = replace(stage1, run=tmp_path / "run")
+    monkeypatch.setattr("train.progress.point_link", dying_link)
+    with pytest.raises(Killed, match={3: "best", 6: "best"}.get(on_move, "last")):
+        run_training(options)
+    monkeypatch.undo()
+    assert_links_go_back(options.run_dir, monkeypatch)
+    if on_move == 4:  # and once more: timings differ in length, and so do the bytes of the metrics
+        signal_during(monkeypatch, "run_update")
+        with pytest.raises(Interrupted):
+            run_training(TrainOptions(stage=1, run=options.run_dir, resume=True))
+        monkeypatch.undo()
+    run_training(TrainOptions(stage=1, run=options.run_dir, resume=True))
+    assert_equal_runs(stage1.run_dir, options.run_dir)
+    best = json.loads((options.run_dir / "best" / "state.json").read_text())
+    assert best["best_checkpoint"] == (options.run_dir / "best").resolve().name
+    assert len(list((options.run_dir / "checkpoints").iterdir())) <= 2
 
 
 def test_backup_holds_a_checkpoint_that_loads(stage1, tmp_path):
     options = replace(stage1, run=tmp_path / "run", backup=f"file://{tmp_path}/elsewhere")
     run_training(options)
     pointer = json.loads((tmp_path / "elsewhere" / "run" / "best.json").read_text())
-    copy = load_recogniser(tmp_path / "elsewhere" / "run" / pointer["checkpoint"])
+    copy = load_recogniser(tmp_path / "elsewhere" / "run" / "checkpoints" / pointer["checkpoint"])
     assert copy.state["update"] in (3, 6, 9)
     assert json.loads((options.run_dir / "backup.json").read_text())["error"] is None
+
+
+def test_a_backup_is_a_run_that_can_be_resumed(stage1, tmp_path, monkeypatch):
+    """Stopped by SIGTERM, the newest checkpoint is waited for; its copy goes on elsewhere."""
+    signal_during(monkeypatch, "run_update", on_call=5)
+    options = replace(stage1, run=tmp_path / "run", backup=f"file://{tmp_path}/elsewhere")
+    with pytest.raises(Interrupted):
+        run_training(options)
+    monkeypatch.undo()
+    restored = tmp_path / "elsewhere" / "run"
+    run_training(TrainOptions(stage=1, run=restored, resume=True))
+    assert_equal_runs(stage1.run_dir, restored)
 
 
 def test_a_failing_backup_never_stops_training(stage1, tmp_path):
@@ -230,7 +363,7 @@ def test_a_failing_backup_never_stops_training(stage1, tmp_path):
     [
         ({"overrides": ("model.vocab_size=900",)}, TextError, "largest"),
         ({"overrides": ("model.feature_dim=768",)}, ConfigError, "--set model.feature_dim=32"),
-        ({"overrides": ("features.layers=[9]",)}, ConfigError, "4 layers"),
+        ({"overrides": ("features.layers=[9]",)}, ConfigError, "has 4"),
         ({"overrides": ("train.unfreeze_layers=[3]",)}, ConfigError, "stage 2"),
         ({"cached": True, "features": Path("nowhere")}, CacheError, "vox precompute --split train-tiny"),
         ({"cached": True, "overrides": ("features.layers=[2,3]",)}, CacheError, "layers"),
@@ -264,6 +397,46 @@ def test_a_cache_of_other_weights_is_refused_by_name(tiny_root, tiny_wavlm_dir, 
 def test_a_run_is_not_overwritten(stage1):
     with pytest.raises(CheckpointError, match="--resume"):
         run_training(stage1)
+
+
+def test_a_run_without_its_last_link_is_not_overwritten_either(stage1, tmp_path):
+    """Object stores keep no links; the newest checkpoint is the last one."""
+    run = tmp_path / "run"
+    shutil.copytree(stage1.run_dir, run, symlinks=True)
+    (run / "last").unlink()
+    with pytest.raises(CheckpointError, match="--resume"):
+        run_training(replace(stage1, run=run))
+    run_training(TrainOptions(stage=1, run=run, resume=True))
+    assert_equal_runs(stage1.run_dir, run)
+
+
+def test_resume_refuses_another_run(stage1, tmp_path):
+    run, root = tmp_path / "run", tmp_path / "data"
+    shutil.copytree(stage1.run_dir, run, symlinks=True)
+    with pytest.raises(ConfigError, match="--skip-bad cannot be changed"):
+        run_training(TrainOptions(stage=1, run=run, resume=True, cached=True, skip_bad=True))
+    shutil.copytree(stage1.root, root)
+    transcripts = next(root.glob("LibriSpeech/train-tiny/*/*/*.trans.txt"))
+    transcripts.write_text(transcripts.read_text().replace("GO", "RUN"))
+    with pytest.raises(CheckpointError, match="train-tiny or the config has changed"):
+        run_training(TrainOptions(stage=1, run=run, resume=True, root=root, features=stage1.features))
+
+
+def test_metrics_are_never_filled_up_with_zeros(tmp_path):
+    (tmp_path / METRICS).write_text('{"a": 1}\n{"b": 2}\n')
+    for keep_bytes, left in ((99, '{"a": 1}\n{"b": 2}\n'), (12, '{"a": 1}\n'), (9, '{"a": 1}\n')):
+        MetricsLog(tmp_path, keep_bytes=keep_bytes).close()
+        assert (tmp_path / METRICS).read_text() == left
+
+
+def test_stage2_config_is_laid_over_the_stage_s_own(tmp_path, caplog):
+    path = tmp_path / "mine.yaml"
+    path.write_text("data: {dev_split: mine}\noptimizer: {weight_decay: 0.02}\n")
+    config = resolve_config(TrainOptions(stage=2, config_path=path, overrides=("train.epochs=7",)))
+    assert (config.data.dev_split, config.train.epochs, config.optimizer.weight_decay) == ("mine", 7, 0.02)
+    assert (config.optimizer.learning_rate, config.train.unfreeze_layers) == (1e-5, (9, 10, 11))
+    resolve_config(TrainOptions(stage=2, overrides=("train.unfreeze_layers=[]",)))
+    assert "no WavLM layer is unfrozen" in caplog.text
 
 
 def test_stage2_needs_a_checkpoint_and_its_shape(stage1, tiny_root, tmp_path):

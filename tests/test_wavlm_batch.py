@@ -120,3 +120,21 @@ def test_attention_gates_are_float32_under_autocast() -> None:
     with torch.autocast("cpu", torch.float16):
         gates_BHT = attention._gates(heads_BHTK)
     assert torch.equal(gates_BHT, attention._gates(heads_BHTK))
+
+
+def test_frozen_features_are_not_computed_in_bfloat16() -> None:
+    """Promise T2 across precisions: bfloat16 would be 7.5e-3 off the cache."""
+    lengths = [5_000, 12_000]
+    waveforms_BS, num_samples_B = pad(lengths, 0, 0.0), torch.tensor(lengths)
+    extractor = FeatureExtractor(copy_to_ours(make_reference("base")), LayerMix.mean_of((2, 4), 4))
+    expected, _ = extractor(waveforms_BS, num_samples_B)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual, _ = extractor(waveforms_BS, num_samples_B)
+        assert torch.is_autocast_enabled("cpu")
+    assert torch.equal(actual, expected)
+    # The input of a trainable layer is frozen still; the layer itself follows the surrounding precision.
+    extractor.wavlm.freeze_except((3,))
+    states, _ = extractor.wavlm(waveforms_BS, num_samples_B)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed, _ = extractor.wavlm(waveforms_BS, num_samples_B)
+    assert torch.equal(mixed[3], states[3]) and not torch.equal(mixed[4], states[4])

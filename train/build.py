@@ -8,15 +8,14 @@ import torch
 
 from train.options import TrainOptions
 from train.splits import TrainingSplit, label_split, open_dev_source, open_source
-from vox.checkpoint import check_files, load_recogniser
+from vox.checkpoint import check_files, find_last, load_recogniser
 from vox.config import Config
 from vox.corpus import Utterance
-from vox.errors import CacheError, CheckpointError, ConfigError
+from vox.errors import CacheError, CheckpointError
 from vox.features.fingerprint import make_fingerprint
 from vox.model.recogniser import Recogniser
 from vox.text import Tokenizer, get_tokenizer
-from vox.wavlm.extractor import FeatureExtractor
-from vox.wavlm.load import load_wavlm
+from vox.wavlm.extractor import build_extractor
 from vox.wavlm.mix import LayerMix
 
 log = logging.getLogger(__name__)
@@ -47,7 +46,7 @@ def build_parts(options: TrainOptions, config: Config, device: torch.device) -> 
     origin = None
     tokenizer = None
     if origin_path is None:
-        extractor = _build_extractor(config)
+        extractor = build_extractor(config.features.wavlm, config.features.layers)
         recogniser = Recogniser(config.model, extractor)
     else:
         loaded = load_recogniser(origin_path)
@@ -91,21 +90,10 @@ def count_trainable(recogniser: Recogniser) -> int:
     return sum(p.numel() for p in recogniser.parameters() if p.requires_grad)
 
 
-def _build_extractor(config: Config) -> FeatureExtractor:
-    wavlm = load_wavlm(config.features.wavlm)
-    if max(config.features.layers) > wavlm.num_layers:
-        raise ConfigError(
-            f"features.layers {list(config.features.layers)}: this WavLM has {wavlm.num_layers} layers",
-            where=config.features.wavlm,
-            remedy="choose others with --set features.layers=[...]",
-        )
-    return FeatureExtractor(wavlm, LayerMix.mean_of(config.features.layers, wavlm.num_layers))
-
-
 def _find_origin(options: TrainOptions) -> Path | None:
     """Return the checkpoint to start from: --from's, the run's last (--resume), or stage 1's best."""
     if options.resume:
-        return options.run_dir / "last"
+        return find_last(options.run_dir)
     if options.from_checkpoint is not None:
         check_files(options.from_checkpoint)
         return options.from_checkpoint
@@ -122,7 +110,11 @@ def _find_origin(options: TrainOptions) -> Path | None:
 
 
 def _adopt(config: Config, loaded: Config) -> Config:
-    """Take the model's and the features' sections from the checkpoint; refuse others that were asked for."""
+    """Take the model's and the features' sections from the checkpoint; refuse others that were asked for.
+
+    A value that was asked for and equals the default cannot be told from one left out: it is not refused,
+    and the checkpoint's counts.
+    """
     defaults = Config()
     for section in ("model", "features"):
         asked, held, default = (getattr(source, section) for source in (config, loaded, defaults))

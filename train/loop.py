@@ -2,28 +2,25 @@
 
 import json
 import logging
+import math
 import signal
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from types import FrameType
 from typing import Any, NoReturn
 
-import torch
 from tqdm import tqdm
 
-from train.backup import Backup
-from train.build import Parts
-from train.metrics import MetricsLog
+from train.progress import Run, save
 from train.schedule import ctc_weight_at, learning_rate_at, set_learning_rate
 from train.splits import TrainingSplit
 from train.step import LabelTotals, StepSettings, UpdateResult, run_update
-from train.validate import DevResult, validate
-from vox.checkpoint import point_link, remove_unlinked, save_checkpoint
+from train.validate import DevResult, Stopped, validate
 from vox.data.batch import AudioBatch, FeatureBatch, LabelBatch
 from vox.data.plan import Update, plan_epoch
 from vox.device import peak_memory_gb
+from vox.errors import AudioError
 from vox.units import FRAME_RATE, SAMPLE_RATE
 
 log = logging.getLogger(__name__)
@@ -39,70 +36,46 @@ class Interrupted(Exception):  # noqa: N818 - an event, no error
         self.signal_number = signal_number
 
 
-@dataclass
-class Progress:
-    """Where a run stands: everything the loop carries from one update to the next, as JSON."""
-
-    epoch: int = 0  # complete epochs
-    update: int = 0  # complete updates, over all epochs
-    update_in_epoch: int = 0
-    window: dict[str, float] = field(default_factory=dict)  # sums since the last metric line
-    skipped_updates: int = 0
-    best: list[float] | None = None  # rank of the best dev result
-    dev: dict[str, Any] | None = None  # the newest dev result
-    handoff: dict[str, float] | None = None
-    metrics_bytes: int = 0
-
-
-@dataclass
-class Run:
-    """The moving parts of one stage."""
-
-    parts: Parts
-    run_dir: Path
-    device: torch.device
-    precision: torch.dtype
-    total_updates: int
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    progress: Progress
-    metrics: MetricsLog
-    backup: Backup | None = None
-    last_line: float = 0.0  # when progress was last said, on the monotonic clock
-
-    @property
-    def checkpoints_dir(self) -> Path:
-        """Where checkpoint folders are."""
-        return self.run_dir / "checkpoints"
-
-
 def train_epochs(run: Run) -> None:
     """Train until the run's last update. Raises Interrupted after saving, when a signal asked for it."""
     progress = run.progress
     with _SignalFlag() as signalled:
         while not _is_complete(run):
             _train_epoch(run, signalled)
+            save(run, f"update-{progress.update:08d}")  # validation takes long
+            try:
+                result = validate_run(run, lambda: signalled.number is not None)
+            except Stopped:
+                assert signalled.number is not None
+                raise Interrupted(signalled.number) from None
             progress.epoch += 1
             progress.update_in_epoch = 0
-            record(run, validate_run(run))
+            record(run, result)
             if signalled.number is not None and not _is_complete(run):
                 raise Interrupted(signalled.number)
 
 
-def validate_run(run: Run) -> DevResult:
-    """Validate the run's model as it stands."""
+def validate_run(run: Run, is_stopped: Callable[[], bool] = lambda: False) -> DevResult:
+    """Validate the run's model as it stands; raises Stopped when `is_stopped` says so in between."""
     parts = run.parts
-    return validate(parts.recogniser, parts.dev, parts.tokenizer, device=run.device, precision=run.precision)
+    return validate(
+        parts.recogniser,
+        parts.dev,
+        parts.tokenizer,
+        device=run.device,
+        precision=run.precision,
+        is_stopped=is_stopped,
+    )
 
 
 def record(run: Run, result: DevResult) -> None:
     """Write a dev result's figures, save a checkpoint, and point `last` (and `best`, if it is) to it."""
     progress, parts = run.progress, run.parts
-    values = asdict(result) | {"rank": list(result.rank)}
-    progress.dev = values
-    is_best = progress.best is None or list(result.rank) < progress.best
+    rank = list(result.rank)
+    progress.dev = asdict(result) | {"rank": rank, "update": progress.update}
+    is_best = math.isfinite(rank[1]) and (progress.best is None or rank < progress.best)
     if is_best:
-        progress.best = list(result.rank)
+        progress.best = rank
     run.metrics.write(
         "dev", progress.update, {"epoch": progress.epoch, "is_best": is_best} | _dev_scalars(result)
     )
@@ -119,41 +92,6 @@ def record(run: Run, result: DevResult) -> None:
         "; best so far" if is_best else "",
     )
     save(run, f"update-{progress.update:08d}-validated", is_best=is_best)
-
-
-def save(run: Run, name: str, *, is_best: bool = False) -> None:
-    """Write a checkpoint, move the links to it, and delete those that nothing points to."""
-    run.progress.metrics_bytes = run.metrics.sync()
-    folder = run.checkpoints_dir / name
-    save_checkpoint(
-        folder,
-        recogniser=run.parts.recogniser,
-        tokenizer=run.parts.tokenizer,
-        config=run.parts.config,
-        state=asdict(run.progress),
-        trainer_state={
-            "optimizer": run.optimizer.state_dict(),
-            "scaler": run.scaler.state_dict(),
-            "rng": _random_states(),
-        },
-    )
-    links = (run.run_dir / "last", run.run_dir / "best")
-    point_link(links[0], folder)
-    if is_best:
-        point_link(links[1], folder)
-    remove_unlinked(run.checkpoints_dir, links)
-    if run.backup is not None:
-        run.backup.submit(folder, is_best=is_best)
-
-
-def restore(run: Run, trainer_state: dict[str, Any]) -> None:
-    """Put optimizer, scaler and random generators back where a checkpoint left them."""
-    run.optimizer.load_state_dict(trainer_state["optimizer"])
-    run.scaler.load_state_dict(trainer_state["scaler"])
-    states = trainer_state["rng"]
-    torch.set_rng_state(states["cpu"])
-    if states["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])
 
 
 def _is_complete(run: Run) -> bool:
@@ -178,6 +116,7 @@ def _train_epoch(run: Run, signalled: "_SignalFlag") -> None:
     rest = plan[progress.update_in_epoch :][: run.total_updates - progress.update]
     parts.recogniser.train()
     last_save = window_start = time.monotonic()
+    is_whole, num_read = progress.update_in_epoch == 0, 0
     bar = tqdm(
         total=len(plan),
         initial=progress.update_in_epoch,
@@ -201,6 +140,7 @@ def _train_epoch(run: Run, signalled: "_SignalFlag") -> None:
             result = run_update(parts.recogniser, run.optimizer, run.scaler, batches, totals, settings)
             progress.update += 1
             progress.update_in_epoch += 1
+            num_read += result.num_targets > 0
             _note(run, result, learning_rate, ctc_weight)
             bar.update()
             if progress.update % config.train.log_updates == 0:
@@ -211,6 +151,12 @@ def _train_epoch(run: Run, signalled: "_SignalFlag") -> None:
                 last_save = time.monotonic()
             if signalled.number is not None:
                 raise Interrupted(signalled.number)
+        if is_whole and num_read == 0:
+            raise AudioError(
+                f"not one recording of epoch {progress.epoch + 1} could be read",
+                where=parts.train.name,
+                remedy="the first reasons are above; restore the audio, then go on with --resume",
+            )
         if progress.window:
             _write_window(run, window_start, bar)
 
@@ -238,7 +184,11 @@ def _take(
 
 
 def _note(run: Run, result: UpdateResult, learning_rate: float, ctc_weight: float) -> None:
-    """Add an update to the window of the next metric line; count it if it was not finite."""
+    """Add an update to the window of the next metric line; count it if it changed nothing."""
+    if result.num_targets == 0:
+        run.progress.unread_updates += 1
+        log.warning("update %d skipped: none of its recordings could be read", run.progress.update)
+        return
     if not result.is_finite:
         run.progress.skipped_updates += 1
         log.warning("update %d skipped: its gradient is not finite", run.progress.update)
@@ -248,12 +198,16 @@ def _note(run: Run, result: UpdateResult, learning_rate: float, ctc_weight: floa
         window[name] = window.get(name, 0.0) + getattr(result, name)
     window["count"] = window.get("count", 0) + 1
     window["learning_rate"], window["ctc_weight"] = learning_rate, ctc_weight
+    run.timed_updates += 1
+    run.timed_frames += result.num_frames
 
 
 def _write_window(run: Run, started: float, bar: "tqdm[NoReturn]") -> float:
     """Write the means since the last metric line, and start a new window; returns its start."""
     progress, now = run.progress, time.monotonic()
     window, progress.window = progress.window, {}
+    timed_updates, timed_frames = run.timed_updates, run.timed_frames
+    run.timed_updates = run.timed_frames = 0
     if not window:
         return now
     count = window["count"]
@@ -261,10 +215,11 @@ def _write_window(run: Run, started: float, bar: "tqdm[NoReturn]") -> float:
     values |= {"learning_rate": window["learning_rate"], "ctc_weight": window["ctc_weight"]}
     timing = {
         "epoch": progress.epoch,
-        "updates_per_second": count / (now - started),
-        "audio_seconds_per_second": window["num_frames"] / FRAME_RATE / (now - started),
+        "updates_per_second": timed_updates / (now - started),
+        "audio_seconds_per_second": timed_frames / FRAME_RATE / (now - started),
         "peak_memory_gb": peak_memory_gb(run.device),
         "skipped_updates": progress.skipped_updates,
+        "unread_updates": progress.unread_updates,
     }
     run.metrics.write("train", progress.update, values | timing)
     _say_progress(run, values | timing, bar)
@@ -276,7 +231,7 @@ def _say_progress(run: Run, values: dict[str, Any], bar: "tqdm[NoReturn]") -> No
     progress, now = run.progress, time.monotonic()
     if not bar.disable:
         bar.set_postfix_str(f"loss {values['loss']:.3f}")
-    if not bar.disable or now - run.last_line < LINE_SECONDS:
+    if not bar.disable or now - run.last_line < LINE_SECONDS or not values["updates_per_second"]:
         return
     run.last_line = now
     left = (run.total_updates - progress.update) / values["updates_per_second"]
@@ -305,13 +260,6 @@ def _dev_scalars(result: DevResult) -> dict[str, Any]:
 
 def _micro_batch_samples(seconds: float | None) -> int | None:
     return None if seconds is None else int(seconds * SAMPLE_RATE)
-
-
-def _random_states() -> dict[str, Any]:
-    return {
-        "cpu": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
 
 
 class _SignalFlag:

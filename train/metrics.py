@@ -1,11 +1,14 @@
 """Metrics: one JSON line an event in `metrics.jsonl`, and the same figures in TensorBoard."""
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 
@@ -21,7 +24,7 @@ class MetricsLog:
 
         run_dir.mkdir(parents=True, exist_ok=True)
         self._file = (run_dir / METRICS).open("ab")
-        self._file.truncate(keep_bytes)
+        self._file.truncate(_count_whole_lines(run_dir / METRICS, keep_bytes))
         self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge_update)
 
     def write(self, kind: str, update: int, values: Mapping[str, Any]) -> None:
@@ -56,3 +59,20 @@ class MetricsLog:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _count_whole_lines(path: Path, num_bytes: int) -> int:
+    """Return how many of the first bytes are whole lines; say so if not all are there or whole.
+
+    Truncating a file to more than its length would fill it up with zeros.
+    """
+    with path.open("rb") as file:
+        whole = file.read(num_bytes).rfind(b"\n") + 1
+    if whole != num_bytes:
+        log.warning(
+            "%s: %d of the %d bytes that the checkpoint counted are there; earlier metrics are incomplete",
+            path,
+            whole,
+            num_bytes,
+        )
+    return whole

@@ -1,6 +1,7 @@
 """What the command line asked for, and the config that follows from it. Imports no torch."""
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 
 from vox.config import Config, load_config
 from vox.errors import CheckpointError, ConfigError
+
+log = logging.getLogger(__name__)
 
 CONFIGS_DIR = Path(__file__).resolve().parent.parent / "configs"
 OPTIONS = "options.json"  # in the run's folder: what --resume starts from
@@ -45,7 +48,7 @@ class TrainOptions:
 
 
 def resolve_config(options: TrainOptions) -> Config:
-    """Read the stage's config (or --config), then apply --set and the options that are config keys.
+    """Read the stage's config, lay --config over it, then --set and the options that are config keys.
 
     Raises ConfigError.
     """
@@ -55,16 +58,22 @@ def resolve_config(options: TrainOptions) -> Config:
         ("data.dev_split", options.dev_split),
         ("features.wavlm", options.wavlm),
     )
-    path = options.config_path or CONFIGS_DIR / f"stage{options.stage}.yaml"
+    paths = [CONFIGS_DIR / f"stage{options.stage}.yaml"]
+    if options.config_path is not None:
+        paths.append(options.config_path)
     given = [f"{key}={json.dumps(value)}" for key, value in shortcuts if value is not None]
-    config = load_config(path, [*options.overrides, *given])
+    config = load_config(paths, [*options.overrides, *given])
     if options.stage == 2 and options.cached:
         raise ConfigError("stage 2 trains from live audio", remedy="leave --cached out")
     if options.stage == 1 and config.train.unfreeze_layers:
         raise ConfigError(
             "stage 1 trains on a frozen WavLM, but train.unfreeze_layers is set",
-            where=path,
+            where=paths[-1],
             remedy="use --stage 2, or unset it",
+        )
+    if options.stage == 2 and not config.train.unfreeze_layers:
+        log.warning(
+            "no WavLM layer is unfrozen (train.unfreeze_layers): this stage 2 trains what stage 1 did"
         )
     return config
 
@@ -97,6 +106,8 @@ def resume_options(options: TrainOptions) -> TrainOptions:
             ("--dev-split", options.dev_split),
             ("--wavlm", options.wavlm),
             ("--from", options.from_checkpoint),
+            ("--cached", options.cached and not tree["cached"]),
+            ("--skip-bad", options.skip_bad and not tree["skip_bad"]),
         )
         if given
     ]

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from train.options import TrainOptions
@@ -13,7 +13,7 @@ from vox.decode.ctc import min_ctc_frames
 from vox.errors import CacheError, CorpusError, name_first
 from vox.features.cache import FeatureCache, cache_dir, open_cache
 from vox.features.fingerprint import Fingerprint
-from vox.text import Tokenizer
+from vox.text import UNK_ID, Tokenizer
 from vox.units import SAMPLE_RATE
 
 log = logging.getLogger(__name__)
@@ -52,11 +52,15 @@ class TrainingSplit:
         """Return the labels of some utterances, padded."""
         return make_label_batch([self.labels[name] for name in ids])
 
-    def digest(self) -> str:
-        """Return a sha256 over ids, lengths and texts: equal digests, equal split."""
+    def digest(self, only: Collection[str] | None = None) -> str:
+        """Return a sha256 over ids, lengths and texts: equal digests, equal split.
+
+        only: ids to take, where not all of the split was read.
+        """
         content = hashlib.sha256()
         for utterance in self.utterances:
-            content.update(f"{utterance.id}\t{utterance.num_samples}\t{utterance.text}\n".encode())
+            if only is None or utterance.id in only:
+                content.update(f"{utterance.id}\t{utterance.num_samples}\t{utterance.text}\n".encode())
         return content.hexdigest()
 
 
@@ -98,24 +102,31 @@ def label_split(
     *,
     skip_bad: bool,
 ) -> TrainingSplit:
-    """Encode the transcripts and refuse, by name, what CTC cannot align (T4).
+    """Encode the transcripts and refuse, by name, what CTC cannot align or the tokenizer cannot spell (T4).
 
     Raises CorpusError unless skip_bad, which leaves such utterances out and lists them.
     """
     labels = {utterance.id: tokenizer.encode(utterance.text) for utterance in utterances}
+    unknown = [name for name, row in labels.items() if UNK_ID in row]
     too_long = [
         utterance.id
         for utterance in utterances
         if min_ctc_frames(labels[utterance.id]) > count_frames(utterance.num_samples or 0)
     ]
-    if too_long:
-        what = f"{len(too_long)} transcripts have more labels than their audio has frames"
+    for names, problem in (
+        (unknown, "hold characters that the tokenizer lacks"),
+        (too_long, "have more labels than their audio has frames"),
+    ):
+        if not names:
+            continue
+        what = f"{len(names)} transcripts {problem}"
         if not skip_bad:
             raise CorpusError(
-                what, where=f"{name}: {name_first(too_long)}", remedy="correct them, or pass --skip-bad"
+                what, where=f"{name}: {name_first(names)}", remedy="correct them, or pass --skip-bad"
             )
-        log.warning("%s: skipped %s: %s", name, what, ", ".join(too_long))
-        utterances = [utterance for utterance in utterances if utterance.id not in set(too_long)]
+        log.warning("%s: skipped %s: %s", name, what, ", ".join(names))
+        bad = set(names)
+        utterances = [utterance for utterance in utterances if utterance.id not in bad]
     if not utterances:
         raise CorpusError("no utterance is left to use", where=name)
     return TrainingSplit(name, utterances, labels, source)

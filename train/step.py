@@ -49,14 +49,26 @@ class StepSettings:
 
 @dataclass(frozen=True)
 class UpdateResult:
-    """What an update was: losses a label, the gradient's norm before clipping, audio seen."""
+    """What an update was: losses a label that was read, the gradient's norm before clipping, audio read."""
 
     ctc: float
     attention: float
     loss: float
     grad_norm: float
     num_frames: int
+    num_targets: int  # 0: nothing of the update could be read
     is_finite: bool
+
+
+@dataclass
+class UpdateSums:
+    """What the micro-batches of an update come to: detached losses, and what was really read."""
+
+    ctc: torch.Tensor
+    attention: torch.Tensor
+    num_labels: int = 0
+    num_targets: int = 0
+    num_frames: int = 0
 
 
 def features_of(
@@ -64,7 +76,7 @@ def features_of(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return float features [B, T, C] and their frame counts [B], from the cache or from live audio."""
     if isinstance(batch, FeatureBatch):
-        return batch.features_BTC.float(), batch.num_frames_B
+        return _at_least_float32(batch.features_BTC), batch.num_frames_B
     features_BTC, num_frames_B = recogniser.extractor(batch.waveforms_BS, batch.num_samples_B)
     return features_BTC, num_frames_B
 
@@ -76,14 +88,14 @@ def compute_losses(
     labels: LabelBatch,
     label_smoothing: float = 0.0,
 ) -> LossSums:
-    """Compute both losses over encoded audio, summed, in float32.
+    """Compute both losses over encoded audio, summed, in float32 at least.
 
     An utterance too short for its labels gives an infinite CTC loss: such utterances are refused before
     training, never zeroed here.
     """
     logits_BTV = recogniser.ctc_logits(hidden_BTD)
     ctc = F.ctc_loss(
-        logits_BTV.float().log_softmax(2).transpose(0, 1),
+        _at_least_float32(logits_BTV).log_softmax(2).transpose(0, 1),
         labels.labels_BU,
         num_frames_B,
         labels.num_labels_B,
@@ -92,7 +104,7 @@ def compute_losses(
     )
     logits_BUV = recogniser.decoder(labels.inputs_BU, hidden_BTD, num_frames_B)
     attention = F.cross_entropy(
-        logits_BUV.float().flatten(0, 1),
+        _at_least_float32(logits_BUV).flatten(0, 1),
         labels.targets_BU.flatten(),
         ignore_index=IGNORED,
         label_smoothing=label_smoothing,
@@ -111,10 +123,13 @@ def run_update(
 ) -> UpdateResult:
     """Accumulate the gradients of an update's micro-batches, clip, and step.
 
-    An update whose gradient is not finite changes nothing (`is_finite` is False).
+    An update whose gradient is not finite changes nothing (`is_finite` is False), nor does one of which
+    nothing could be read (`num_targets` is 0).
     """
     optimizer.zero_grad(set_to_none=True)
-    sums, num_frames = accumulate_gradients(recogniser, scaler, batches, totals, settings)
+    sums = accumulate_gradients(recogniser, scaler, batches, totals, settings)
+    if sums.num_targets == 0:
+        return UpdateResult(0.0, 0.0, 0.0, 0.0, 0, 0, is_finite=True)
     scaler.unscale_(optimizer)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     grad_norm = torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
@@ -122,14 +137,15 @@ def run_update(
     if is_finite:
         scaler.step(optimizer)
     scaler.update()
-    ctc = float(sums.ctc) / totals.num_labels
-    attention = float(sums.attention) / totals.num_targets
+    ctc = float(sums.ctc) / max(1, sums.num_labels)
+    attention = float(sums.attention) / sums.num_targets
     return UpdateResult(
         ctc=ctc,
         attention=attention,
         loss=settings.ctc_weight * ctc + (1 - settings.ctc_weight) * attention,
         grad_norm=float(grad_norm),
-        num_frames=num_frames,
+        num_frames=sums.num_frames,
+        num_targets=sums.num_targets,
         is_finite=is_finite,
     )
 
@@ -140,11 +156,9 @@ def accumulate_gradients(
     batches: Iterable[tuple[AudioBatch | FeatureBatch, LabelBatch]],
     totals: LabelTotals,
     settings: StepSettings,
-) -> tuple[LossSums, int]:
-    """Add every micro-batch's share of the update's gradient; return the loss sums and frames seen."""
-    ctc = torch.zeros((), device=settings.device)
-    attention = torch.zeros((), device=settings.device)
-    num_frames = 0
+) -> UpdateSums:
+    """Add every micro-batch's share of the update's gradient; return the sums of what was read."""
+    seen = UpdateSums(torch.zeros((), device=settings.device), torch.zeros((), device=settings.device))
     for cpu_batch, cpu_labels in batches:
         batch, labels = cpu_batch.to(settings.device), cpu_labels.to(settings.device)
         with autocast(settings.device, settings.precision):
@@ -156,7 +170,14 @@ def accumulate_gradients(
         loss = settings.ctc_weight * sums.ctc / totals.num_labels
         loss = loss + (1 - settings.ctc_weight) * sums.attention / totals.num_targets
         scaler.scale(loss).backward()
-        ctc += sums.ctc.detach()
-        attention += sums.attention.detach()
-        num_frames += int(num_frames_B.sum())
-    return LossSums(ctc, attention), num_frames
+        seen.ctc += sums.ctc.detach()
+        seen.attention += sums.attention.detach()
+        num_labels = int(cpu_labels.num_labels_B.sum())
+        seen.num_labels += num_labels
+        seen.num_targets += num_labels + len(batch.ids)
+        seen.num_frames += int(num_frames_B.sum())
+    return seen
+
+
+def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

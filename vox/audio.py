@@ -1,8 +1,9 @@
 """Recordings: their headers and their samples, converted to 16 kHz mono.
 
-Shape suffixes: S samples, C channels.
+Shape suffixes: S samples, C channels, N output samples, K kernel values.
 """
 
+import math
 import os
 import struct
 from dataclasses import dataclass
@@ -13,6 +14,15 @@ import soundfile
 
 from vox.errors import AudioError
 from vox.units import SAMPLE_RATE
+
+# torchaudio tabulates its resampling kernel for a ratio in lowest terms: above this many values (32 MB),
+# which no usual rate reaches, each is computed where it is needed instead.
+MAX_KERNEL_VALUES = 2**22
+CHUNK_VALUES = 2**20  # of the kernel computed at once: 8 MB
+
+# torchaudio's own: zero crossings of the sinc to each side, and the cut-off as a share of the lower rate's.
+SINC_ZERO_CROSSINGS = 6
+SINC_ROLLOFF = 0.99
 
 # What libsndfile reports where a header leaves the length open (a FLAC written to a pipe).
 _UNKNOWN_LENGTH = 2**62
@@ -75,6 +85,9 @@ def resampled_length(num_samples: int, sample_rate: int) -> int:
 
 
 def _resample(waveform_S: np.ndarray, sample_rate: int) -> np.ndarray:
+    divisor = math.gcd(sample_rate, SAMPLE_RATE)
+    if (sample_rate // divisor) * (SAMPLE_RATE // divisor) > MAX_KERNEL_VALUES:
+        return interpolate(waveform_S, sample_rate)
     import torch  # a second or more, and needed only where the rate differs
     from torchaudio.functional import resample
 
@@ -83,6 +96,35 @@ def _resample(waveform_S: np.ndarray, sample_rate: int) -> np.ndarray:
     padded_S = np.pad(waveform_S, (0, sample_rate))
     resampled_S = resample(torch.from_numpy(padded_S), sample_rate, SAMPLE_RATE).numpy()
     return np.ascontiguousarray(resampled_S[: resampled_length(len(waveform_S), sample_rate)])
+
+
+def interpolate(waveform_S: np.ndarray, sample_rate: int) -> np.ndarray:
+    """Resample float32 [S] from any rate to 16 kHz, in time and memory that the ratio does not change.
+
+    The windowed sinc of torchaudio's `resample` (its default width and roll-off), evaluated where each
+    output sample lies instead of tabulated for every fraction of a sample that can occur: 44,101 Hz has
+    16,000 of them, a table of 5.6 GB.
+    """
+    bandwidth_hz = min(sample_rate, SAMPLE_RATE) * SINC_ROLLOFF
+    reach = math.ceil(SINC_ZERO_CROSSINGS * sample_rate / bandwidth_hz)  # input samples to each side
+    offsets_K = np.arange(-reach, reach + 1)
+    padded_S = np.pad(waveform_S, (reach, reach + 1))
+    num_out = resampled_length(len(waveform_S), sample_rate)
+    resampled_N = np.empty(num_out, np.float32)
+    step = max(1, CHUNK_VALUES // len(offsets_K))
+    for start in range(0, num_out, step):
+        # In integers, so that hours from the start a sample still lies where it should.
+        numerators_N = np.arange(start, min(start + step, num_out), dtype=np.int64) * sample_rate
+        positions_N, remainders_N = np.divmod(numerators_N, SAMPLE_RATE)
+        distances_NK = offsets_K - remainders_N[:, None] / SAMPLE_RATE
+        phases_NK = np.clip(
+            distances_NK * (bandwidth_hz / sample_rate), -SINC_ZERO_CROSSINGS, SINC_ZERO_CROSSINGS
+        )
+        window_NK = np.cos(phases_NK * (np.pi / 2 / SINC_ZERO_CROSSINGS)) ** 2
+        kernel_NK = np.sinc(phases_NK) * window_NK * (bandwidth_hz / sample_rate)
+        inputs_NK = padded_S[positions_N[:, None] + (offsets_K + reach)]
+        resampled_N[start : start + step] = (inputs_NK * kernel_NK).sum(axis=1)
+    return resampled_N
 
 
 def _open_sound(path: Path | str) -> soundfile.SoundFile:

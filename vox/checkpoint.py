@@ -12,12 +12,14 @@ A checkpoint is written beside its final name, fsynced and renamed. `best` and `
 in the run's folder, replaced atomically. Loading executes no code.
 """
 
+import errno
 import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,8 @@ log = logging.getLogger(__name__)
 MODEL, CONFIG, WAVLM, TOKENIZER = "model.safetensors", "config.yaml", "wavlm.json", "tokenizer.model"
 STATE, TRAINER, CHECKSUMS = "state.json", "trainer.pt", "checksums.json"
 REQUIRED = (MODEL, CONFIG, WAVLM, TOKENIZER, STATE)
+
+SMALL_FILES_BYTES = 4 << 20  # room for everything in a checkpoint but its tensors
 
 
 @dataclass(frozen=True)
@@ -64,29 +68,29 @@ def save_checkpoint(
     """Write a checkpoint folder whole: beside its name, fsynced, renamed.
 
     `state` must be JSON; `trainer_state` tensors and plain values that torch loads with weights_only.
-    A name stands for its content: a folder that is there already is whole, and is kept.
+    A folder of that name that is there already is replaced. Raises CheckpointError when the disk is full;
+    what was there before is then still there.
     """
-    if folder.exists():
-        return
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
+    tensors = {name: tensor.detach().contiguous() for name, tensor in recogniser.state_dict().items()}
+    _check_space(folder.parent, _count_bytes(tensors) + _count_bytes(trainer_state))
     partial.mkdir()
     try:
-        tensors = {name: tensor.detach().contiguous() for name, tensor in recogniser.state_dict().items()}
-        save_file(tensors, partial / MODEL)
-        (partial / CONFIG).write_text(dump_config(config), encoding="utf-8")
-        _write_json(partial / WAVLM, recogniser.extractor.wavlm.config_dict())
-        (partial / TOKENIZER).write_bytes(tokenizer.model_bytes)
-        _write_json(partial / STATE, state)
-        if trainer_state is not None:
-            torch.save(dict(trainer_state), partial / TRAINER)
-        _write_json(partial / CHECKSUMS, {path.name: _sha256(path) for path in sorted(partial.iterdir())})
-        for path in partial.iterdir():
-            _fsync(path)
-        _fsync(partial)
-        partial.rename(folder)
-        _fsync(folder.parent)
+        with _full_disk_explained(folder):
+            save_file(tensors, partial / MODEL)
+            (partial / CONFIG).write_text(dump_config(config), encoding="utf-8")
+            _write_json(partial / WAVLM, recogniser.extractor.wavlm.config_dict())
+            (partial / TOKENIZER).write_bytes(tokenizer.model_bytes)
+            _write_json(partial / STATE, state)
+            if trainer_state is not None:
+                torch.save(dict(trainer_state), partial / TRAINER)
+            _write_json(partial / CHECKSUMS, {path.name: _sha256(path) for path in sorted(partial.iterdir())})
+            for path in partial.iterdir():
+                _fsync(path)
+            _fsync(partial)
+        _put_in_place(partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -183,11 +187,15 @@ def check_files(folder: Path) -> None:
 
 
 def point_link(link: Path, target: Path) -> None:
-    """Make `link` a symbolic link to a folder below the same parent, atomically replacing an old one."""
+    """Make `link` a symbolic link to a folder below the same parent, atomically replacing an old one.
+
+    It is on disk when this returns, so that what it pointed to before may be deleted.
+    """
     partial = link.with_name(f".{link.name}.partial")
     partial.unlink(missing_ok=True)
     partial.symlink_to(os.path.relpath(target, link.parent))
     partial.replace(link)
+    _fsync(link.parent)
 
 
 def remove_unlinked(checkpoints_dir: Path, links: tuple[Path, ...]) -> None:
@@ -196,6 +204,33 @@ def remove_unlinked(checkpoints_dir: Path, links: tuple[Path, ...]) -> None:
     for folder in checkpoints_dir.iterdir():
         if folder.resolve() not in kept:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def find_last(run_dir: Path) -> Path:
+    """Return the checkpoint that a run resumes from.
+
+    Where `last` is lost (some file systems and object stores keep no links), it is the newest one.
+    Raises CheckpointError when there is none.
+    """
+    last = run_dir / "last"
+    if last.exists():
+        return last
+    names = list_checkpoints(run_dir)
+    if not names:
+        raise CheckpointError(
+            "the run was not saved yet, so there is nothing to resume",
+            where=run_dir,
+            remedy="start it again without --resume",
+        )
+    log.warning("%s is missing: resuming from the newest checkpoint, %s", last, names[-1])
+    return run_dir / "checkpoints" / names[-1]
+
+
+def list_checkpoints(run_dir: Path) -> list[str]:
+    """Return the names of a run's whole checkpoints, oldest first."""
+    return sorted(
+        path.name for path in (run_dir / "checkpoints").glob("update-*") if path.suffix != ".partial"
+    )
 
 
 def newest_checkpoint(runs_dir: Path | str = "runs") -> Path:
@@ -211,6 +246,66 @@ def newest_checkpoint(runs_dir: Path | str = "runs") -> Path:
         "no checkpoint",
         where=f"{runs_dir}/stage1/best",
         remedy="run vox train, or name one with --checkpoint",
+    )
+
+
+def _put_in_place(partial: Path, folder: Path) -> None:
+    """Give a finished folder its name, moving one that has it aside first."""
+    replaced = folder.with_name(f".{folder.name}.replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if folder.exists():
+        folder.rename(replaced)
+    partial.rename(folder)
+    _fsync(folder.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _count_bytes(value: object) -> int:
+    """Count the bytes of the tensors in a tree of mappings and lists."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, Mapping):
+        return sum(map(_count_bytes, value.values()))
+    return sum(map(_count_bytes, value)) if isinstance(value, list | tuple) else 0
+
+
+def _check_space(parent: Path, num_bytes: int) -> None:
+    needed, free = num_bytes + SMALL_FILES_BYTES, shutil.disk_usage(parent).free
+    if free < needed:
+        raise _no_space(parent, f"{needed / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free")
+
+
+@contextmanager
+def _full_disk_explained(folder: Path) -> Iterator[None]:
+    """Turn what safetensors and torch raise for a failing disk, which is no OSError, into a line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise _no_space(folder, error.strerror) from None
+    except SafetensorError as error:  # its message ends with the system's
+        raise _cannot_write(folder, str(error)) from None
+    except RuntimeError as error:
+        # torch's archive writer: the failing write is reported first, or only noticed on closing.
+        if "PytorchStreamWriter" not in str(error) and "unexpected pos" not in str(error):
+            raise
+        raise _cannot_write(folder, str(error).splitlines()[0]) from None
+
+
+def _cannot_write(where: Path, detail: str) -> CheckpointError:
+    return CheckpointError(
+        f"cannot write a checkpoint ({detail})",
+        where=where,
+        remedy="if the disk is full free some, then go on with --resume",
+    )
+
+
+def _no_space(where: Path, detail: str | None) -> CheckpointError:
+    return CheckpointError(
+        f"no space left for a checkpoint ({detail})",
+        where=where,
+        remedy="free some, then go on with --resume",
     )
 
 

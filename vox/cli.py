@@ -19,7 +19,7 @@ from pathlib import Path
 import click
 
 import vox
-from vox.errors import VoxError
+from vox.errors import WORKER_DEATH, VoxError, is_worker_death
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -178,6 +178,8 @@ def _report_error(error: BaseException) -> int | None:
             return EXIT_BROKEN_PIPE if _close_broken_stdout() else None
         case OSError() if error.filename is not None or error.errno in _FILE_SYSTEM_ERRNOS:
             return _report_line(_describe_os_error(error))
+    if is_worker_death(error):
+        return _report_line(WORKER_DEATH)
     if _is_out_of_device_memory(error):
         return _report_line(
             "the GPU ran out of memory; lower --batch-seconds, or for training "

@@ -7,36 +7,52 @@ saved with the run. The defaults are the reference run's; `configs/stage1.yaml` 
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vox.errors import ConfigError
 
+# Far beyond any use: a slip of the keyboard is an error here, not a failed allocation later.
+MAX_VOCAB_SIZE = 1_000_000
+MAX_WIDTH = 65_536
+MAX_LAYERS = 1_000
+MAX_KERNEL = 10_001
+MAX_COUNT = 1_000_000_000
+MAX_WORKERS = 1_000
+
+# PyYAML's constructors let through what they meet: a date that does not exist is a ValueError.
+_YAML_ERRORS = (yaml.YAMLError, ValueError, AttributeError, LookupError, RecursionError)
+
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    # NaN passes every other bound, and infinity most: a run would go on with nothing to learn from.
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class ModelConfig(_Section):
     """Dimensions of everything above WavLM; all a loader needs to build the modules."""
 
-    vocab_size: int = Field(default=2000, ge=5, description="BPE pieces, the four special tokens included")
-    feature_dim: int = Field(default=768, ge=1, description="width of WavLM's layers")
+    vocab_size: int = Field(
+        default=2000, ge=5, le=MAX_VOCAB_SIZE, description="BPE pieces, the four special tokens included"
+    )
+    feature_dim: int = Field(default=768, ge=1, le=MAX_WIDTH, description="width of WavLM's layers")
     feature_norm: Literal["none", "utterance"] = Field(
         default="none", description="utterance: zero mean and unit variance over each utterance's frames"
     )
-    num_wavlm_layers: int = Field(default=12, ge=1, description="weights in the layer mix")
-    d_model: int = Field(default=512, ge=2)
-    encoder_heads: int = Field(default=8, ge=1)
-    encoder_d_ff: int = Field(default=2048, ge=1)
-    resolution_blocks: int = Field(default=3, ge=1, description="frame rates of the U-Net: 50, 25, 12.5 Hz")
-    layers_per_block: int = Field(default=2, ge=1)
-    conv_kernel: int = Field(default=31, ge=1, description="depthwise kernel, odd")
-    decoder_layers: int = Field(default=4, ge=1)
-    decoder_heads: int = Field(default=8, ge=1)
-    decoder_d_ff: int = Field(default=2048, ge=1)
+    num_wavlm_layers: int = Field(default=12, ge=1, le=MAX_LAYERS, description="weights in the layer mix")
+    d_model: int = Field(default=512, ge=2, le=MAX_WIDTH)
+    encoder_heads: int = Field(default=8, ge=1, le=MAX_WIDTH)
+    encoder_d_ff: int = Field(default=2048, ge=1, le=MAX_WIDTH)
+    resolution_blocks: int = Field(
+        default=3, ge=1, le=16, description="frame rates of the U-Net: 50, 25, 12.5 Hz"
+    )
+    layers_per_block: int = Field(default=2, ge=1, le=MAX_LAYERS)
+    conv_kernel: int = Field(default=31, ge=1, le=MAX_KERNEL, description="depthwise kernel, odd")
+    decoder_layers: int = Field(default=4, ge=1, le=MAX_LAYERS)
+    decoder_heads: int = Field(default=8, ge=1, le=MAX_WIDTH)
+    decoder_d_ff: int = Field(default=2048, ge=1, le=MAX_WIDTH)
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
 
     @model_validator(mode="after")
@@ -69,33 +85,42 @@ class DataConfig(_Section):
 
     train_split: str = "train-clean-100"
     dev_split: str = "dev-clean"
-    utterances_per_update: int = Field(default=32, ge=1, description="over all ranks and micro-batches")
-    micro_batch_utterances: int = Field(default=8, ge=1, description="utterances on a device at once")
+    utterances_per_update: int = Field(
+        default=32, ge=1, le=MAX_COUNT, description="over all ranks and micro-batches"
+    )
+    micro_batch_utterances: int = Field(
+        default=8, ge=1, le=MAX_COUNT, description="utterances on a device at once"
+    )
     micro_batch_seconds: float | None = Field(
         default=None, gt=0, description="padded seconds on a device at once, in place of a count"
     )
-    workers: int = Field(default=2, ge=0, description="processes that decode audio in live training")
+    workers: int = Field(
+        default=2, ge=0, le=MAX_WORKERS, description="processes that decode audio in live training"
+    )
 
 
 class AugmentConfig(_Section):
     """SpecAugment on features (Park et al. 2019; masks in proportion to length: Park et al. 2020)."""
 
-    time_masks: int = Field(default=5, ge=0, description="masks an utterance")
+    time_masks: int = Field(default=5, ge=0, le=1_000, description="masks an utterance")
     time_mask_fraction: float = Field(
         default=0.05, ge=0, le=1, description="longest mask, as a share of the utterance"
     )
-    channel_masks: int = Field(default=2, ge=0)
+    channel_masks: int = Field(default=2, ge=0, le=1_000)
     channel_mask_fraction: float = Field(
         default=0.1, ge=0, le=1, description="widest mask, as a share of the channels"
     )
+
+
+_Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(_Section):
     """AdamW under OneCycle."""
 
     learning_rate: float = Field(default=1e-4, gt=0, description="the peak")
-    betas: tuple[float, float] = (0.9, 0.98)
-    weight_decay: float = Field(default=0.01, ge=0, description="none on norms, biases and embeddings' norms")
+    betas: tuple[_Decay, _Decay] = (0.9, 0.98)
+    weight_decay: float = Field(default=0.01, ge=0, description="none on norms, biases and other vectors")
     warmup_fraction: float = Field(default=0.1, gt=0, lt=1, description="of all updates")
     max_grad_norm: float = Field(default=1.0, gt=0)
 
@@ -104,8 +129,8 @@ class TrainConfig(_Section):
     """One stage of training."""
 
     stage: Literal[1, 2] = 1
-    epochs: int = Field(default=20, ge=1)
-    max_updates: int | None = Field(default=None, ge=1, description="stop early, for trials")
+    epochs: int = Field(default=20, ge=1, le=MAX_COUNT)
+    max_updates: int | None = Field(default=None, ge=1, le=MAX_COUNT, description="stop early, for trials")
     unfreeze_layers: tuple[int, ...] = Field(default=(), description="WavLM layers to train, counted from 0")
     ctc_weight: float = Field(default=0.3, ge=0, le=1, description="attention gets the rest")
     ctc_weight_start: float | None = Field(
@@ -115,9 +140,9 @@ class TrainConfig(_Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto", description="auto: bf16 where the GPU has it, else fp16; fp32 on CPU"
     )
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     checkpoint_minutes: float = Field(default=10.0, gt=0, description="between saves inside an epoch")
-    log_updates: int = Field(default=10, ge=1, description="updates between metric lines")
+    log_updates: int = Field(default=10, ge=1, le=MAX_COUNT, description="updates between metric lines")
 
 
 class Config(_Section):
@@ -131,16 +156,21 @@ class Config(_Section):
     train: TrainConfig = TrainConfig()
 
 
-def load_config(path: Path | str | None, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: Path | str | Sequence[Path | str] | None, overrides: Sequence[str] = ()) -> Config:
     """Read a config file, apply `key.path=value` overrides (values as YAML), and check everything.
+
+    Of several files, each is laid over the ones before it, key by key.
 
     Raises ConfigError, in one line, for a missing or malformed file, an unknown key, a wrong type or an
     impossible value.
     """
-    tree = {} if path is None else _read_yaml(Path(path))
+    paths = [path] if isinstance(path, str | Path) else list(path or ())
+    tree: dict[str, Any] = {}
+    for each in paths:
+        tree = _lay_over(tree, _read_yaml(Path(each)))
     for override in overrides:
         _apply_override(tree, override)
-    return parse_config(tree, where=str(path) if path is not None else "--set")
+    return parse_config(tree, where=str(paths[-1]) if paths else "--set")
 
 
 def parse_config(tree: Mapping[str, Any], where: str) -> Config:
@@ -169,7 +199,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError("no such config file", where=path, remedy="see configs/ for examples") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the config file ({error})", where=path) from None
-    except yaml.YAMLError as error:
+    except _YAML_ERRORS as error:
         raise ConfigError(f"not valid YAML ({error})", where=path, remedy="correct it") from None
     if tree is None:
         return {}
@@ -180,6 +210,17 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
+def _lay_over(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
+    """Merge two trees: where both have a section its keys are merged, else the upper value counts."""
+    merged = dict(lower)
+    for key, value in upper.items():
+        below = merged.get(key)
+        if isinstance(below, dict) and isinstance(value, dict):
+            value = _lay_over(below, value)
+        merged[key] = value
+    return merged
+
+
 def _apply_override(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
@@ -188,7 +229,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         )
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except _YAML_ERRORS:
         raise ConfigError(f"--set {override}: the value is not valid YAML", remedy="quote it") from None
     *parents, leaf = key.split(".")
     section = tree

@@ -9,6 +9,7 @@ JSON object a line: `audio` (absolute, or relative to the manifest's folder), `t
 import json
 import logging
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vox.audio import AudioHeader, read_header
-from vox.errors import CorpusError, VoxError, name_first
+from vox.errors import CorpusError, VoxError, escape_surrogates, name_first
 from vox.text import normalise_text
 from vox.units import RECEPTIVE_FIELD_SAMPLES, SAMPLE_RATE, samples_to_frames
 
@@ -60,9 +61,11 @@ class _Reading:
     num_texts_changed: int = 0  # by more than case and spacing
 
     def reject(self, name: object, reason: str) -> None:
-        self.problems.append(Problem(str(name), reason))
+        self.problems.append(Problem(escape_surrogates(str(name)), escape_surrogates(reason)))
 
     def add(self, name: str, audio_path: Path, text: str, speaker: str) -> None:
+        if _has_unwritable(name):
+            return self.reject(ascii(name), "an id with control characters or half a surrogate pair")
         try:
             normalised = normalise_text(text)
         except VoxError as error:
@@ -79,8 +82,8 @@ def read_split(root: Path | str, split: str) -> tuple[list[Utterance], list[Prob
 
     Problems: a transcript without audio, audio without a transcript, an empty transcript, characters
     outside the alphabet, an id that occurs more than once (none of its utterances is used), a line that
-    is malformed, a file that is not text. Raises CorpusError if the split is missing, is empty, or
-    exists in both layouts.
+    is malformed, an id that cannot be written down, a file that is not text. Raises CorpusError if the
+    split is missing, is empty, or exists in both layouts.
     """
     reading = _read_split(Path(root), split)
     return reading.utterances, reading.problems
@@ -270,10 +273,15 @@ def _read_manifest(manifest_path: Path, reading: _Reading) -> None:
             continue
         audio_path = manifest_path.parent / entry["audio"]
         name = entry.get("id", audio_path.stem)
-        if audio_path.is_file():
+        if _has_unwritable(name) or audio_path.is_file():
             reading.add(name, audio_path, entry["text"], entry.get("speaker", ""))
         else:
             reading.reject(name, f"transcript without audio: {audio_path}")
+
+
+def _has_unwritable(name: str) -> bool:
+    """Say whether a name holds what a file or a line of a log cannot: it would fail after the work."""
+    return any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name)
 
 
 def _parse_entry(line: str) -> dict[str, str]:
@@ -282,6 +290,8 @@ def _parse_entry(line: str) -> dict[str, str]:
         entry: Any = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg})") from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     if not isinstance(entry, dict):
         raise ValueError("not an object of keys and values")
     for key, kinds in (("audio", (str,)), ("text", (str,)), ("id", (str, int)), ("speaker", (str, int))):

@@ -10,8 +10,16 @@ from vox.errors import DeviceError
 def pick_device(name: str = "auto") -> torch.device:
     """Return the device named: `auto` (CUDA if there is one, else CPU), `cpu`, `cuda` or `cuda:N`.
 
-    Raises DeviceError when the name is unknown or there is no such GPU.
+    A GPU becomes the process's current one, and computes float32 in full. Raises DeviceError when the name
+    is unknown or there is no such GPU.
     """
+    device = _parse_device(name)
+    if device.type == "cuda":
+        _set_up_cuda(device)
+    return device
+
+
+def _parse_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -25,6 +33,15 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
+def _set_up_cuda(device: torch.device) -> None:
+    if device.index is not None:
+        torch.cuda.set_device(device)  # streams, events and memory figures are the current device's
+    # TensorFloat-32 keeps 10 bits of a float32's mantissa. cuDNN uses it by default from Ampere on: float32
+    # would be 1e-3 off itself, in WavLM and in the encoder. Half precision is not affected.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
     """Return the dtype of mixed precision: float32 means none.
 
@@ -33,7 +50,8 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         if device.type == "cpu":
             return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        # By capability, since torch calls bfloat16 supported where it is emulated, and slow (V100, T4).
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
     if dtype is torch.float16 and device.type == "cpu":
         raise DeviceError("fp16 training needs a GPU", remedy="use --set train.precision=fp32 or bf16")
@@ -45,6 +63,20 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     if dtype is torch.float32:
         return nullcontext()
     return torch.autocast(device.type, dtype=dtype)
+
+
+def frozen_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Return the context for WavLM's frozen part, which keeps its features those of the cache.
+
+    Under bfloat16 (8 bits of mantissa) features come out 7.5e-3 off float32, more than a cache may differ
+    from live audio; under float16 (11 bits) 9.4e-4. What is not trained has no gradients that could
+    underflow, and so needs no bfloat16: it runs in float16 on a GPU and in float32 on a CPU. Any other
+    precision is left as it is.
+    """
+    kind = device.type
+    if not torch.is_autocast_enabled(kind) or torch.get_autocast_dtype(kind) is not torch.bfloat16:
+        return nullcontext()
+    return torch.autocast(kind, dtype=torch.float16, enabled=kind != "cpu")
 
 
 def synchronize(device: torch.device) -> None:

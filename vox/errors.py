@@ -6,6 +6,11 @@ Everything else that is raised is a defect in Vox and keeps its traceback.
 from collections.abc import Sequence
 
 
+def escape_surrogates(text: str) -> str:
+    """Return text that UTF-8 can write: file names that are not UTF-8 come with half surrogate pairs."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 class VoxError(Exception):
     """A problem to report in one line: what is wrong, where, and what to do."""
 
@@ -13,7 +18,7 @@ class VoxError(Exception):
         line = what if where is None else f"{what}: {where}"
         if remedy is not None:
             line = f"{line}; {remedy}"
-        super().__init__(" ".join(line.split()))
+        super().__init__(escape_surrogates(" ".join(line.split())))
 
 
 class ConfigError(VoxError):
@@ -50,6 +55,20 @@ class HandoffError(VoxError):
 
 class DeviceError(VoxError):
     """The device asked for is not there, or its memory is too small."""
+
+
+WORKER_DEATH = (
+    "a process that decodes audio was ended, most likely because memory is short; take fewer: --workers 0 "
+    "or 1, and for training --set data.workers=0 (in a container, more memory or docker --shm-size=1g)"
+)
+
+
+def is_worker_death(error: BaseException) -> bool:
+    """Say whether an error is a DataLoader's report that a worker process died.
+
+    torch raises it in a signal handler, so it may come up anywhere in the main thread.
+    """
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
 
 
 def name_first(names: Sequence[str], limit: int = 3) -> str:

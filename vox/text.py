@@ -111,11 +111,6 @@ class Tokenizer:
         self.vocab_size: int = processor.vocab_size()
 
     @classmethod
-    def from_bytes(cls, model_bytes: bytes) -> "Tokenizer":
-        """Load a tokenizer from `model_bytes`; raise TextError if they are damaged."""
-        return cls(model_bytes)
-
-    @classmethod
     def load(cls, path: Path | str) -> "Tokenizer":
         """Load a tokenizer from a file; raise TextError if it is missing or damaged."""
         try:

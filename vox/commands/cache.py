@@ -25,7 +25,7 @@ def cache() -> None:
 @_FEATURES
 @click.option("--split", help="This split only.")
 def list_command(features: Path, split: str | None) -> None:
-    """Say which caches there are, how large, and from which weights."""
+    """Say which caches there are, how large, and from which weights; exit 2 if one cannot be read."""
     from vox.features.cache import CacheSummary, find_cache_dirs, summarise_cache
     from vox.features.fingerprint import join_layers
 
@@ -54,6 +54,12 @@ def list_command(features: Path, split: str | None) -> None:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     for line in faults:
         click.echo(line)
+    if faults:
+        raise CacheError(
+            f"{len(faults)} of {len(rows) - 1 + len(faults)} caches cannot be read",
+            where=features,
+            remedy="mend them as said above",
+        )
 
 
 @cache.command("verify")

@@ -7,11 +7,14 @@ same masks as an uninterrupted one.
 
 import logging
 import queue
+import shutil
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -19,13 +22,18 @@ from vox.audio import read_audio
 from vox.corpus import Utterance
 from vox.data.batch import AudioBatch, AudioFailure, FeatureBatch, make_audio_batch, make_feature_batch
 from vox.data.plan import plan_by_length
-from vox.errors import AudioError
+from vox.errors import WORKER_DEATH, AudioError, VoxError, is_worker_death
 from vox.features.cache import FeatureCache
 from vox.units import seconds_to_samples
 
 log = logging.getLogger(__name__)
 
 READ_AHEAD_BATCHES = 4
+PREFETCHED_BATCHES = 2  # by each worker
+
+SHARED_MEMORY = "/dev/shm"  # where torch passes tensors between processes
+MIN_SHARED_BYTES = 256_000_000
+SAMPLE_BYTES = 4
 
 Item = TypeVar("Item")
 
@@ -93,20 +101,46 @@ def decode_batches(
 ) -> Iterator[tuple[AudioBatch, list[AudioFailure]]]:
     """Decode recordings batch by batch, in order, in `workers` processes (0: in this one).
 
-    Yields each batch (without the recordings that failed; it may be empty) and its failures.
+    Yields each batch (without the recordings that failed; it may be empty) and its failures. Raises
+    VoxError when a worker dies (the system ends one when memory is short).
     """
-    loader: DataLoader[tuple[AudioBatch, list[AudioFailure]]] = DataLoader(
-        _BatchDataset(batches),
+    loader: DataLoader[_DecodedBatch | VoxError | OSError] = DataLoader(
+        _BatchDataset(batches, is_through_pipe=not _has_shared_memory(batches, workers)),
         batch_size=None,
         collate_fn=_keep,
         num_workers=min(workers, len(batches)),
-        prefetch_factor=2 if workers and batches else None,
+        prefetch_factor=PREFETCHED_BATCHES if workers and batches else None,
         generator=torch.Generator(),  # its own: the loader would draw from the global one
     )
-    for batch, failures in loader:
+    for decoded in _explain_dead_workers(loader):
+        if isinstance(decoded, Exception):
+            raise decoded
+        waveforms_BS, num_samples_B = map(torch.as_tensor, (decoded.waveforms_BS, decoded.num_samples_B))
         if pin:
-            batch = AudioBatch(batch.ids, batch.waveforms_BS.pin_memory(), batch.num_samples_B.pin_memory())
-        yield batch, failures
+            waveforms_BS, num_samples_B = waveforms_BS.pin_memory(), num_samples_B.pin_memory()
+        yield AudioBatch(decoded.ids, waveforms_BS, num_samples_B), decoded.failures
+
+
+def _has_shared_memory(batches: Sequence[Sequence[Utterance]], workers: int) -> bool:
+    """Say whether /dev/shm holds what the workers may have ready at once, twice over.
+
+    A container's is often 64 MB (Docker's default), and a worker that finds it full dies of a bus error.
+    """
+    lengths = [len(batch) * max((u.num_samples or 0 for u in batch), default=0) for batch in batches]
+    num_bytes = max(lengths, default=0) * SAMPLE_BYTES * (workers * PREFETCHED_BATCHES + 1)
+    try:
+        return shutil.disk_usage(SHARED_MEMORY).free >= max(2 * num_bytes, MIN_SHARED_BYTES)
+    except OSError:
+        return False
+
+
+def _explain_dead_workers(items: Iterable[Item]) -> Iterator[Item]:
+    try:
+        yield from items
+    except RuntimeError as error:
+        if is_worker_death(error):
+            raise VoxError(WORKER_DEATH) from error
+        raise
 
 
 def iterate_by_length(
@@ -163,16 +197,36 @@ def _keep(item: Item) -> Item:
     return item
 
 
-class _BatchDataset(Dataset[tuple[AudioBatch, list[AudioFailure]]]):
-    """One item is one planned batch, decoded."""
+@dataclass(frozen=True)
+class _DecodedBatch:
+    """A batch on its way from a worker: tensors travel through shared memory, arrays through a pipe."""
 
-    def __init__(self, batches: Sequence[Sequence[Utterance]]) -> None:
+    ids: list[str]
+    waveforms_BS: torch.Tensor | np.ndarray
+    num_samples_B: torch.Tensor | np.ndarray
+    failures: list[AudioFailure]
+
+
+class _BatchDataset(Dataset[_DecodedBatch | VoxError | OSError]):
+    """One item is one planned batch, decoded, or the error that ends the work.
+
+    The loader would raise an error anew with the worker's traceback for a message.
+    """
+
+    def __init__(self, batches: Sequence[Sequence[Utterance]], is_through_pipe: bool) -> None:
         self.batches = batches
+        self.is_through_pipe = is_through_pipe  # three times as slow, and wherever there is little memory
 
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, index: int) -> tuple[AudioBatch, list[AudioFailure]]:
+    def __getitem__(self, index: int) -> _DecodedBatch | VoxError | OSError:
+        try:
+            return self._decode(index)
+        except (VoxError, OSError) as error:
+            return error
+
+    def _decode(self, index: int) -> _DecodedBatch:
         ids, waveforms, failures = [], [], []
         for utterance in self.batches[index]:
             try:
@@ -184,4 +238,7 @@ class _BatchDataset(Dataset[tuple[AudioBatch, list[AudioFailure]]]):
             else:
                 ids.append(utterance.id)
                 waveforms.append(waveform)
-        return make_audio_batch(ids, waveforms), failures
+        batch = make_audio_batch(ids, waveforms)
+        if self.is_through_pipe:
+            return _DecodedBatch(ids, batch.waveforms_BS.numpy(), batch.num_samples_B.numpy(), failures)
+        return _DecodedBatch(ids, batch.waveforms_BS, batch.num_samples_B, failures)

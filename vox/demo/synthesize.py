@@ -34,12 +34,16 @@ _SYNTHESIS_CALLBACK = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
 )
 
-MARGIN_SAMPLES = SAMPLE_RATE // 10  # silence before and after what is said
+MARGIN_SAMPLES = SAMPLE_RATE // 20  # silence before and after what is said
+
+WORDS_PER_MINUTE = (180, 230)  # how fast the voices speak: from, to
+PITCH = (40, 60)  # and how high and how lively; 50 is the voice's own
 
 # A voice is an accent and, after the plus, a speaker: a folder of LibriSpeech's layout has its place here
 # plus 101 as its name. British English is `en`; espeak-ng calls `en-gb` unknown.
 TRAIN_VOICES = (
-    "en", "en-us", "en-gb-x-rp", "en+f1", "en-us+f2", "en+f4", "en-us+m1", "en-gb-x-rp+m2", "en+m3", "en-us+m7",
+    "en", "en-us", "en-gb-x-rp", "en+f1", "en-us+f2",
+    "en+f4", "en-us+m1", "en-gb-x-rp+m2", "en+m3", "en-us+m7",
 )  # fmt: skip
 DEV_ONLY_VOICES = ("en+f3", "en-us+m4")
 TEST_ONLY_VOICES = ("en-us+f5", "en+m6")
@@ -139,9 +143,9 @@ def write_lines(counts: dict[str, int], seed: int) -> list[Line]:
                     split=split,
                     text=text,
                     voice=voice,
-                    words_per_minute=generator.randint(150, 210),
-                    pitch=generator.randint(35, 65),
-                    pitch_range=generator.randint(35, 65),
+                    words_per_minute=generator.randint(*WORDS_PER_MINUTE),
+                    pitch=generator.randint(*PITCH),
+                    pitch_range=generator.randint(*PITCH),
                 )
             )
     return sorted(lines, key=lambda line: (line.split, line.id))
@@ -194,7 +198,7 @@ def _find_espeak() -> tuple[Path, Path]:
 
 @click.command()
 @click.option("--root", type=click.Path(path_type=Path), required=True, help="Corpus root to write under.")
-@click.option("--train", default=800, show_default=True, help="Utterances to train on.")
+@click.option("--train", default=1700, show_default=True, help="Utterances to train on.")
 @click.option("--dev", default=100, show_default=True, help="Utterances to choose the best weights by.")
 @click.option("--test", default=100, show_default=True, help="Utterances for the final figures.")
 @click.option("--seed", default=0, show_default=True, help="Draws the sentences and how they are said.")

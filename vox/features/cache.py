@@ -162,25 +162,22 @@ def summarise_cache(folder: Path) -> CacheSummary:
     return CacheSummary(folder, plan, len(paths), num_bytes, num_skipped)
 
 
-def list_caches(features_dir: Path, split: str | None = None) -> list[CacheSummary]:
-    """Summarise all caches (of a split); raise CacheError if there are none, or one's plan is damaged."""
-    return [summarise_cache(folder) for folder in find_cache_dirs(features_dir, split)]
-
-
 def verify_cache(folder: Path) -> Iterator[str]:
     """Re-read a cache whole and say every fault in it, one line each."""
     try:
         plan = read_plan(folder)
-        if plan is None:
-            yield f"missing plan: {folder / PLAN_NAME}"
-            return
-        if plan.fingerprint.prefix != folder.name or plan.split != folder.parent.name:
-            yield f"cache in another folder than its own ({plan.split}/{plan.fingerprint.prefix}): {folder}"
+    except CacheError as fault:
+        yield str(fault)
+        return
+    if plan is None:
+        yield f"missing plan: {folder / PLAN_NAME}"
+        return
+    if plan.fingerprint.prefix != folder.name or plan.split != folder.parent.name:
+        yield f"cache in another folder than its own ({plan.split}/{plan.fingerprint.prefix}): {folder}"
+    try:
         read_utterances(folder, plan)
     except CacheError as fault:
         yield str(fault)
-    if plan is None:
-        return
     names = {shard.name for shard in plan.shards}
     for path in sorted(folder.iterdir()):
         if path.name in names or path.name in (PLAN_NAME, UTTERANCES_NAME):

@@ -6,8 +6,8 @@ Letters: B batch, T frames, C feature channels, D model width.
 import torch
 from torch import Tensor, nn
 
+from vox.masks import zero_padding
 from vox.model.initialise import initialise
-from vox.model.masks import zero_padding
 
 _EPSILON = 1e-5
 

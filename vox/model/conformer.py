@@ -7,9 +7,9 @@ them and the convolution zeroes them, which are the only two places where frames
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vox.masks import keys_to_mask, zero_padding
 from vox.model.attention import SelfAttention
 from vox.model.feedforward import SwiGLU
-from vox.model.masks import keys_to_mask, zero_padding
 from vox.model.rotary import Rotary
 
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from vox.config import ModelConfig
+from vox.masks import keys_to_mask, lengths_to_mask
 from vox.model.attention import CrossAttention, KeyValue, KeyValueBuffer, SelfAttention
 from vox.model.feedforward import SwiGLU
 from vox.model.initialise import initialise
-from vox.model.masks import frames_to_mask, keys_to_mask
 from vox.model.rotary import Rotary, rotary_table
 
 
@@ -104,7 +104,7 @@ class Decoder(nn.Module):
         finite on padded frames. Returns logits_BUV, where position u has heard tokens 0 to u only, so that
         padding changes nothing before it.
         """
-        is_frame_seen_B11T = keys_to_mask(frames_to_mask(num_frames_B, memory_BTD.shape[1]))
+        is_frame_seen_B11T = keys_to_mask(lengths_to_mask(num_frames_B, memory_BTD.shape[1]))
         rotary = rotary_table(torch.arange(tokens_BU.shape[1], device=tokens_BU.device), self.head_width)
         x_BUD = self._embed(tokens_BU)
         for layer, memory in zip(self.layers, self._project_memory(memory_BTD), strict=True):
@@ -116,7 +116,7 @@ class Decoder(nn.Module):
         """Prepare to decode step by step: project the audio for every layer, once."""
         return DecoderCache(
             memories=self._project_memory(memory_BTD),
-            is_frame_seen_B11T=keys_to_mask(frames_to_mask(num_frames_B, memory_BTD.shape[1])),
+            is_frame_seen_B11T=keys_to_mask(lengths_to_mask(num_frames_B, memory_BTD.shape[1])),
             pasts=[KeyValueBuffer() for _ in self.layers],
         )
 

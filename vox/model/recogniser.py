@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from vox.config import ModelConfig
 from vox.errors import ConfigError
+from vox.masks import lengths_to_mask, zero_padding
 from vox.model.adapter import Adapter, normalise_utterances
 from vox.model.decoder import Decoder
-from vox.model.masks import frames_to_mask, zero_padding
 from vox.model.zipformer import Zipformer
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Recogniser(nn.Module):
 
         features_BTC: any float dtype (a cache holds float16); padded frames may hold anything.
         """
-        is_valid_BT = frames_to_mask(num_frames_B, features_BTC.shape[1])
+        is_valid_BT = lengths_to_mask(num_frames_B, features_BTC.shape[1])
         features_BTC = zero_padding(features_BTC.to(self._dtype()), is_valid_BT)
         if self.config.feature_norm == "utterance":
             features_BTC = normalise_utterances(features_BTC, is_valid_BT)

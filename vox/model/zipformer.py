@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from vox.config import ModelConfig
+from vox.masks import lengths_to_mask, zero_padding
 from vox.model.conformer import ConformerLayer
 from vox.model.initialise import initialise
-from vox.model.masks import frames_to_mask, zero_padding
 from vox.model.rotary import rotary_table
 from vox.units import halve_frames
 
@@ -93,14 +93,14 @@ class Zipformer(nn.Module):
 
     def forward(self, x_BTD: Tensor, num_frames_B: Tensor) -> Tensor:
         """Map [B, T, D] to [B, T, D] at the same frame rate, zeros on padded frames."""
-        is_valid_BT = frames_to_mask(num_frames_B, x_BTD.shape[1])
+        is_valid_BT = lengths_to_mask(num_frames_B, x_BTD.shape[1])
         skips: list[tuple[Tensor, Tensor]] = []
         for block, down in zip(self.descending, self.downs, strict=True):
             x_BTD = block(x_BTD, is_valid_BT)
             skips.append((x_BTD, is_valid_BT))
             x_BTD = down(x_BTD, is_valid_BT)
             num_frames_B = halve_frames(num_frames_B)
-            is_valid_BT = frames_to_mask(num_frames_B, x_BTD.shape[1])
+            is_valid_BT = lengths_to_mask(num_frames_B, x_BTD.shape[1])
         x_BTD = self.lowest(x_BTD, is_valid_BT)
         for up, merge, block in zip(self.ups, self.merges, self.ascending, strict=True):
             skip_BTD, is_skip_valid_BT = skips.pop()

@@ -1,13 +1,18 @@
 """From waveforms to features: the one module behind cached features and live ones.
 
-B batch, S samples, T frames, C channels. Masks: True = real frame.
+B batch, S samples, T frames, C channels.
 """
+
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from vox.errors import ConfigError, WavLMError
+from vox.masks import lengths_to_mask, zero_padding
+from vox.units import SAMPLE_RATE, samples_to_frames
+from vox.wavlm.load import load_wavlm
 from vox.wavlm.mix import LayerMix
 from vox.wavlm.model import WavLM
-from vox.wavlm.stem import lengths_to_mask
 
 
 class FeatureExtractor(nn.Module):
@@ -27,5 +32,27 @@ class FeatureExtractor(nn.Module):
         layers = self.mix.needed_layers()
         layer_outputs, num_frames_B = self.wavlm(waveforms_BS, num_samples_B, [i + 1 for i in layers])
         features_BTC = self.mix(layer_outputs, layers)
-        is_valid_BT = lengths_to_mask(num_frames_B, features_BTC.shape[1])
-        return features_BTC.masked_fill(~is_valid_BT[..., None], 0.0), num_frames_B
+        return zero_padding(features_BTC, lengths_to_mask(num_frames_B, features_BTC.shape[1])), num_frames_B
+
+
+def build_extractor(wavlm_name: str, layers: Sequence[int]) -> FeatureExtractor:
+    """Load a WavLM (hub name or folder) and take the mean of these layers, counted from 1.
+
+    Raises ConfigError for a layer that it has not, and WavLMError for a WavLM that cannot be had or does not
+    make 50 frames a second.
+    """
+    wavlm = load_wavlm(wavlm_name)
+    if max(layers) > wavlm.num_layers:
+        raise ConfigError(
+            f"the features ask for layer {max(layers)}, and this WavLM has {wavlm.num_layers}",
+            where=wavlm_name,
+            remedy=f"choose from 1 to {wavlm.num_layers} with --layers, or features.layers in a config",
+        )
+    # Shards are laid out, and labels checked, from lengths alone, before any WavLM runs.
+    if wavlm.num_frames(SAMPLE_RATE) != samples_to_frames(SAMPLE_RATE):
+        raise WavLMError(
+            "this WavLM's convolution stem does not make WavLM's 50 frames a second",
+            where=wavlm_name,
+            remedy="choose another with --wavlm",
+        )
+    return FeatureExtractor(wavlm, LayerMix.mean_of(layers, wavlm.num_layers))

@@ -10,16 +10,19 @@ dropout acts in trainable layers only: a frozen part computes the same in traini
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import WavLMConfig
 
+from vox.device import frozen_autocast
 from vox.errors import ConfigError, WavLMError
+from vox.masks import lengths_to_mask
 from vox.units import samples_to_frames
 from vox.wavlm.encoder import Encoder
-from vox.wavlm.stem import ACTIVATIONS, ConvStem, FeatureProjection, clean_waveforms, lengths_to_mask
+from vox.wavlm.stem import ACTIVATIONS, ConvStem, FeatureProjection, clean_waveforms
 
 
 def check_config(config: WavLMConfig) -> None:
@@ -114,7 +117,8 @@ class WavLM(nn.Module):
         float32; their padding may hold anything. At least one must be as long as a frame.
 
         `states` names the ones to return, in that order (all by default). Layers above the highest are not
-        computed, and what is not returned is not kept. Without gradient below the first trainable layer.
+        computed, and what is not returned is not kept. Below the first trainable layer there is no gradient,
+        and no bfloat16 (see `frozen_autocast`).
         """
         wanted = range(self.num_layers + 1) if states is None else states
         num_samples_B = num_samples_B.to(waveforms_BS.device)
@@ -124,13 +128,16 @@ class WavLM(nn.Module):
         # An utterance without a frame attends to one frame of nothing: what a softmax over no key gives
         # is up to the kernel.
         is_valid_BT = lengths_to_mask(num_frames_B.clamp(min=1), num_steps)
-        hidden_BTD = self._embed(waveforms_BS, num_samples_B, is_valid_BT)
+        with frozen_autocast(waveforms_BS.device):
+            hidden_BTD = self._embed(waveforms_BS, num_samples_B, is_valid_BT)
         with self._gradient(0 in self.trainable_layers):
             position_bias_HTT = self.encoder.position_bias(num_steps)
         first_trainable = min(self.trainable_layers, default=self.num_layers)
         kept = {0: hidden_BTD} if 0 in wanted else {}
         for index, layer in enumerate(self.encoder.layers[: max(wanted, default=0)]):
-            with self._gradient(index >= first_trainable):
+            is_above = index >= first_trainable
+            precision = nullcontext() if is_above else frozen_autocast(waveforms_BS.device)
+            with self._gradient(is_above), precision:
                 hidden_BTD = layer(hidden_BTD, position_bias_HTT, is_valid_BT)
             if index + 1 in wanted:
                 kept[index + 1] = hidden_BTD

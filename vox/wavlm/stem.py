@@ -14,17 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vox.masks import lengths_to_mask
 from vox.units import samples_to_frames
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu}
 
 # Wav2Vec2FeatureExtractor's constant, under the root with the variance.
 NORMALISE_EPS = 1e-7
-
-
-def lengths_to_mask(lengths_B: Tensor, max_length: int) -> Tensor:
-    """Return is_valid [B, max_length], bool: True on the first `lengths_B` positions of each row."""
-    return torch.arange(max_length, device=lengths_B.device)[None, :] < lengths_B[:, None]
 
 
 def clean_waveforms(waveforms_BS: Tensor, num_samples_B: Tensor, do_normalize: bool) -> Tensor:

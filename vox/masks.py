@@ -1,15 +1,15 @@
-"""Which frames are real, and zeros where they are not.
+"""Which positions of a padded batch are real, and zeros where they are not.
 
-Letters: B batch, T frames, D width. True in a mask means a real frame.
+Letters: B batch, T frames, D width. True in a mask means a real position.
 """
 
 import torch
 from torch import Tensor
 
 
-def frames_to_mask(num_frames_B: Tensor, max_frames: int) -> Tensor:
-    """Return is_valid_BT, bool: True on the first num_frames of each row of max_frames."""
-    return torch.arange(max_frames, device=num_frames_B.device) < num_frames_B[:, None]
+def lengths_to_mask(lengths_B: Tensor, max_length: int) -> Tensor:
+    """Return is_valid [B, max_length], bool: True on the first `lengths_B` positions of each row."""
+    return torch.arange(max_length, device=lengths_B.device)[None, :] < lengths_B[:, None]
 
 
 def zero_padding(x_BTD: Tensor, is_valid_BT: Tensor) -> Tensor:
