@@ -18,16 +18,16 @@ import vox
 from vox.cli import cli
 from vox.config import Config, load_config
 from vox.corpus import load_split
-from vox.demo.grammar import list_words, make_sentences
+from vox.demo.grammar import count_sentences, list_words, make_sentences
 from vox.demo.run import LAYERS, Step, clear_folder, plan_steps, run_step
-from vox.demo.synthesize import Synthesizer, write_lines
+from vox.demo.synthesize import SPLIT_VOICES, Synthesizer, write_lines
 from vox.demo.tiny_wavlm import save_tiny_wavlm
 from vox.errors import VoxError
 from vox.units import SAMPLE_RATE
 from vox.wavlm.load import load_wavlm
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-COUNTS = {"demo-train": 800, "demo-dev": 100, "demo-test": 100}
+COUNTS = {"demo-train": 2600, "demo-dev": 100, "demo-test": 100}
 
 needs_espeak = pytest.mark.skipif(
     importlib.util.find_spec("espeakng_loader") is None, reason="espeakng-loader is not installed"
@@ -45,6 +45,14 @@ def test_no_sentence_is_in_two_splits_and_training_says_every_word(seed: int) ->
     assert make_sentences(COUNTS, seed) == sentences != make_sentences(COUNTS, seed + 1)
 
 
+def test_more_sentences_than_the_grammar_has_are_refused() -> None:
+    """Drawing until there are enough would never end."""
+    everything = make_sentences({"demo-train": count_sentences()}, seed=0)["demo-train"]
+    assert len(set(everything)) == count_sentences()
+    with pytest.raises(VoxError, match="ask for fewer"):
+        make_sentences({"demo-train": count_sentences(), "demo-dev": 1}, seed=0)
+
+
 def test_dev_and_test_have_two_voices_each_that_nobody_else_has() -> None:
     lines = write_lines(COUNTS, seed=0)
     voices = {split: {line.voice for line in lines if line.split == split} for split in COUNTS}
@@ -60,7 +68,7 @@ def test_two_processes_speak_alike_in_every_voice_and_leave_splits_that_load(tmp
     first, second = _synthesize(tmp_path / "first"), _synthesize(tmp_path / "second")
     assert first == second
     counts = {split: len(load_split(tmp_path / "first", split)) for split in COUNTS}
-    assert counts == {"demo-train": 10, "demo-dev": 6, "demo-test": 6}
+    assert counts == {split: len(voices) for split, voices in SPLIT_VOICES.items()}
     for path in (tmp_path / "first").rglob("*.flac"):
         samples_S, sample_rate = soundfile.read(path)
         assert sample_rate == SAMPLE_RATE and samples_S.ndim == 1
@@ -149,6 +157,8 @@ def test_outside_a_checkout_the_demo_says_that_it_needs_one(tmp_path: Path) -> N
 
 def _synthesize(root: Path) -> dict[str, bytes]:
     """Synthesize every voice once in a process of its own; return what each file holds."""
-    arguments = ("--root", str(root), "--train", "10", "--dev", "6", "--test", "6", "--seed", "5")
+    arguments = ["--root", str(root), "--seed", "5"]
+    for split, voices in SPLIT_VOICES.items():
+        arguments += [f"--{split.removeprefix('demo-')}", str(len(voices))]
     run_step(Step("speak", ("vox.demo.synthesize", *arguments)), CHECKOUT)
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*.*") if path.is_file()}

@@ -89,9 +89,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     whatever else went wrong, so that a defect keeps its traceback.
     """
     context = None
-    # Threads that wait by spinning cost everything when another process wants their core: a training step
-    # of 0.1 s took 5.9 s on a shared machine. Read by OpenMP when torch is imported, which is later.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that spin while they wait cost everything when another process wants their core (a training
+    # step of 0.1 s took 5.9 s), threads that sleep at once cost as much as they bring: spin briefly. Read by
+    # torch's OpenMP when it is imported, which is later.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         context = cli.make_context("vox", sys.argv[1:] if argv is None else list(argv))
         with context:
