@@ -27,7 +27,7 @@ from vox.units import SAMPLE_RATE
 from vox.wavlm.load import load_wavlm
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-COUNTS = {"demo-train": 2600, "demo-dev": 100, "demo-test": 100}
+COUNTS = {"demo-train": 2400, "demo-dev": 100, "demo-test": 100}
 
 needs_espeak = pytest.mark.skipif(
     importlib.util.find_spec("espeakng_loader") is None, reason="espeakng-loader is not installed"

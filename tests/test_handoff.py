@@ -1,6 +1,7 @@
 """The handoff check itself (T8)."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -40,3 +41,10 @@ def test_a_loss_that_is_not_finite_ranks_last():
     results = [measure(math.nan, 1.0), measure(9.0, 9.0), measure(1.0, math.inf)]
     assert min(results, key=lambda result: result.rank) is results[1]
     assert results[0].rank == results[2].rank == (math.inf, math.inf)
+
+
+def test_both_decoders_decide_which_is_best():
+    """One attention error outweighed half of all CTC errors when only the better decoder counted."""
+    half_deaf = replace(measure(1.0, 1.0), wer={"ctc": 0.07, "attention": 0.003})
+    good = replace(measure(1.0, 1.0), wer={"ctc": 0.045, "attention": 0.011})
+    assert good.rank < half_deaf.rank

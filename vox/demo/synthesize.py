@@ -199,7 +199,7 @@ def _find_espeak() -> tuple[Path, Path]:
 
 @click.command()
 @click.option("--root", type=click.Path(path_type=Path), required=True, help="Corpus root to write under.")
-@click.option("--train", default=2600, show_default=True, help="Utterances to train on.")
+@click.option("--train", default=2400, show_default=True, help="Utterances to train on.")
 @click.option("--dev", default=100, show_default=True, help="Utterances to choose the best weights by.")
 @click.option("--test", default=100, show_default=True, help="Utterances for the final figures.")
 @click.option("--seed", default=0, show_default=True, help="Draws the sentences and how they are said.")
