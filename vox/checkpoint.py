@@ -5,7 +5,7 @@
     wavlm.json          WavLM's shape and preprocessing
     tokenizer.model     SentencePiece
     state.json          where the run stood, and its dev results
-    trainer.pt          optimizer, scaler and random states, for resuming (absent in an export)
+    trainer.pt          optimizer, scaler and random states, for resuming
     checksums.json      sha256 of each file above
 
 A checkpoint is written beside its final name, fsynced and renamed. `best` and `last` are symbolic links

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from tests.benchmarks.recordings import load_recordings
-from vox.data.batch import make_audio_batch
+from vox.data.batch import AudioBatch, make_audio_batch
 from vox.data.plan import plan_by_length
 from vox.device import autocast, peak_memory_gb, pick_device, synchronize
+from vox.masks import lengths_to_mask
 from vox.units import SAMPLE_RATE, samples_to_frames, seconds_to_samples
 from vox.wavlm.extractor import FeatureExtractor
 from vox.wavlm.mix import LayerMix
@@ -25,6 +26,7 @@ from vox.wavlm.model import WavLM
 LAYERS = (9, 10, 11, 12)
 
 Features = dict[int, np.ndarray]  # position of the recording: [T, C]
+Extract = Callable[[AudioBatch], torch.Tensor]  # features [B, T, C], padded frames included
 Run = Callable[[], Features]
 
 
@@ -55,8 +57,8 @@ def main(audio: Path | None, count: int, batch_seconds: float | None, repeats: i
     precisions = [torch.float32, torch.float16] if device.type == "cuda" else [torch.float32]
     runs: dict[str, Run] = {}
     for who, extract in (
-        ("Hugging Face", partial(_run_theirs, theirs)),
-        ("Vox", partial(_run_ours, ours)),
+        ("Hugging Face", partial(_run, partial(_extract_theirs, theirs))),
+        ("Vox", partial(_run, partial(_extract_ours, ours))),
     ):
         runs[f"{who}, one by one"] = partial(extract, recordings, alone, device)
         for dtype in precisions:
@@ -77,8 +79,8 @@ def main(audio: Path | None, count: int, batch_seconds: float | None, repeats: i
     click.echo(f"peak memory {peak_memory_gb(device):.1f} GB")
 
 
-def _run_theirs(
-    model: torch.nn.Module,
+def _run(
+    extract: Extract,
     recordings: list[np.ndarray],
     batches: list[tuple[int, ...]],
     device: torch.device,
@@ -87,34 +89,25 @@ def _run_theirs(
     found: Features = {}
     with torch.inference_mode(), autocast(device, dtype):
         for positions, batch in _read(recordings, batches, device):
-            mask_BS = None
-            if len(positions) > 1:
-                steps = torch.arange(batch.waveforms_BS.shape[1], device=device)
-                mask_BS = (steps < batch.num_samples_B[:, None]).long()
-            states = model(
-                batch.waveforms_BS, attention_mask=mask_BS, output_hidden_states=True
-            ).hidden_states
-            mixed_BTC = sum(states[layer].float() for layer in LAYERS) / len(LAYERS)
+            features_BTC = extract(batch)
             for row, position in enumerate(positions):
                 num_frames = samples_to_frames(len(recordings[position]))
-                found[position] = mixed_BTC[row, :num_frames].cpu().numpy()
+                found[position] = features_BTC[row, :num_frames].cpu().numpy()
     return found
 
 
-def _run_ours(
-    extractor: FeatureExtractor,
-    recordings: list[np.ndarray],
-    batches: list[tuple[int, ...]],
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
-) -> Features:
-    found: Features = {}
-    with torch.inference_mode(), autocast(device, dtype):
-        for positions, batch in _read(recordings, batches, device):
-            features_BTC, num_frames_B = extractor(batch.waveforms_BS, batch.num_samples_B)
-            for row, position in enumerate(positions):
-                found[position] = features_BTC[row, : int(num_frames_B[row])].cpu().numpy()
-    return found
+def _extract_theirs(model: torch.nn.Module, batch: AudioBatch) -> torch.Tensor:
+    mask_BS = None
+    if len(batch.ids) > 1:
+        mask_BS = lengths_to_mask(batch.num_samples_B, batch.waveforms_BS.shape[1]).long()
+    states = model(batch.waveforms_BS, attention_mask=mask_BS, output_hidden_states=True).hidden_states
+    mixed_BTC: torch.Tensor = sum(states[layer].float() for layer in LAYERS) / len(LAYERS)
+    return mixed_BTC
+
+
+def _extract_ours(extractor: FeatureExtractor, batch: AudioBatch) -> torch.Tensor:
+    features_BTC: torch.Tensor = extractor(batch.waveforms_BS, batch.num_samples_B)[0]
+    return features_BTC
 
 
 def _read(recordings: list[np.ndarray], batches: list[tuple[int, ...]], device: torch.device) -> Iterator:
