@@ -1,6 +1,7 @@
 """The demo's parts: what is said, by whom, how it is spoken, the tiny WavLM that hears it, the steps."""
 
 import importlib.util
+import math
 import os
 import shutil
 import subprocess
@@ -84,20 +85,19 @@ def test_unknown_voice_is_refused_where_espeak_would_take_another(voice: str) ->
         Synthesizer().say(replace(line, voice=voice), seed=0)
 
 
-def test_tiny_wavlm_loads_and_its_upper_convolutions_average(tmp_path: Path) -> None:
+def test_the_tiny_wavlm_s_stem_is_a_filter_bank(tmp_path: Path) -> None:
+    """Of five tones, each band hears the one at its own centre loudest."""
     save_tiny_wavlm(tmp_path, seed=3)
     wavlm = load_wavlm(str(tmp_path))
-    assert not wavlm.do_normalize
-    waveform_BS = torch.randn(1, SAMPLE_RATE, generator=torch.Generator().manual_seed(0))
-    states, num_frames_B = wavlm(waveform_BS, torch.tensor([SAMPLE_RATE]))
-    assert len(states) == 5 and num_frames_B.tolist() == [49]
-    assert 0.1 < states[-1].std() < 10
-    weights = wavlm.state_dict()
-    signal_BCS = torch.randn(1, 64, 30)
-    averaged = torch.nn.functional.conv1d(
-        signal_BCS, weights["feature_extractor.conv_layers.1.conv.weight"], stride=2
-    )
-    assert torch.allclose(averaged, torch.nn.functional.avg_pool1d(signal_BCS, 3, 2), atol=1e-6)
+    lowest, highest = (2595 * math.log10(1 + hz / 700) for hz in (120, 7000))
+    bands = (10, 20, 30, 40, 50)
+    centres = [700 * (10 ** ((lowest + (highest - lowest) * band / 63) / 2595) - 1) for band in bands]
+    seconds_S = torch.arange(SAMPLE_RATE) / SAMPLE_RATE
+    tones_BS = torch.stack([torch.sin(2 * math.pi * hz * seconds_S) for hz in centres])
+    frames_BTC = wavlm.feature_extractor(tones_BS, torch.full((5,), SAMPLE_RATE))
+    loudness_BC = frames_BTC.mean(1)[:, bands]
+    assert loudness_BC.argmax(0).tolist() == [0, 1, 2, 3, 4]
+    assert loudness_BC.argmax(1).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_configs_fit_the_tiny_wavlm_and_each_other() -> None:
