@@ -31,6 +31,24 @@ class FeatureExtractor(nn.Module):
         """
         layers = self.mix.needed_layers()
         layer_outputs, num_frames_B = self.wavlm(waveforms_BS, num_samples_B, [i + 1 for i in layers])
+        return self._mix(layer_outputs, layers, num_frames_B)
+
+    def continue_from(self, hidden_BTC: Tensor, num_frames_B: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Return what `forward` does, from the output of Transformer layer `layer`, counted from 1.
+
+        `hidden_BTC` is [B, T, C] of any floating-point dtype, `num_frames_B` [B] int64; padded frames may
+        hold anything. The mix must weigh nothing below `layer`; in training, the weights of layers from
+        `layer` on get their gradients.
+        """
+        assert min(self.mix.nonzero_layers(), default=layer) >= layer - 1, "the mix needs layers below"
+        num_frames_B = num_frames_B.to(hidden_BTC.device)
+        layers = [i for i in self.mix.needed_layers() if i >= layer - 1] or [layer - 1]
+        layer_outputs = self.wavlm.continue_from(hidden_BTC, num_frames_B, layer, [i + 1 for i in layers])
+        return self._mix(layer_outputs, layers, num_frames_B)
+
+    def _mix(
+        self, layer_outputs: Sequence[Tensor], layers: Sequence[int], num_frames_B: Tensor
+    ) -> tuple[Tensor, Tensor]:
         features_BTC = self.mix(layer_outputs, layers)
         return zero_padding(features_BTC, lengths_to_mask(num_frames_B, features_BTC.shape[1])), num_frames_B
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vox.errors import ConfigError
+from vox.wavlm.derived import Derived
 
 
 class LayerMix(nn.Module):
@@ -17,6 +18,7 @@ class LayerMix(nn.Module):
     def __init__(self, weights: Sequence[float]) -> None:
         super().__init__()
         self.weights = nn.Parameter(torch.tensor(weights, dtype=torch.float32))
+        self._nonzero: Derived[list[int]] = Derived()
 
     @classmethod
     def mean_of(cls, layers: Sequence[int], num_layers: int) -> "LayerMix":
@@ -40,7 +42,16 @@ class LayerMix(nn.Module):
         """
         if self.weights.requires_grad and torch.is_grad_enabled():
             return list(range(len(self.weights)))
-        return [layer for layer, weight in enumerate(self.weights.tolist()) if weight != 0.0] or [0]
+        return self.nonzero_layers() or [0]
+
+    def nonzero_layers(self) -> list[int]:
+        """Return the layers, counted from 0, of a weight other than zero.
+
+        Kept until the weights change: reading them makes the host wait for the GPU.
+        """
+        return self._nonzero.get(
+            [self.weights], lambda: [i for i, weight in enumerate(self.weights.tolist()) if weight != 0.0]
+        )
 
     def forward(self, layer_outputs: Sequence[Tensor], layers: Sequence[int] | None = None) -> Tensor:
         """Return the weighted sum, float32 [B, T, C], of layer outputs [B, T, C].
@@ -48,6 +59,6 @@ class LayerMix(nn.Module):
         `layers` says which layers these are, counted from 0: all L by default.
         """
         layers = range(len(self.weights)) if layers is None else layers
-        pairs = zip(self.weights[list(layers)], layer_outputs, strict=True)
-        terms = [weight * output.to(weight.dtype) for weight, output in pairs]
+        pairs = zip(layers, layer_outputs, strict=True)
+        terms = [self.weights[layer] * output.to(self.weights.dtype) for layer, output in pairs]
         return sum(terms[1:], start=terms[0])

@@ -19,8 +19,9 @@ from transformers import WavLMConfig
 
 from vox.device import frozen_autocast
 from vox.errors import ConfigError, WavLMError
-from vox.masks import lengths_to_mask
+from vox.masks import lengths_to_mask, zero_padding
 from vox.units import samples_to_frames
+from vox.wavlm.attention import make_bias_scratch
 from vox.wavlm.encoder import Encoder
 from vox.wavlm.stem import ACTIVATIONS, ConvStem, FeatureProjection, clean_waveforms
 
@@ -120,7 +121,6 @@ class WavLM(nn.Module):
         computed, and what is not returned is not kept. Below the first trainable layer there is no gradient,
         and no bfloat16 (see `frozen_autocast`).
         """
-        wanted = range(self.num_layers + 1) if states is None else states
         num_samples_B = num_samples_B.to(waveforms_BS.device)
         num_frames_B = self.num_frames(num_samples_B)
         num_steps = self.num_frames(waveforms_BS.shape[1])
@@ -130,18 +130,51 @@ class WavLM(nn.Module):
         is_valid_BT = lengths_to_mask(num_frames_B.clamp(min=1), num_steps)
         with frozen_autocast(waveforms_BS.device):
             hidden_BTD = self._embed(waveforms_BS, num_samples_B, is_valid_BT)
+        wanted = range(self.num_layers + 1) if states is None else states
+        return self._run_layers(hidden_BTD, is_valid_BT, 0, wanted), num_frames_B
+
+    def continue_from(
+        self, hidden_BTD: Tensor, num_frames_B: Tensor, layer: int, states: Sequence[int] | None = None
+    ) -> list[Tensor]:
+        """Compute hidden states, float32 [B, T, D] each, from hidden state `layer`: only the layers above it.
+
+        As `forward` does in all else. `hidden_BTD` is of any floating-point dtype and is itself hidden state
+        `layer`, its padded frames zeroed (they may hold anything); `num_frames_B` counts the valid ones.
+        `states` names the ones to return, none below `layer`: it and all above by default. No layer below may
+        be trainable.
+        """
+        wanted = range(layer, self.num_layers + 1) if states is None else states
+        assert 0 <= layer <= min(wanted, default=layer), "a hidden state below the given one"
+        assert layer <= min(self.trainable_layers, default=layer), "a trainable layer below the given state"
+        num_frames_B = num_frames_B.to(hidden_BTD.device)
+        hidden_BTD = hidden_BTD.to(self.encoder.layer_norm.weight.dtype)
+        hidden_BTD = zero_padding(hidden_BTD, lengths_to_mask(num_frames_B, hidden_BTD.shape[1]))
+        is_valid_BT = lengths_to_mask(num_frames_B.clamp(min=1), hidden_BTD.shape[1])
+        return self._run_layers(hidden_BTD, is_valid_BT, layer, wanted)
+
+    def _run_layers(
+        self, hidden_BTD: Tensor, is_valid_BT: Tensor, first: int, wanted: Sequence[int]
+    ) -> list[Tensor]:
+        """Return the wanted hidden states, from hidden state `first`."""
+        device = hidden_BTD.device
         with self._gradient(0 in self.trainable_layers):
-            position_bias_HTT = self.encoder.position_bias(num_steps)
+            position_bias_HTT = self.encoder.position_bias(hidden_BTD.shape[1])
         first_trainable = min(self.trainable_layers, default=self.num_layers)
-        kept = {0: hidden_BTD} if 0 in wanted else {}
-        for index, layer in enumerate(self.encoder.layers[: max(wanted, default=0)]):
+        kept = {first: hidden_BTD} if first in wanted else {}
+        scratch_BHTT = None
+        for index in range(first, max(wanted, default=0)):
             is_above = index >= first_trainable
-            precision = nullcontext() if is_above else frozen_autocast(waveforms_BS.device)
-            with self._gradient(is_above), precision:
-                hidden_BTD = layer(hidden_BTD, position_bias_HTT, is_valid_BT)
+            with self._gradient(is_above), nullcontext() if is_above else frozen_autocast(device):
+                if torch.is_grad_enabled():
+                    scratch_BHTT = None
+                elif scratch_BHTT is None:
+                    scratch_BHTT = make_bias_scratch(hidden_BTD, self.config.num_attention_heads)
+                hidden_BTD = self.encoder.layers[index](
+                    hidden_BTD, position_bias_HTT, is_valid_BT, scratch_BHTT
+                )
             if index + 1 in wanted:
                 kept[index + 1] = hidden_BTD
-        return [kept[state] for state in wanted], num_frames_B
+        return [kept[state] for state in wanted]
 
     @torch.no_grad()
     def _embed(self, waveforms_BS: Tensor, num_samples_B: Tensor, is_valid_BT: Tensor) -> Tensor:

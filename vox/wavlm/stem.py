@@ -2,11 +2,11 @@
 
 B batch, S samples, T frames (of whichever layer), C channels, D model width. Masks: True = real.
 
-The stem is never trained here, so it always runs without gradients; that is what lets the norm below work
-in place on the largest activation of the whole model. Module names follow Hugging Face's WavLMModel, so that
-state dicts fit.
+The stem is never trained here, so it always runs without gradients. Module names follow Hugging Face's
+WavLMModel, so that state dicts fit.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,11 +16,14 @@ from torch.nn import functional as F
 
 from vox.masks import lengths_to_mask
 from vox.units import samples_to_frames
+from vox.wavlm.derived import Derived
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu}
 
 # Wav2Vec2FeatureExtractor's constant, under the root with the variance.
 NORMALISE_EPS = 1e-7
+
+BLOCK_FRAMES = 128  # of the stem's output at a time on a CPU: 17 MB after the first convolution of base
 
 
 def clean_waveforms(waveforms_BS: Tensor, num_samples_B: Tensor, do_normalize: bool) -> Tensor:
@@ -58,6 +61,52 @@ def masked_group_norm_(frames_BCT: Tensor, num_frames_B: Tensor, norm: nn.GroupN
     return torch.addcmul(norm.bias[:, None], frames_BCT, scale_BC1, out=frames_BCT).to(dtype)
 
 
+def fold_group_norm(
+    waveforms_BS: Tensor, num_frames_B: Tensor, conv: nn.Conv1d, norm: nn.GroupNorm
+) -> tuple[Tensor, Tensor]:
+    """Return the weight [B, K, C] and bias [B, C] of the convolution of one channel and the norm after it.
+
+    One group a channel, over each utterance's valid frames. The convolution is linear, so its output's mean
+    and variance follow from those of its input's windows, K numbers each: nothing of the size of its output,
+    the largest activation of the whole model, is ever normalised. The statistics are float64; a bias of the
+    convolution's own would be taken away again by the norm.
+    """
+    kernel_CK = conv.weight[:, 0].double()
+    windows_BTK = waveforms_BS.unfold(1, *conv.kernel_size, *conv.stride).double()
+    is_padding_BT1 = ~lengths_to_mask(num_frames_B, windows_BTK.shape[1])[..., None]
+    count_B1 = num_frames_B.clamp(min=1)[:, None]
+    mean_BK = windows_BTK.masked_fill(is_padding_BT1, 0.0).sum(1) / count_B1
+    centred_BTK = (windows_BTK - mean_BK[:, None]).masked_fill(is_padding_BT1, 0.0)
+    covariance_BKK = centred_BTK.transpose(1, 2) @ centred_BTK / count_B1[..., None]
+    variance_BC = ((kernel_CK @ covariance_BKK) * kernel_CK).sum(2).clamp(min=0.0)
+    scale_BC = norm.weight * torch.rsqrt(variance_BC + norm.eps)
+    bias_BC = norm.bias - (mean_BK @ kernel_CK.T) * scale_BC
+    weight_BKC = (kernel_CK * scale_BC[..., None]).transpose(1, 2)
+    return weight_BKC.to(conv.weight.dtype), bias_BC.to(conv.weight.dtype)
+
+
+def convolve_as_matrix(frames_TC: Tensor, weight_KCD: Tensor, bias_D: Tensor | None, stride: int) -> Tensor:
+    """Return the convolution over time, [T', D], of one utterance's contiguous frames.
+
+    As many taps as the stride is long are one row of a matrix that already lies in memory, so that a kernel
+    of 3 and a stride of 2 are two products of matrices and no copy.
+    """
+    (num_frames, channels), (kernel, _, width) = frames_TC.shape, weight_KCD.shape
+    num_steps = (num_frames - kernel) // stride + 1
+    out_TD: Tensor | None = None
+    for tap in range(0, kernel, stride):
+        taps = min(stride, kernel - tap)
+        start = frames_TC.storage_offset() + tap * channels
+        rows = frames_TC.as_strided((num_steps, taps * channels), (stride * channels, 1), start)
+        matrix = weight_KCD[tap : tap + taps].view(taps * channels, width)
+        if out_TD is not None:
+            out_TD.addmm_(rows, matrix)
+        else:
+            out_TD = rows @ matrix if bias_D is None else torch.addmm(bias_D, rows, matrix)
+    assert out_TD is not None
+    return out_TD
+
+
 class ConvLayer(nn.Module):
     """One strided convolution, its norm if it has one, and its activation."""
 
@@ -65,24 +114,52 @@ class ConvLayer(nn.Module):
         super().__init__()
         in_channels = config.conv_dim[index - 1] if index else 1
         channels = config.conv_dim[index]
-        self.conv = nn.Conv1d(
-            in_channels, channels, config.conv_kernel[index], config.conv_stride[index], bias=config.conv_bias
-        )
+        self.kernel, self.stride = config.conv_kernel[index], config.conv_stride[index]
+        self.conv = nn.Conv1d(in_channels, channels, self.kernel, self.stride, bias=config.conv_bias)
         self.activation = ACTIVATIONS[config.feat_extract_activation]
         self.layer_norm: nn.GroupNorm | nn.LayerNorm | None = None
         if config.feat_extract_norm == "layer":
             self.layer_norm = nn.LayerNorm(channels)
         elif index == 0:
             self.layer_norm = nn.GroupNorm(channels, channels)
+        self._matrix: Derived[Tensor] = Derived()
 
-    def forward(self, frames_BCT: Tensor, num_frames_B: Tensor) -> Tensor:
-        """Return [B, C, T'] from [B, C, T]; `num_frames_B` counts the valid ones among T'."""
-        frames_BCT = self.conv(frames_BCT)
-        if isinstance(self.layer_norm, nn.GroupNorm):
-            frames_BCT = masked_group_norm_(frames_BCT, num_frames_B, self.layer_norm)
-        elif self.layer_norm is not None:
-            frames_BCT = self.layer_norm(frames_BCT.transpose(1, 2)).transpose(1, 2)
-        return self.activation(frames_BCT)
+    def fold_norm(
+        self, waveforms_BS: Tensor, num_samples_B: Tensor
+    ) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Return each utterance's own weight [B, K, 1, D] and bias [B, D], if the norm asks for them."""
+        if not isinstance(self.layer_norm, nn.GroupNorm):
+            return None, None
+        num_frames_B = samples_to_frames(num_samples_B, (self.kernel,), (self.stride,))
+        weight_BKD, bias_BD = fold_group_norm(waveforms_BS, num_frames_B, self.conv, self.layer_norm)
+        return weight_BKD[:, :, None], bias_BD
+
+    def run_rows(self, frames_TC: Tensor, weight_KCD: Tensor | None, bias_D: Tensor | None) -> Tensor:
+        """Return [T', D] of one utterance's frames [T, C], by matrix products: what a CPU does best."""
+        if weight_KCD is None:
+            own = self.conv.weight
+            weight_KCD = self._matrix.get([own], lambda: own.permute(2, 1, 0).contiguous())
+            bias_D = self.conv.bias
+        return self._finish(convolve_as_matrix(frames_TC, weight_KCD, bias_D, self.stride))
+
+    def run_batch(self, frames_BTC: Tensor, weight_BKCD: Tensor | None, bias_BD: Tensor | None) -> Tensor:
+        """Return [B, T', D] of a batch [B, T, C]: what a GPU does best."""
+        if weight_BKCD is None or bias_BD is None:
+            # Transposed views: the kernels for half precision want the channels innermost in memory.
+            return self._finish(self.conv(frames_BTC.transpose(1, 2)).transpose(1, 2))
+        dtype = frames_BTC.dtype
+        device = frames_BTC.device.type
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        with torch.autocast(device, enabled=False):
+            windows_BTK = frames_BTC[..., 0].unfold(1, self.kernel, self.stride)
+            out_BTD = torch.baddbmm(bias_BD[:, None], windows_BTK, weight_BKCD[:, :, 0])
+        return self.activation(out_BTD.to(dtype))
+
+    def _finish(self, frames: Tensor) -> Tensor:
+        if isinstance(self.layer_norm, nn.LayerNorm):
+            frames = self.layer_norm(frames)
+        return self.activation(frames)
 
 
 class ConvStem(nn.Module):
@@ -95,18 +172,59 @@ class ConvStem(nn.Module):
         super().__init__()
         self.kernels = tuple(config.conv_kernel)
         self.strides = tuple(config.conv_stride)
+        self.width: int = config.conv_dim[-1]
         self.conv_layers = nn.ModuleList(ConvLayer(config, index) for index in range(len(self.kernels)))
 
     @torch.no_grad()
     def forward(self, waveforms_BS: Tensor, num_samples_B: Tensor) -> Tensor:
         """Return frames [B, T, C] of clean waveforms [B, S] (zeros in the padding)."""
-        frames_BCT = waveforms_BS[:, None, :]
-        for index, layer in enumerate(self.conv_layers):
-            num_frames_B = samples_to_frames(
-                num_samples_B, self.kernels[: index + 1], self.strides[: index + 1]
-            )
-            frames_BCT = layer(frames_BCT, num_frames_B)
-        return frames_BCT.transpose(1, 2)
+        if waveforms_BS.device.type == "cpu":
+            with torch.autocast("cpu", enabled=False):
+                return self.run_in_blocks(waveforms_BS, num_samples_B)
+        return self.run_batch(waveforms_BS, num_samples_B)
+
+    def run_batch(self, waveforms_BS: Tensor, num_samples_B: Tensor) -> Tensor:
+        """Compute the whole batch at once: what a GPU does best."""
+        folded = self._layer(0).fold_norm(waveforms_BS, num_samples_B)
+        frames_BTC = self._layer(0).run_batch(waveforms_BS[..., None], *folded)
+        for index in range(1, len(self.kernels)):
+            frames_BTC = self._layer(index).run_batch(frames_BTC, None, None)
+        return frames_BTC
+
+    def run_in_blocks(self, waveforms_BS: Tensor, num_samples_B: Tensor) -> Tensor:
+        """Compute each utterance's valid frames, a block at a time, each from the samples that it sees.
+
+        What a CPU does best: a block's activations stay in its cache, and their memory is used again at once.
+        Padded frames are zero.
+        """
+        weight_BKCD, bias_BD = self._layer(0).fold_norm(waveforms_BS, num_samples_B)
+        num_steps = samples_to_frames(waveforms_BS.shape[1], self.kernels, self.strides)
+        hop, field = math.prod(self.strides), self._receptive_field()
+        frames_BTC = waveforms_BS.new_zeros(len(waveforms_BS), num_steps, self.width)
+        num_frames = samples_to_frames(num_samples_B, self.kernels, self.strides).tolist()
+        for row, last in enumerate(num_frames):
+            weight_KCD = None if weight_BKCD is None else weight_BKCD[row].contiguous()
+            bias_D = None if bias_BD is None else bias_BD[row]
+            for start in range(0, last, BLOCK_FRAMES):
+                end = min(start + BLOCK_FRAMES, last)
+                samples_S = waveforms_BS[row, start * hop : (end - 1) * hop + field]
+                block_TC = self._layer(0).run_rows(samples_S[:, None], weight_KCD, bias_D)
+                for index in range(1, len(self.kernels)):
+                    block_TC = self._layer(index).run_rows(block_TC, None, None)
+                frames_BTC[row, start:end] = block_TC
+        return frames_BTC
+
+    def _layer(self, index: int) -> ConvLayer:
+        layer = self.conv_layers[index]
+        assert isinstance(layer, ConvLayer)
+        return layer
+
+    def _receptive_field(self) -> int:
+        """Count the samples that one frame sees."""
+        field = 1
+        for kernel, stride in zip(reversed(self.kernels), reversed(self.strides), strict=True):
+            field = (field - 1) * stride + kernel
+        return field
 
 
 class FeatureProjection(nn.Module):
