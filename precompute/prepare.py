@@ -4,16 +4,19 @@ import contextlib
 import logging
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from precompute.plan import BYTES_PER_GB, CacheWork, share_shards
+from precompute.recordings import Recordings, recall_stamps, refuse_changed
 from vox.corpus import Problem
-from vox.errors import CacheError
+from vox.errors import CacheError, name_first
 from vox.features.cache import missing_shards, open_planned
 from vox.features.files import remove_leftovers
 from vox.features.plan import CachePlan, read_plan, read_utterances, write_plan
 from vox.features.shard import FEATURE_BYTES
+from vox.features.stamps import Stamp, write_stamps
 from vox.units import SAMPLE_RATE
 
 log = logging.getLogger(__name__)
@@ -27,20 +30,33 @@ class CacheState:
 
     folder: Path
     work: CacheWork
-    to_compute: list[int]  # this rank's shards that are not there
-    num_mine: int
+    mine: list[int]  # this rank's shards, by number
+    to_compute: list[int]  # those of them that are not there
+    missing: frozenset[str]  # shards that are not there, over all ranks
     num_bytes_missing: int  # of frames, over all ranks
     num_bytes_reclaimed: int  # of the disk: what stands there in place of the missing shards
     skipped: list[Problem]  # in this rank's shards that are there
+    recordings: Recordings
+
+    @property
+    def seconds_to_compute(self) -> float:
+        """Audio of this rank's shards that are not there."""
+        return sum(sum(self.work.shards[number].num_samples) for number in self.to_compute) / SAMPLE_RATE
 
 
 def inspect_cache(
-    folder: Path, work: CacheWork, *, rank: int, world_size: int, rebuild: bool = False
+    folder: Path,
+    work: CacheWork,
+    recordings: Recordings,
+    *,
+    rank: int,
+    world_size: int,
+    rebuild: bool = False,
 ) -> CacheState:
     """Compare what is on disk with the plan, changing nothing.
 
-    Raises CacheError when the corpus or the cut into shards has changed since the cache was begun
-    (unless it is to be rebuilt), or when a shard of this rank is damaged.
+    Raises CacheError when the corpus, one of its recordings or the cut into shards has changed since the
+    cache was begun (unless it is to be rebuilt), or when a shard of this rank is damaged.
     """
     plan = work.plan
     mine = share_shards([shard.num_frames for shard in plan.shards], rank, world_size)
@@ -50,15 +66,20 @@ def inspect_cache(
     else:
         _check_plan(folder, work)
     present = [plan.shards[number] for number in mine if plan.shards[number].name not in missing]
-    skipped = []
-    for planned in present:
-        shard = open_planned(folder, plan, planned)
-        skipped += [Problem(name, why) for name, why in zip(shard.ids, shard.skipped, strict=True) if why]
+    shards = [open_planned(folder, plan, planned) for planned in present]
+    refuse_changed(folder, shards, recordings, work)
+    skipped = [
+        Problem(name, why)
+        for shard in shards
+        for name, why in zip(shard.ids, shard.skipped, strict=True)
+        if why
+    ]
     return CacheState(
         folder=folder,
         work=work,
+        mine=mine,
         to_compute=[number for number in mine if plan.shards[number].name in missing],
-        num_mine=len(mine),
+        missing=frozenset(missing),
         num_bytes_missing=sum(
             shard.num_frames * plan.feature_dim * FEATURE_BYTES
             for shard in plan.shards
@@ -66,6 +87,7 @@ def inspect_cache(
         ),
         num_bytes_reclaimed=_count_reclaimed(folder, missing),
         skipped=skipped,
+        recordings=recordings,
     )
 
 
@@ -86,6 +108,11 @@ def prepare_folder(state: CacheState, *, rank: int, rebuild: bool = False) -> No
             doomed |= {path for path in folder.glob("shard-*.h5") if path.name not in planned}
         for path in sorted(doomed):
             path.unlink(missing_ok=True)
+    # Read again, since another rank may have begun meanwhile.
+    recorded = recall_stamps(folder)
+    stamps = _choose_stamps(state, recorded)
+    if stamps != recorded:
+        write_stamps(folder, stamps)
     if not _is_as_planned(_read_plan_or_none(folder), plan):
         write_plan(folder, plan, state.work.utterances_jsonl)
 
@@ -97,9 +124,9 @@ def describe_state(state: CacheState) -> str:
     num_bytes = plan.num_frames * plan.feature_dim * FEATURE_BYTES
     num_utterances = sum(shard.num_utterances for shard in plan.shards)
     return (
-        f"{plan.split}: {num_utterances:,} utterances, {hours:,.3f} hours, {plan.num_frames:,} frames, "
+        f"{plan.title}: {num_utterances:,} utterances, {hours:,.3f} hours, {plan.num_frames:,} frames, "
         f"{format_gb(num_bytes)} in {len(plan.shards)} shard{'s' * (len(plan.shards) != 1)}; "
-        f"to compute here: {len(state.to_compute)} of {state.num_mine}; into {state.folder} "
+        f"to compute here: {len(state.to_compute)} of {len(state.mine)}; into {state.folder} "
         f"({format_gb(free_bytes(state.folder))} free)"
     )
 
@@ -127,6 +154,24 @@ def free_bytes(folder: Path) -> int:
 def format_gb(num_bytes: int) -> str:
     """Write a size in GB, 10^9 bytes."""
     return f"{num_bytes / BYTES_PER_GB:.{2 if num_bytes >= BYTES_PER_GB else 4}f} GB"
+
+
+def _choose_stamps(state: CacheState, recorded: Mapping[str, Stamp]) -> dict[str, Stamp]:
+    """Return the stamps to record: this rank's shards' as they are now, others' as they are recorded.
+
+    Another rank may have read a recording already that has changed since, and its own stamp is the one that
+    tells; where it has none, nothing of that shard was read before ours was taken.
+    """
+    stamps: dict[str, Stamp] = {}
+    mine = set(state.mine)
+    for number, shard in enumerate(state.work.shards):
+        for name in shard.ids:
+            stamp = recorded.get(name)
+            if number in mine or (stamp is None and shard.name in state.missing):
+                stamp = state.recordings.stamps.get(name)
+            if stamp is not None:
+                stamps[name] = stamp
+    return stamps
 
 
 def _nearest_folder(folder: Path) -> Path:
@@ -177,8 +222,9 @@ def _describe_changes(folder: Path, old: CachePlan, work: CacheWork) -> str:
     before = read_utterances(folder, old)
     now = {utterance.id: utterance.num_samples for shard in work.shards for utterance in shard.utterances}
     came, went = len(now.keys() - before.keys()), len(before.keys() - now.keys())
-    changed = sum(before[name] != now[name] for name in before.keys() & now.keys())
-    return f"{came} utterances came, {went} went, {changed} changed length"
+    changed = sorted(name for name in before.keys() & now.keys() if before[name] != now[name])
+    names = f": {name_first(changed)}" if changed else ""
+    return f"{came} utterances came, {went} went, {len(changed)} changed length{names}"
 
 
 def _is_as_planned(old: CachePlan | None, plan: CachePlan) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import torch
 
+from precompute.estimate import Pace, estimate_time
 from precompute.extract import compute_shards
 from precompute.plan import plan_cache
 from precompute.prepare import (
@@ -17,12 +18,13 @@ from precompute.prepare import (
     inspect_cache,
     prepare_folder,
 )
-from vox.corpus import Problem, Utterance, load_split
+from precompute.recordings import Recordings
+from vox.corpus import Problem, find_split, load_split
 from vox.device import pick_device
 from vox.errors import CacheError
 from vox.features.cache import cache_dir
-from vox.features.fingerprint import make_fingerprint
-from vox.wavlm.extractor import FeatureExtractor, build_extractor
+from vox.features.fingerprint import Fingerprint, make_fingerprint
+from vox.wavlm.extractor import build_extractor
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ class Options:
     root: Path
     wavlm: str
     layers: tuple[int, ...]
+    speeds: tuple[float, ...]
     features: Path
     device: str
     batch_seconds: float | None
@@ -58,21 +61,39 @@ def run(options: Options) -> None:
     Raises VoxError for whatever a user can mend, and OSError when the disk is full or not writable.
     """
     device = pick_device(_local_device(options.device))
-    corpora = {split: load_split(options.root, split, skip_bad=options.skip_bad) for split in options.splits}
+    for split in options.splits:
+        find_split(options.root, split)  # a name misspelt is told before WavLM is loaded
     extractor = build_extractor(options.wavlm, options.layers)
-    states = [_inspect_split(options, split, corpus, extractor) for split, corpus in corpora.items()]
+    fingerprint = make_fingerprint(extractor.wavlm, options.layers)
+    states = [
+        _inspect_variant(options, split, speed, fingerprint, extractor.wavlm.hidden_size)
+        for split in options.splits
+        for speed in options.speeds
+    ]
     for state in states:
         click.echo(describe_state(state))
     check_free_space(states)
+    pace = _choose_pace(options, device)
     if options.dry_run:
+        click.echo(estimate_time(states, extractor, device, pace))
         return
     for state in states:
         prepare_folder(state, rank=options.rank, rebuild=options.rebuild)
         skipped = state.skipped
         if state.to_compute:
-            skipped = skipped + _compute_split(options, state, extractor, device)
+            if device.type == "cpu":
+                log.warning("computing on the CPU in float32; a GPU would be far faster")
+            skipped = skipped + compute_shards(
+                state.work,
+                state.to_compute,
+                state.folder,
+                extractor,
+                device,
+                batch_seconds=pace.batch_seconds,
+                workers=pace.workers,
+            )
         else:
-            click.echo(f"{state.work.plan.split}: nothing to do, all shards are there")
+            click.echo(f"{state.work.plan.title}: nothing to do, all shards are there")
         _report_skipped(state, skipped)
 
 
@@ -81,36 +102,41 @@ def default_workers() -> int:
     return min(MAX_DEFAULT_WORKERS, len(os.sched_getaffinity(0)) - 1)
 
 
-def _inspect_split(
-    options: Options, split: str, corpus: list[Utterance], extractor: FeatureExtractor
+def _inspect_variant(
+    options: Options, split: str, speed: float, fingerprint: Fingerprint, feature_dim: int
 ) -> CacheState:
-    fingerprint = make_fingerprint(extractor.wavlm, options.layers)
+    """Read a split at one speed and compare it with the cache of that."""
+    fingerprint = fingerprint.at_speed(speed)
+    folder = cache_dir(options.features, split, fingerprint)
+    recordings = Recordings.recall(folder)
+    corpus = load_split(
+        options.root,
+        split,
+        skip_bad=options.skip_bad,
+        speed=speed,
+        known_length=recordings.known_length,
+    )
     work = plan_cache(
         split,
         corpus,
         fingerprint,
         wavlm=options.wavlm,
-        feature_dim=extractor.wavlm.hidden_size,
+        feature_dim=feature_dim,
         shard_gb=options.shard_gb,
     )
-    folder = cache_dir(options.features, split, fingerprint)
     return inspect_cache(
-        folder, work, rank=options.rank, world_size=options.world_size, rebuild=options.rebuild
+        folder,
+        work,
+        recordings,
+        rank=options.rank,
+        world_size=options.world_size,
+        rebuild=options.rebuild,
     )
 
 
-def _compute_split(
-    options: Options, state: CacheState, extractor: FeatureExtractor, device: torch.device
-) -> list[Problem]:
-    if device.type == "cpu":
-        log.warning("computing on the CPU in float32; a GPU would be far faster")
+def _choose_pace(options: Options, device: torch.device) -> Pace:
     default_seconds = CUDA_BATCH_SECONDS if device.type == "cuda" else CPU_BATCH_SECONDS
-    return compute_shards(
-        state.work,
-        state.to_compute,
-        state.folder,
-        extractor,
-        device,
+    return Pace(
         batch_seconds=default_seconds if options.batch_seconds is None else options.batch_seconds,
         workers=default_workers() if options.workers is None else options.workers,
     )
@@ -127,7 +153,7 @@ def _local_device(name: str) -> str:
 def _report_skipped(state: CacheState, skipped: list[Problem]) -> None:
     if not skipped:
         return
-    split = state.work.plan.split
+    split = state.work.plan.title
     log.warning("%s: %d utterances have no features and will not be trained on:", split, len(skipped))
     for problem in skipped:
         log.warning("skipped %s: %s", problem.name, problem.reason)

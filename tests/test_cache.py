@@ -22,6 +22,7 @@ from vox.features.cache import (
 from vox.features.fingerprint import Fingerprint
 from vox.features.plan import CachePlan, ShardPlan, hash_utterances, utterances_to_jsonl, write_plan
 from vox.features.shard import ShardWriter
+from vox.features.stamps import Stamp, write_stamps
 from vox.units import samples_to_frames
 
 SPLIT = "dev-small"
@@ -50,6 +51,8 @@ def write_cache(features_dir: Path, fingerprint: Fingerprint = FINGERPRINT) -> P
     digest = hash_utterances(list(lengths), list(lengths.values()))
     num_samples = sum(lengths.values())
     plan = CachePlan(SPLIT, fingerprint, "a/wavlm", FEATURE_DIM, num_samples, digest, tuple(shards))
+    folder.mkdir(parents=True)
+    write_stamps(folder, {name: Stamp(1_000 + length, 5) for name, length in lengths.items()})
     write_plan(folder, plan, utterances_to_jsonl(list(lengths), list(lengths.values())))
     for shard, group in zip(shards, groups, strict=True):
         writer = ShardWriter(
@@ -120,7 +123,7 @@ def test_a_cache_travels_to_a_spawned_process(folder: Path) -> None:
             {"preprocessing": {"sample_rate": "16000", "do_normalize": "true"}},
             "do_normalize: cache false, model true",
         ),
-        ({"format_version": 2}, "format version: cache 1, this Vox 2"),
+        ({"format_version": 3}, "format version: cache 2, this Vox 3"),
     ],
     ids=["weights", "layers", "preprocessing", "format"],
 )
@@ -165,8 +168,8 @@ def test_a_shard_deleted_while_in_use_is_one_error(folder: Path) -> None:
         cache.read("utt-5")
 
 
-def test_verify_finds_every_changed_byte_of_the_plan(folder: Path) -> None:
-    for path in (folder / "plan.json", folder / "utterances.jsonl"):
+def test_verify_finds_every_changed_byte_beside_the_shards(folder: Path) -> None:
+    for path in (folder / "plan.json", folder / "utterances.jsonl", folder / "audio.jsonl"):
         content = path.read_bytes()
         for position in range(len(content)):
             path.write_bytes(content[:position] + bytes([content[position] ^ 4]) + content[position + 1 :])
@@ -198,9 +201,20 @@ def test_list_says_what_there_is(folder: Path, capsys: pytest.CaptureFixture[str
     (folder / "shard-00002.h5").unlink()
     assert main(["cache", "list", "--features", str(folder.parent.parent), "--split", SPLIT]) == 0
     header, line = capsys.readouterr().out.splitlines()
-    assert header.split() == ["split", "fingerprint", "layers", "weights", "hours", "GB", "shards", "skipped"]
+    assert header.split() == [
+        "split",
+        "speed",
+        "fingerprint",
+        "layers",
+        "weights",
+        "hours",
+        "GB",
+        "shards",
+        "skipped",
+    ]
     assert line.split() == [
         SPLIT,
+        "1.0",
         FINGERPRINT.prefix,
         "3,4",
         "a/wavlm",

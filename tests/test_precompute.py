@@ -166,6 +166,8 @@ def test_dry_run_writes_nothing(
     told = capsys.readouterr().out
     for unit in ("12 utterances", "hours", "frames", "GB", "shards", "free"):
         assert unit in told
+    estimate = r"^about \d+\.\d s here \([\d.]+ times real time, from [1-4] timed batches?\)$"
+    assert re.search(estimate, told, re.MULTILINE)
     assert not (tmp_path / "features").exists()
 
 
@@ -351,13 +353,13 @@ def test_shards_hold_everything_once_in_order(lengths: list[int], max_frames: in
     assert max(loads) - min(loads) <= max(frames)
 
 
-def kill_decoder(path: Path) -> np.ndarray:
+def kill_decoder(path: Path, speed: float) -> np.ndarray:
     """Die as a worker does when the system is short of memory."""
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError(path)
 
 
-def fail_to_decode(path: Path) -> np.ndarray:
+def fail_to_decode(path: Path, speed: float) -> np.ndarray:
     """Fail in a way that ends the work, not only this recording."""
     raise CorpusError("the corpus went away", where=path)
 

@@ -52,7 +52,7 @@ def write_shard(path: Path, order: tuple[int, ...] = (2, 0, 3, 1)) -> Path:
         if row == SKIPPED_ROW:
             writer.skip(row, "no good")
         else:
-            writer.write(row, make_features()[row])
+            writer.write(row, make_features()[row], audio_sha256=f"{row:064x}")
     writer.finish()
     return path
 
@@ -77,6 +77,7 @@ def test_what_is_written_is_read(shard_path: Path) -> None:
     assert shard.skipped == ["", "", "no good", ""]
     assert shard.fingerprint == FINGERPRINT
     assert shard.notes["precision"] == "float32"
+    assert [shard.audio_sha256(row) for row in range(4)] == [f"{0:064x}", f"{1:064x}", "", f"{3:064x}"]
     for row, features_TC in enumerate(make_features()):
         if row != SKIPPED_ROW:
             np.testing.assert_array_equal(shard.read(row), features_TC)
@@ -145,7 +146,7 @@ def test_a_changed_feature_is_refused_by_name(shard_path: Path) -> None:
     np.testing.assert_array_equal(shard.read(0), make_features()[0])
 
 
-@pytest.mark.parametrize("what", ["ids", "num_samples", "offsets", "crc32", "skipped"])
+@pytest.mark.parametrize("what", ["ids", "num_samples", "offsets", "crc32", "skipped", "audio_sha256"])
 def test_a_changed_index_is_refused(shard_path: Path, what: str) -> None:
     with h5py.File(shard_path) as file:
         array_at = file[what].id.get_offset()
@@ -183,8 +184,8 @@ def test_a_shard_that_shrinks_or_goes_is_one_error(shard_path: Path) -> None:
 
 def test_another_format_version_says_so(shard_path: Path) -> None:
     content = shard_path.read_bytes()
-    shard_path.write_bytes(content.replace(b"VOX SHARD 1 ", b"VOX SHARD 9 ", 1))
-    with pytest.raises(CacheError, match="format version 9, this Vox reads 1"):
+    shard_path.write_bytes(content.replace(b"VOX SHARD 2 ", b"VOX SHARD 9 ", 1))
+    with pytest.raises(CacheError, match="format version 9, this Vox reads 2"):
         Shard(shard_path)
 
 

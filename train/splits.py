@@ -2,16 +2,18 @@
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from train.options import TrainOptions
+from vox.audio import format_speed
 from vox.corpus import Utterance, load_split
 from vox.data.batch import LabelBatch, make_label_batch
 from vox.data.sources import CachedSource, LiveSource, Source
 from vox.decode.ctc import min_ctc_frames
 from vox.errors import CacheError, CorpusError, name_first
-from vox.features.cache import FeatureCache, cache_dir, open_cache
+from vox.features.cache import FeatureCache, cache_dir, merge_caches, open_cache, precompute_command
 from vox.features.fingerprint import Fingerprint
 from vox.text import UNK_ID, Tokenizer
 from vox.units import SAMPLE_RATE
@@ -65,18 +67,38 @@ class TrainingSplit:
 
 
 def open_source(
-    options: TrainOptions, split: str, fingerprint: Fingerprint | None, *, workers: int, pin: bool
+    options: TrainOptions,
+    split: str,
+    fingerprint: Fingerprint | None,
+    *,
+    workers: int,
+    pin: bool,
+    speeds: Sequence[float] = (1.0,),
 ) -> tuple[list[Utterance], Source]:
     """Read a split's transcripts and open its cache (with a fingerprint) or its audio (without).
 
-    Raises CorpusError or CacheError.
+    speeds: every utterance is there at each, one under its own id where the speed is 1, else as
+    `sp0.9-<id>`. The fingerprint is that of speed 1. Raises CorpusError or CacheError.
     """
+    utterances: list[Utterance] = []
     if fingerprint is None:
-        utterances = load_split(options.root, split, skip_bad=options.skip_bad)
-        return utterances, LiveSource(utterances, workers=workers, pin=pin)
-    cache = open_cache(options.features_dir, split, fingerprint)
-    utterances = load_split(options.root, split, probe=False, skip_bad=options.skip_bad)
-    return _match_cache(utterances, cache, split, options), CachedSource(cache, pin=pin)
+        for speed in speeds:
+            corpus = load_split(options.root, split, skip_bad=options.skip_bad, speed=speed)
+            utterances += _name_variants(corpus, speed)
+        return _refuse_duplicates(utterances, split), LiveSource(utterances, workers=workers, pin=pin)
+    prints = {speed: fingerprint.at_speed(speed) for speed in speeds}
+    caches = {speed: open_cache(options.features_dir, split, prints[speed]) for speed in speeds}
+    corpus = load_split(options.root, split, probe=False, skip_bad=options.skip_bad)
+    for speed, cache in caches.items():
+        matched = _match_cache(corpus, cache, split, prints[speed], options)
+        utterances += _name_variants([replace(each, speed=speed) for each in matched], speed)
+    merged = merge_caches({variant_prefix(speed): cache for speed, cache in caches.items()})
+    return _refuse_duplicates(utterances, split), CachedSource(merged, pin=pin)
+
+
+def variant_prefix(speed: float) -> str:
+    """Return what goes before an utterance's id at a speed: nothing at 1."""
+    return "" if speed == 1 else f"sp{format_speed(speed)}-"
 
 
 def open_dev_source(
@@ -132,14 +154,37 @@ def label_split(
     return TrainingSplit(name, utterances, labels, source)
 
 
+def _name_variants(utterances: list[Utterance], speed: float) -> list[Utterance]:
+    return [replace(utterance, id=variant_prefix(speed) + utterance.id) for utterance in utterances]
+
+
+def _refuse_duplicates(utterances: list[Utterance], split: str) -> list[Utterance]:
+    """Return the utterances; raise CorpusError if one's id is that of another at another speed."""
+    counts = Counter(utterance.id for utterance in utterances)
+    twice = [name for name, count in counts.items() if count > 1]
+    if twice:
+        raise CorpusError(
+            f"{len(twice)} ids are also those of other utterances at another speed",
+            where=f"{split}: {name_first(twice)}",
+            remedy="rename these utterances",
+        )
+    return utterances
+
+
 def _match_cache(
-    utterances: list[Utterance], cache: FeatureCache, split: str, options: TrainOptions
+    utterances: list[Utterance],
+    cache: FeatureCache,
+    split: str,
+    fingerprint: Fingerprint,
+    options: TrainOptions,
 ) -> list[Utterance]:
     """Give utterances the lengths their shards recorded; refuse a cache of another corpus."""
+    command = precompute_command(split, fingerprint) + " --rebuild"
+    title = split if fingerprint.speed == 1 else f"{split} at speed {fingerprint.speed}"
     if cache.skipped:
         log.warning(
             "%s: %d recordings were skipped by precompute: %s",
-            split,
+            title,
             len(cache.skipped),
             ", ".join(sorted(cache.skipped)),
         )
@@ -154,16 +199,16 @@ def _match_cache(
     if missing and not options.skip_bad:
         raise CacheError(
             f"{len(missing)} utterances of the split are not in its cache",
-            where=f"{split}: {name_first(missing)}",
-            remedy=f"run vox precompute --split {split} --rebuild, or pass --skip-bad",
+            where=f"{title}: {name_first(missing)}",
+            remedy=f"run {command}, or pass --skip-bad",
         )
     if unknown and not options.skip_bad:
         raise CacheError(
             f"{len(unknown)} cached utterances have no transcript",
-            where=f"{split}: {name_first(unknown)}",
-            remedy=f"restore them, or run vox precompute --split {split} --rebuild, or pass --skip-bad",
+            where=f"{title}: {name_first(unknown)}",
+            remedy=f"restore them, or run {command}, or pass --skip-bad",
         )
     for names, what in ((missing, "are not cached"), (unknown, "have no transcript")):
         if names:
-            log.warning("%s: skipped %d utterances that %s: %s", split, len(names), what, ", ".join(names))
+            log.warning("%s: skipped %d utterances that %s: %s", title, len(names), what, ", ".join(names))
     return matched

@@ -11,10 +11,10 @@ import logging
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class Utterance:
     """One recording and what is said in it.
 
     text: normalised. speaker: "" if a manifest does not say. num_samples: at 16 kHz after conversion;
-    None until the header is read.
+    None until the header is read. speed: at which the recording is played.
     """
 
     id: str
@@ -42,6 +42,7 @@ class Utterance:
     text: str
     speaker: str
     num_samples: int | None = None
+    speed: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,9 @@ class Problem:
 
     name: str
     reason: str
+
+
+KnownLength = Callable[[Utterance], int | None]  # samples at the utterance's speed, or None
 
 
 @dataclass
@@ -99,18 +103,27 @@ def probe_audio(utterances: Sequence[Utterance], workers: int = 8) -> tuple[list
 
 
 def load_split(
-    root: Path | str, split: str, *, probe: bool = True, skip_bad: bool = False
+    root: Path | str,
+    split: str,
+    *,
+    probe: bool = True,
+    skip_bad: bool = False,
+    speed: float = 1.0,
+    known_length: KnownLength | None = None,
 ) -> list[Utterance]:
     """List the utterances of a split that can be used, and log what was converted.
 
-    probe: also read the audio headers and fill in `num_samples`. Raises CorpusError if anything in the
-    split cannot be used; with `skip_bad`, logs each problem and returns the rest, and raises only if
-    nothing is left.
+    probe: also read the audio headers and fill in `num_samples`. speed: at which the recordings are
+    played. known_length: asked first, from several threads; a header is read where it returns None.
+    Raises CorpusError if anything in the split cannot be used; with `skip_bad`, logs each problem and
+    returns the rest, and raises only if nothing is left.
     """
     reading = _read_split(Path(root), split)
     utterances, problems = reading.utterances, reading.problems
+    if speed != 1:
+        utterances = [replace(utterance, speed=speed) for utterance in utterances]
     if probe:
-        utterances, unreadable, headers = _probe(utterances)
+        utterances, unreadable, headers = _probe(utterances, known_length=known_length)
         problems = problems + unreadable
         _log_audio_conversions(split, headers)
     if reading.num_texts_changed:
@@ -145,48 +158,64 @@ def _log_audio_conversions(split: str, headers: Sequence[AudioHeader]) -> None:
 
 
 def _probe(
-    utterances: Sequence[Utterance], workers: int = 8
+    utterances: Sequence[Utterance], workers: int = 8, known_length: KnownLength | None = None
 ) -> tuple[list[Utterance], list[Problem], list[AudioHeader]]:
-    def probe(utterance: Utterance) -> AudioHeader | str:
+    def probe(utterance: Utterance) -> AudioHeader | int | str:
+        if known_length is not None and (length := known_length(utterance)) is not None:
+            return length
         try:
-            header = read_header(utterance.audio_path)
+            header = read_header(utterance.audio_path, utterance.speed)
         except VoxError as error:
             return str(error)
         if samples_to_frames(header.num_samples) == 0:
             return f"shorter than one frame: {header.num_samples} samples of {RECEPTIVE_FIELD_SAMPLES}"
         return header
 
+    def probe_some(some: tuple[Utterance, ...]) -> list[AudioHeader | int | str]:
+        return [probe(utterance) for utterance in some]
+
     probed, problems, headers = [], [], []
     with ThreadPoolExecutor(workers) as pool:
-        # In portions, so that an interrupt does not have to wait for a whole corpus.
+        # In portions, so that an interrupt does not have to wait for a whole corpus; and several files a
+        # task, because a task costs more than a file about which all is known.
         remaining = iter(utterances)
         while portion := list(islice(remaining, 4096)):
-            for utterance, found in zip(portion, pool.map(probe, portion), strict=True):
+            tasks = [tuple(portion[start : start + 32]) for start in range(0, len(portion), 32)]
+            answers = chain.from_iterable(pool.map(probe_some, tasks))
+            for utterance, found in zip(portion, answers, strict=True):
                 if isinstance(found, str):
                     problems.append(Problem(utterance.id, found))
+                elif isinstance(found, int):
+                    probed.append(replace(utterance, num_samples=found))
                 else:
                     headers.append(found)
                     probed.append(replace(utterance, num_samples=found.num_samples))
     return probed, problems, headers
 
 
-def _read_split(root: Path, split: str) -> _Reading:
+def find_split(root: Path | str, split: str) -> Path:
+    """Return a split's folder or manifest; raise CorpusError if it is missing or exists in both layouts."""
+    root = Path(root)
     split_dir, manifest_path = root / "LibriSpeech" / split, root / f"{split}.jsonl"
     if Path(split).name != split or split.startswith(".") or not split:
         raise CorpusError(f"{split!r} is not the name of a split", remedy="name a folder or a manifest")
-    reading = _Reading()
     if split_dir.is_dir() and manifest_path.is_file():
         raise CorpusError(
             f"split {split} exists twice", where=f"{split_dir} and {manifest_path}", remedy="rename one"
         )
     if split_dir.is_dir():
-        _read_librispeech(split_dir, reading)
-        source = split_dir
-    elif manifest_path.is_file():
-        _read_manifest(manifest_path, reading)
-        source = manifest_path
+        return split_dir
+    if manifest_path.is_file():
+        return manifest_path
+    raise _no_split(root, split)
+
+
+def _read_split(root: Path, split: str) -> _Reading:
+    reading, source = _Reading(), find_split(root, split)
+    if source.is_dir():
+        _read_librispeech(source, reading)
     else:
-        raise _no_split(root, split)
+        _read_manifest(source, reading)
     _reject_duplicates(reading)
     if not reading.utterances and not reading.problems:
         raise CorpusError(

@@ -33,6 +33,7 @@ def list_command(features: Path, split: str | None) -> None:
         plan = summary.plan
         return [
             plan.split,
+            f"{plan.fingerprint.speed}",
             summary.folder.name,
             join_layers(plan.fingerprint.layers),
             f"{plan.wavlm} ({plan.fingerprint.weights_sha256[:8]})",
@@ -42,7 +43,7 @@ def list_command(features: Path, split: str | None) -> None:
             "?" if summary.num_skipped is None else str(summary.num_skipped),
         ]
 
-    rows = [["split", "fingerprint", "layers", "weights", "hours", "GB", "shards", "skipped"]]
+    rows = [["split", "speed", "fingerprint", "layers", "weights", "hours", "GB", "shards", "skipped"]]
     faults = []
     for folder in find_cache_dirs(features, split):
         try:
@@ -65,17 +66,34 @@ def list_command(features: Path, split: str | None) -> None:
 @cache.command("verify")
 @_FEATURES
 @click.option("--split", help="This split only.")
-def verify_command(features: Path, split: str | None) -> None:
+@click.option("--audio", is_flag=True, help="Also compare every recording with what its features are of.")
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path),
+    default=Path("data"),
+    show_default=True,
+    help="Where the recordings are, for --audio.",
+)
+def verify_command(features: Path, split: str | None, audio: bool, root: Path) -> None:
     """Re-read every byte of every shard; exit 2 if anything is wrong."""
-    from vox.features.cache import find_cache_dirs, verify_cache
+    from vox.features.cache import find_cache_dirs, verify_audio, verify_cache
 
     num_faults = 0
     folders = find_cache_dirs(features, split)
+    recordings: dict[str, dict[str, Path]] = {}
+    hashes: dict[Path, str] = {}
     for folder in folders:
         num_here = 0
         for line in verify_cache(folder):
             click.echo(line)
             num_here += 1
+        if audio:
+            name = folder.parent.name
+            if name not in recordings:
+                recordings[name] = _find_recordings(root, name)
+            for line in verify_audio(folder, recordings[name], hashes):
+                click.echo(line)
+                num_here += 1
         click.echo(f"{folder}: {'whole' if num_here == 0 else f'{num_here} faults'}")
         num_faults += num_here
     if num_faults:
@@ -84,3 +102,9 @@ def verify_command(features: Path, split: str | None) -> None:
             where=features,
             remedy="mend them as said above, then run vox cache verify again",
         )
+
+
+def _find_recordings(root: Path, split: str) -> dict[str, Path]:
+    from vox.corpus import read_split
+
+    return {utterance.id: utterance.audio_path for utterance in read_split(root, split)[0]}

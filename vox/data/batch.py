@@ -66,7 +66,7 @@ class FeatureBatch:
 class LabelBatch:
     """Token ids of one batch, for both losses.
 
-    labels_BU: int64, padded with PAD_ID, for CTC; num_labels_B: int64.
+    labels_BU: int64, padded with PAD_ID, for CTC; num_labels_B: int64, on the host, where CTC wants it.
     inputs_BU: bos + labels, what the decoder reads; targets_BU: labels + eos, IGNORED where padded.
     """
 
@@ -76,10 +76,10 @@ class LabelBatch:
     targets_BU: torch.Tensor
 
     def to(self, device: torch.device) -> "LabelBatch":
-        """Copy to a device."""
+        """Copy to a device, all but the lengths."""
         return LabelBatch(
             self.labels_BU.to(device, non_blocking=True),
-            self.num_labels_B.to(device, non_blocking=True),
+            self.num_labels_B,
             self.inputs_BU.to(device, non_blocking=True),
             self.targets_BU.to(device, non_blocking=True),
         )
@@ -94,15 +94,28 @@ def make_audio_batch(ids: list[str], waveforms: Sequence[np.ndarray]) -> AudioBa
     return AudioBatch(ids, waveforms_BS, torch.tensor(num_samples, dtype=torch.int64))
 
 
+def allocate_feature_batch(
+    ids: list[str], num_frames: Sequence[int], channels: int, pin: bool = False
+) -> FeatureBatch:
+    """Make a float16 batch whose padding is zero and whose frames are still to be written.
+
+    In pinned memory when asked. Only the padding is touched: zeros under the frames would be written twice.
+    """
+    shape = (len(num_frames), max(num_frames), channels)
+    features_BTC = torch.empty(shape, dtype=torch.float16, pin_memory=pin)
+    padded_BTC = features_BTC.numpy()
+    for row, count in enumerate(num_frames):
+        padded_BTC[row, count:] = 0
+    return FeatureBatch(ids, features_BTC, torch.tensor(num_frames, dtype=torch.int64))
+
+
 def make_feature_batch(ids: list[str], features: Sequence[np.ndarray], pin: bool = False) -> FeatureBatch:
     """Pad float16 features [T, C] into one batch, in pinned memory when asked."""
-    num_frames = [len(frames) for frames in features]
-    shape = (len(features), max(num_frames), features[0].shape[1])
-    features_BTC = torch.zeros(shape, dtype=torch.float16, pin_memory=pin)
-    padded_BTC = features_BTC.numpy()
-    for row, frames in enumerate(features):
-        padded_BTC[row, : len(frames)] = frames
-    return FeatureBatch(ids, features_BTC, torch.tensor(num_frames, dtype=torch.int64))
+    num_frames = [len(features_TC) for features_TC in features]
+    batch = allocate_feature_batch(ids, num_frames, features[0].shape[1], pin)
+    for padded_TC, features_TC in zip(batch.features_BTC.numpy(), features, strict=True):
+        padded_TC[: len(features_TC)] = features_TC
+    return batch
 
 
 def make_label_batch(labels: Sequence[Sequence[int]]) -> LabelBatch:

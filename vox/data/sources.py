@@ -6,10 +6,13 @@ same masks as an uninterrupted one.
 """
 
 import logging
+import os
 import queue
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -18,9 +21,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from vox.audio import read_audio
+from vox.audio import hash_recording, read_audio
 from vox.corpus import Utterance
-from vox.data.batch import AudioBatch, AudioFailure, FeatureBatch, make_audio_batch, make_feature_batch
+from vox.data.batch import AudioBatch, AudioFailure, FeatureBatch, allocate_feature_batch, make_audio_batch
 from vox.data.plan import plan_by_length
 from vox.errors import WORKER_DEATH, AudioError, VoxError, is_worker_death
 from vox.features.cache import FeatureCache
@@ -28,7 +31,8 @@ from vox.units import seconds_to_samples
 
 log = logging.getLogger(__name__)
 
-READ_AHEAD_BATCHES = 4
+READ_AHEAD_BATCHES = 4  # ready, beside those that the threads are making
+READING_THREADS = min(4, os.cpu_count() or 1)
 PREFETCHED_BATCHES = 2  # by each worker
 
 SHARED_MEMORY = "/dev/shm"  # where torch passes tensors between processes
@@ -36,6 +40,7 @@ MIN_SHARED_BYTES = 256_000_000
 SAMPLE_BYTES = 4
 
 Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 class Source(Protocol):
@@ -51,22 +56,32 @@ class Source(Protocol):
 
 
 class CachedSource:
-    """Batches of cached features, read ahead by a thread."""
+    """Batches of cached features, read ahead by threads that share one index and one set of open files."""
 
-    def __init__(self, cache: FeatureCache, *, pin: bool = False) -> None:
+    def __init__(self, cache: FeatureCache, *, pin: bool = False, threads: int = READING_THREADS) -> None:
         self.cache = cache
         self.pin = pin
+        self.threads = threads
 
     def lengths_samples(self, ids: Sequence[str]) -> list[int]:
         """Return each utterance's length in samples at 16 kHz, as the shards recorded it."""
         return [self.cache.num_samples[name] for name in ids]
 
     def read(self, batches: Sequence[Sequence[str]]) -> Iterator[FeatureBatch]:
-        """Yield feature batches in order. Raises CacheError for rows whose checksum is wrong."""
-        return read_ahead(self._make(list(ids)) for ids in batches if ids)
+        """Yield feature batches in order.
+
+        An utterance is checked when this process reads it for the first time, and again after its shard
+        changed. Raises CacheError for a wrong checksum, and for a shard that is gone, truncated or replaced.
+        """
+        return map_ahead(self._make, (list(ids) for ids in batches if ids), self.threads)
 
     def _make(self, ids: list[str]) -> FeatureBatch:
-        return make_feature_batch(ids, [self.cache.read(name) for name in ids], pin=self.pin)
+        num_frames = [self.cache.num_frames(name) for name in ids]
+        batch = allocate_feature_batch(ids, num_frames, self.cache.feature_dim, pin=self.pin)
+        for name, count, padded_TC in zip(ids, num_frames, batch.features_BTC.numpy(), strict=True):
+            shard, row = self.cache._find(name)
+            shard.read_into(row, padded_TC[:count])
+        return batch
 
 
 class LiveSource:
@@ -104,8 +119,25 @@ def decode_batches(
     Yields each batch (without the recordings that failed; it may be empty) and its failures. Raises
     VoxError when a worker dies (the system ends one when memory is short).
     """
+    for batch, failures, _ in _load_batches(batches, workers, pin, is_hashed=False):
+        yield batch, failures
+
+
+def decode_and_hash_batches(
+    batches: Sequence[Sequence[Utterance]], *, workers: int = 0, pin: bool = False
+) -> Iterator[tuple[AudioBatch, list[AudioFailure], dict[str, str]]]:
+    """Decode as `decode_batches` does; yield the sha256 of each recording's file as well, by utterance.
+
+    It is empty where the file cannot be read.
+    """
+    yield from _load_batches(batches, workers, pin, is_hashed=True)
+
+
+def _load_batches(
+    batches: Sequence[Sequence[Utterance]], workers: int, pin: bool, *, is_hashed: bool
+) -> Iterator[tuple[AudioBatch, list[AudioFailure], dict[str, str]]]:
     loader: DataLoader[_DecodedBatch | VoxError | OSError] = DataLoader(
-        _BatchDataset(batches, is_through_pipe=not _has_shared_memory(batches, workers)),
+        _BatchDataset(batches, not _has_shared_memory(batches, workers), is_hashed),
         batch_size=None,
         collate_fn=_keep,
         num_workers=min(workers, len(batches)),
@@ -118,7 +150,8 @@ def decode_batches(
         waveforms_BS, num_samples_B = map(torch.as_tensor, (decoded.waveforms_BS, decoded.num_samples_B))
         if pin:
             waveforms_BS, num_samples_B = waveforms_BS.pin_memory(), num_samples_B.pin_memory()
-        yield AudioBatch(decoded.ids, waveforms_BS, num_samples_B), decoded.failures
+        batch = AudioBatch(decoded.ids, waveforms_BS, num_samples_B)
+        yield batch, decoded.failures, decoded.audio_sha256
 
 
 def _has_shared_memory(batches: Sequence[Sequence[Utterance]], workers: int) -> bool:
@@ -192,6 +225,21 @@ def read_ahead(items: Iterable[Item], depth: int = READ_AHEAD_BATCHES) -> Iterat
         thread.join()
 
 
+def map_ahead(make: Callable[[Item], Made], items: Iterable[Item], threads: int) -> Iterator[Made]:
+    """Yield make(item) for each item, in order, computed ahead by threads; an error is raised in its turn."""
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="read-ahead")
+    pending: deque[Future[Made]] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(make, item))
+            if len(pending) >= threads + READ_AHEAD_BATCHES:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def _keep(item: Item) -> Item:
     """Hand a finished batch on as it is."""
     return item
@@ -205,6 +253,7 @@ class _DecodedBatch:
     waveforms_BS: torch.Tensor | np.ndarray
     num_samples_B: torch.Tensor | np.ndarray
     failures: list[AudioFailure]
+    audio_sha256: dict[str, str]  # by utterance; of none unless asked for
 
 
 class _BatchDataset(Dataset[_DecodedBatch | VoxError | OSError]):
@@ -213,9 +262,12 @@ class _BatchDataset(Dataset[_DecodedBatch | VoxError | OSError]):
     The loader would raise an error anew with the worker's traceback for a message.
     """
 
-    def __init__(self, batches: Sequence[Sequence[Utterance]], is_through_pipe: bool) -> None:
+    def __init__(
+        self, batches: Sequence[Sequence[Utterance]], is_through_pipe: bool, is_hashed: bool
+    ) -> None:
         self.batches = batches
         self.is_through_pipe = is_through_pipe  # three times as slow, and wherever there is little memory
+        self.is_hashed = is_hashed
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -227,10 +279,13 @@ class _BatchDataset(Dataset[_DecodedBatch | VoxError | OSError]):
             return error
 
     def _decode(self, index: int) -> _DecodedBatch:
-        ids, waveforms, failures = [], [], []
+        ids, waveforms, failures, audio_sha256 = [], [], [], {}
         for utterance in self.batches[index]:
+            if self.is_hashed:
+                # Before decoding: a recording replaced in between is found changed, never taken for the same.
+                audio_sha256[utterance.id] = hash_recording(utterance.audio_path)
             try:
-                waveform = read_audio(utterance.audio_path)
+                waveform = read_audio(utterance.audio_path, utterance.speed)
                 if utterance.num_samples is not None and len(waveform) != utterance.num_samples:
                     raise AudioError(f"decoded {len(waveform)} samples, header says {utterance.num_samples}")
             except AudioError as error:
@@ -239,6 +294,8 @@ class _BatchDataset(Dataset[_DecodedBatch | VoxError | OSError]):
                 ids.append(utterance.id)
                 waveforms.append(waveform)
         batch = make_audio_batch(ids, waveforms)
+        waveforms_BS: torch.Tensor | np.ndarray = batch.waveforms_BS
+        num_samples_B: torch.Tensor | np.ndarray = batch.num_samples_B
         if self.is_through_pipe:
-            return _DecodedBatch(ids, batch.waveforms_BS.numpy(), batch.num_samples_B.numpy(), failures)
-        return _DecodedBatch(ids, batch.waveforms_BS, batch.num_samples_B, failures)
+            waveforms_BS, num_samples_B = batch.waveforms_BS.numpy(), batch.num_samples_B.numpy()
+        return _DecodedBatch(ids, waveforms_BS, num_samples_B, failures, audio_sha256)

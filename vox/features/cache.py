@@ -1,16 +1,20 @@
 """A split's cached features: finding the right cache, refusing a wrong one, reading from it.
 
-Folder: <features>/<split>/<fingerprint prefix>/ with plan.json, utterances.jsonl, shard-00000.h5, ...
+Folder: <features>/<split>/<fingerprint prefix>/ with plan.json, utterances.jsonl, audio.jsonl,
+shard-00000.h5, ...
 
 C channels, T frames.
 """
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from vox.audio import hash_recording
 from vox.errors import CacheError, name_first
 from vox.features.files import is_abandoned
 from vox.features.fingerprint import Fingerprint, join_layers
@@ -24,23 +28,26 @@ from vox.features.plan import (
     read_utterances,
 )
 from vox.features.shard import Shard, check_bytes, damaged
+from vox.features.stamps import STAMPS_NAME, read_stamps
 
 DEFAULT_LAYERS = (9, 10, 11, 12)
+HASHING_THREADS = 4
 
 
 class FeatureCache:
     """All features of a split, whole and checked; safe across threads, fork and pickling."""
 
-    def __init__(self, folder: Path, shards: list[Shard]) -> None:
+    def __init__(self, folder: Path, shards: list[Shard], prefixes: Sequence[str] | None = None) -> None:
+        """Index the shards; with prefixes, one a shard, which go before the ids of its utterances."""
         self.folder = folder
-        self._shards = shards
+        self.shards = shards
         self.feature_dim: int = shards[0].feature_dim
         self.ids: list[str] = []  # without the skipped ones, sorted
         self.num_samples: dict[str, int] = {}
         self.skipped: dict[str, str] = {}  # id to reason
         self._places: dict[str, tuple[int, int]] = {}  # id to (shard, row)
-        for number, shard in enumerate(shards):
-            for row, name in enumerate(shard.ids):
+        for number, (shard, prefix) in enumerate(zip(shards, prefixes or [""] * len(shards), strict=True)):
+            for row, name in enumerate(prefix + name for name in shard.ids):
                 if shard.skipped[row]:
                     self.skipped[name] = shard.skipped[row]
                     continue
@@ -72,7 +79,16 @@ class FeatureCache:
                 where=self.folder,
                 remedy=_precompute_remedy(self.folder.parent.name, again=True),
             ) from None
-        return self._shards[number], row
+        return self.shards[number], row
+
+
+def merge_caches(caches: Mapping[str, FeatureCache]) -> FeatureCache:
+    """Make one cache of several of the same width: an utterance's id is its cache's key and its own id."""
+    assert len({cache.feature_dim for cache in caches.values()}) == 1
+    shards = [(shard, key) for key, cache in caches.items() for shard in cache.shards]
+    return FeatureCache(
+        next(iter(caches.values())).folder, [shard for shard, _ in shards], [key for _, key in shards]
+    )
 
 
 def cache_dir(features_dir: Path, split: str, fingerprint: Fingerprint) -> Path:
@@ -174,13 +190,14 @@ def verify_cache(folder: Path) -> Iterator[str]:
         return
     if plan.fingerprint.prefix != folder.name or plan.split != folder.parent.name:
         yield f"cache in another folder than its own ({plan.split}/{plan.fingerprint.prefix}): {folder}"
-    try:
-        read_utterances(folder, plan)
-    except CacheError as fault:
-        yield str(fault)
+    for read in (lambda: read_utterances(folder, plan), lambda: read_stamps(folder)):
+        try:
+            read()
+        except CacheError as fault:
+            yield str(fault)
     names = {shard.name for shard in plan.shards}
     for path in sorted(folder.iterdir()):
-        if path.name in names or path.name in (PLAN_NAME, UTTERANCES_NAME):
+        if path.name in names or path.name in (PLAN_NAME, UTTERANCES_NAME, STAMPS_NAME):
             continue
         if not path.name.endswith(".part"):
             yield f"foreign file: {path}"
@@ -188,6 +205,37 @@ def verify_cache(folder: Path) -> Iterator[str]:
             yield f"left by a run that died, removed by the next vox precompute: {path}"
     for planned in plan.shards:
         yield from _verify_shard(folder, plan, planned)
+
+
+def verify_audio(folder: Path, recordings: Mapping[str, Path], hashes: dict[Path, str]) -> Iterator[str]:
+    """Hash a cache's recordings again and say every one that is not what its features were made from.
+
+    recordings: the split's, by utterance. hashes: of files that were hashed before; it is added to. A plan
+    or a shard that is missing or damaged is `verify_cache`'s to report.
+    """
+    for shard in _open_readable(folder):
+        paths = [recordings.get(name) for name in shard.ids]
+        with ThreadPoolExecutor(HASHING_THREADS) as pool:
+            wanted = list({path for path in paths if path is not None and path not in hashes})
+            hashes.update(zip(wanted, pool.map(hash_recording, wanted), strict=True))
+        for row, (name, path) in enumerate(zip(shard.ids, paths, strict=True)):
+            if path is None:
+                yield f"missing recording: {name} is not in the split any more ({shard.path})"
+            elif hashes[path] != shard.audio_sha256(row):
+                how = "changed" if hashes[path] else "missing"
+                yield f"{how} recording: {name}: {path} ({shard.path})"
+
+
+def _open_readable(folder: Path) -> Iterator[Shard]:
+    """Open what can be opened of a cache's shards."""
+    try:
+        plan = read_plan(folder)
+    except CacheError:
+        return
+    if plan is not None:
+        for planned in plan.shards:
+            with contextlib.suppress(CacheError):
+                yield open_planned(folder, plan, planned)
 
 
 def _verify_shard(folder: Path, plan: CachePlan, planned: ShardPlan) -> Iterator[str]:
@@ -247,10 +295,17 @@ def _explain_absence(features_dir: Path, split: str, fingerprint: Fingerprint) -
     )
 
 
+def precompute_command(split: str | None, fingerprint: Fingerprint | None = None) -> str:
+    """Write the command that makes these features."""
+    command = "vox precompute" if split is None else f"vox precompute --split {split}"
+    if fingerprint is not None and fingerprint.layers != DEFAULT_LAYERS:
+        command += f" --layers {join_layers(fingerprint.layers)}"
+    if fingerprint is not None and fingerprint.speed != 1:
+        command += f" --speeds {fingerprint.speed}"
+    return command
+
+
 def _precompute_remedy(
     split: str | None, fingerprint: Fingerprint | None = None, *, again: bool = False
 ) -> str:
-    command = "run `vox precompute" if split is None else f"run `vox precompute --split {split}"
-    if fingerprint is not None and fingerprint.layers != DEFAULT_LAYERS:
-        command += f" --layers {join_layers(fingerprint.layers)}"
-    return f"{command}`{' again' if again else ''}"
+    return f"run `{precompute_command(split, fingerprint)}`{' again' if again else ''}"

@@ -22,9 +22,11 @@ def create_part(path: Path) -> tuple[Path, int]:
         unique = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         part_path = path.with_name(f".{path.name}.{unique}.part")
         fd = os.open(part_path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        # Whoever holds it just now is looking whether its writer is dead, and removes it in that moment or
+        # never: so wait, and do not go on with a file that has been removed.
         with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(fd).st_nlink:  # not removed as a leftover between the two calls
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        if os.fstat(fd).st_nlink:
             return part_path, fd
         os.close(fd)
 
@@ -49,17 +51,19 @@ def write_whole(path: Path, content: bytes) -> None:
 
 def remove_leftovers(folder: Path) -> list[str]:
     """Remove unfinished shards that no process is writing any more; return their names."""
-    removed = [path for path in sorted(folder.glob(".*.part")) if is_abandoned(path)]
-    for path in removed:
-        path.unlink(missing_ok=True)
-    return [path.name for path in removed]
+    return [path.name for path in sorted(folder.glob(".*.part")) if is_abandoned(path, remove=True)]
 
 
-def is_abandoned(part_path: Path) -> bool:
-    """Say whether the writer of an unfinished shard is dead: a live one holds a lock on it."""
+def is_abandoned(part_path: Path, *, remove: bool = False) -> bool:
+    """Say whether the writer of an unfinished shard is dead: a live one holds a lock on it.
+
+    remove: also remove it if so, while nobody can begin to write to it.
+    """
     try:
         with part_path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if remove:
+                part_path.unlink()
             return True
     except OSError:  # held, gone, or a file system without locks: leave it alone
         return False

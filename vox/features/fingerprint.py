@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vox.units import SAMPLE_RATE
@@ -11,7 +11,7 @@ from vox.units import SAMPLE_RATE
 if TYPE_CHECKING:
     from vox.wavlm.model import WavLM
 
-FORMAT_VERSION = 1  # of the shard files; raised when an older reader would misread them
+FORMAT_VERSION = 2  # of the shard files; raised when an older reader would misread them
 PREFIX_DIGITS = 12  # of the digest, in the folder's name
 
 RESAMPLER = "torchaudio sinc_interp_hann"  # what vox.audio converts other sample rates with
@@ -38,6 +38,20 @@ class Fingerprint:
     def prefix(self) -> str:
         """Return the part of the digest that names the cache's folder."""
         return self.digest[:PREFIX_DIGITS]
+
+    @property
+    def speed(self) -> float:
+        """Return the speed at which the recordings are played."""
+        return float(self.preprocessing.get("speed", "1.0"))
+
+    def at_speed(self, speed: float) -> "Fingerprint":
+        """Return the fingerprint of the same features of the recordings played at a speed.
+
+        Speed 1 is not written down: it is what every fingerprint without a speed means.
+        """
+        others = {key: value for key, value in self.preprocessing.items() if key != "speed"}
+        variant = {} if speed == 1 else {"speed": str(float(speed))}
+        return replace(self, preprocessing=others | variant)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the parts as JSON-able values."""
@@ -68,7 +82,8 @@ class Fingerprint:
         if self.layers != model.layers:
             found.append(f"layers: cache {join_layers(self.layers)}, model {join_layers(model.layers)}")
         for key in sorted({*self.preprocessing, *model.preprocessing}):
-            ours, theirs = self.preprocessing.get(key, "none"), model.preprocessing.get(key, "none")
+            absent = "1.0" if key == "speed" else "none"
+            ours, theirs = self.preprocessing.get(key, absent), model.preprocessing.get(key, absent)
             if ours != theirs:
                 found.append(f"{key}: cache {ours}, model {theirs}")
         return found

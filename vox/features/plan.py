@@ -46,6 +46,12 @@ class CachePlan:
         """Count the frames of all shards."""
         return sum(shard.num_frames for shard in self.shards)
 
+    @property
+    def title(self) -> str:
+        """Name the split, and the speed where it is not the recordings' own."""
+        speed = self.fingerprint.speed
+        return self.split if speed == 1 else f"{self.split} at speed {speed}"
+
     def to_json(self) -> str:
         """Write the plan as JSON that carries its own sha256."""
         tree = asdict(self) | {"fingerprint": self.fingerprint.to_dict(), "format_version": FORMAT_VERSION}

@@ -2,9 +2,10 @@
 
 Any HDF5 tool opens it. Inside are `frames` [N, C] float16, contiguous and uncompressed, utterance after
 utterance; `offsets` [U+1] int64, the first frame of each; `num_samples` [U] int64 at 16 kHz; `crc32` [U]
-uint32 of each utterance's little-endian bytes; `ids` [U] and `skipped` [U], UTF-8 (a reason, or empty). The
-frames of a skipped utterance are zeros and are never given out. Attributes: the fingerprint's parts, how
-the features were computed, and a sha256 over the fingerprint and the small arrays.
+uint32 of each utterance's little-endian bytes; `ids` [U] and `skipped` [U], UTF-8 (a reason, or empty);
+`audio_sha256` [U], hex, of the recordings' files (empty where there was none to be had). The frames of a
+skipped utterance are zeros and are never given out. Attributes: the fingerprint's parts, how the features
+were computed, and a sha256 over the fingerprint and the small arrays.
 
 HDF5 leaves a program free to put what it likes into a "user block" before its own first byte. Ours holds
 the sha256 of everything after it, so that a change to any byte of the file, HDF5's own metadata included,
@@ -17,7 +18,6 @@ import contextlib
 import errno
 import hashlib
 import json
-import mmap
 import os
 import re
 import zlib
@@ -40,6 +40,7 @@ _SEAL_PATTERN = re.compile(rb"VOX SHARD (\d{1,6}) sha256=[0-9a-f]{64}\n")
 _HASH_BLOCK_BYTES = 1 << 22
 
 _INDEX_DTYPES = {"offsets": "<i8", "num_samples": "<i8", "crc32": "<u4"}
+_INDEX_TEXTS = ("ids", "skipped", "audio_sha256")
 
 # What h5py raises for a file that is damaged; which one depends on where.
 _HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, MemoryError)
@@ -72,6 +73,7 @@ class ShardWriter:
         self._fingerprint = fingerprint
         self._notes = dict(notes)
         self._skipped = [""] * len(self._ids)
+        self._audio_sha256 = [""] * len(self._ids)
         self._crc32 = np.zeros(len(self._ids), "<u4")
         self._is_written = [False] * len(self._ids)
         self._part_path, self._part_fd = create_part(path)
@@ -86,18 +88,20 @@ class ShardWriter:
         """Say whether every utterance has been written or skipped."""
         return all(self._is_written)
 
-    def write(self, row: int, features_TC: np.ndarray) -> None:
-        """Write the features of an utterance (float16, exactly its frames)."""
+    def write(self, row: int, features_TC: np.ndarray, *, audio_sha256: str = "") -> None:
+        """Write the features of an utterance (float16, exactly its frames), and its recording's sha256."""
         num_frames = int(self._offsets[row + 1] - self._offsets[row])
         assert features_TC.dtype == FEATURE_DTYPE and features_TC.shape == (num_frames, self._feature_dim)
         payload = np.ascontiguousarray(features_TC).data.cast("B")
         self._crc32[row] = zlib.crc32(payload)
+        self._audio_sha256[row] = audio_sha256
         self._is_written[row] = True
         self._write_at(self._frames_at + int(self._offsets[row]) * self._feature_dim * FEATURE_BYTES, payload)
 
-    def skip(self, row: int, reason: str) -> None:
+    def skip(self, row: int, reason: str, *, audio_sha256: str = "") -> None:
         """Record why an utterance has no features; its frames stay zero."""
         assert reason
+        self._audio_sha256[row] = audio_sha256
         self._skipped[row] = " ".join(reason.split())
         self._is_written[row] = True
 
@@ -158,6 +162,7 @@ class ShardWriter:
             "crc32": self._crc32,
             "ids": _text_array(self._ids),
             "skipped": _text_array(self._skipped),
+            "audio_sha256": _text_array(self._audio_sha256),
         }
         attributes = {
             "fingerprint": json.dumps(self._fingerprint.to_dict(), sort_keys=True),
@@ -186,11 +191,28 @@ class ShardWriter:
                 view, position = view[written:], position + written
 
 
+class _OpenShard:
+    """A shard's descriptor, closed with the last use of this, and which rows were checked through it."""
+
+    def __init__(self, path: Path, version: tuple[int, int, int], num_utterances: int) -> None:
+        self.fd = -1
+        with name_os_errors(path):
+            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # Reading ahead of an utterance would fetch others that are not next.
+        os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_RANDOM)
+        self.version = version
+        self.is_checked_U = np.zeros(num_utterances, np.bool_)
+
+    def __del__(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+
+
 class Shard:
-    """A shard opened for reading: its index, and its frames through a memory map.
+    """A shard opened for reading: its index in memory, its frames where they lie in the file.
 
     Safe to read from several threads, after fork, and after pickling (which carries the index and the
-    path, never the map).
+    path, never the descriptor).
     """
 
     def __init__(self, path: Path) -> None:
@@ -200,10 +222,11 @@ class Shard:
         its index does not have its checksum.
         """
         self.path = path
-        self._map: np.ndarray | None = None
+        self._opened: _OpenShard | None = None
         try:
             with path.open("rb") as file:
                 seal = file.read(USER_BLOCK_BYTES)
+                self._status = os.fstat(file.fileno())
         except FileNotFoundError:
             raise CacheError("missing shard", where=path, remedy="run vox precompute again") from None
         version = _read_seal(seal)
@@ -221,43 +244,81 @@ class Shard:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def audio_sha256(self, row: int) -> str:
+        """Return the sha256 of an utterance's recording, as hex; empty where it was not to be had."""
+        return self._audio_sha256[row].decode()
+
     def read(self, row: int) -> np.ndarray:
         """Return the features of an utterance, [T, C] float16, after checking them.
 
         Raises CacheError naming shard and utterance when the bytes do not have their checksum, or the
-        shard has gone or shrunk since it was opened.
+        shard has gone, shrunk or been replaced since it was opened.
         """
-        assert not self.skipped[row], f"{self.ids[row]} was skipped"
-        frames_NC = self._map if self._map is not None else self._open_map()
-        # Copied first and checked then: the bytes given out are those that were checked.
-        features_TC = frames_NC[self.offsets[row] : self.offsets[row + 1]].copy()
-        if zlib.crc32(features_TC.data.cast("B")) != self.crc32[row]:
-            raise damaged(self.path, f"the features of {self.ids[row]} do not have their checksum")
+        num_frames = int(self.offsets[row + 1] - self.offsets[row])
+        features_TC = np.empty((num_frames, self.feature_dim), FEATURE_DTYPE)
+        self._copy(self._look(), row, features_TC)
+        self._check(row, features_TC)
         return features_TC
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_map": None}
+    def read_into(self, row: int, out_TC: np.ndarray) -> None:
+        """Copy the features of an utterance into contiguous float16 memory of their shape.
 
-    def _open_map(self) -> np.ndarray:
-        num_frames, num_bytes = int(self.offsets[-1]), self._frames_end - self._frames_at
+        They are checked when a process reads them for the first time, and again once the file has changed
+        (its times tell); after that they are taken as they are, which is twice as fast. Raises what `read`
+        does; the memory's content is undefined then.
+        """
+        opened = self._look()
+        self._copy(opened, row, out_TC)
+        if not opened.is_checked_U[row]:
+            self._check(row, out_TC)
+            opened.is_checked_U[row] = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_opened": None}
+
+    def _look(self) -> "_OpenShard":
+        """Return the open file, after a look at what now has its name."""
         try:
-            with self.path.open("rb") as file:
-                # Touching a map beyond the end of its file kills the process.
-                if os.fstat(file.fileno()).st_size < self._frames_end:
-                    raise damaged(self.path, "it is truncated")
-                whole = mmap.mmap(file.fileno(), self._frames_end, access=mmap.ACCESS_READ)
+            status = self.path.stat()
         except FileNotFoundError:
             raise CacheError("missing shard", where=self.path, remedy="run vox precompute again") from None
-        flat = np.frombuffer(whole, FEATURE_DTYPE, num_bytes // FEATURE_BYTES, offset=self._frames_at)
-        # Two threads may both come here; either map is as good, and one is let go.
-        self._map = flat.reshape(num_frames, self.feature_dim)
-        return self._map
+        if status.st_size < self._frames_end:
+            raise damaged(self.path, "it is truncated")
+        # By the time too: some network file systems number their files anew.
+        if status.st_ino != self._status.st_ino and status.st_mtime_ns != self._status.st_mtime_ns:
+            raise CacheError("shard replaced while it was in use", where=self.path, remedy="start again")
+        version = (status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
+        opened = self._opened
+        if opened is None or opened.version != version:
+            # Two threads may both come here; either's is as good, and one is let go.
+            self._opened = opened = _OpenShard(self.path, version, len(self.ids))
+        return opened
+
+    def _copy(self, opened: "_OpenShard", row: int, out_TC: np.ndarray) -> None:
+        # Read, not mapped: a map beyond the end of a file that shrinks, or over a disk that fails, kills the
+        # process; it also counts as memory of each process that touches it.
+        assert not self.skipped[row], f"{self.ids[row]} was skipped"
+        num_frames = int(self.offsets[row + 1] - self.offsets[row])
+        assert out_TC.dtype == FEATURE_DTYPE and out_TC.shape == (num_frames, self.feature_dim)
+        view = out_TC.data.cast("B")
+        position = self._frames_at + int(self.offsets[row]) * self.feature_dim * FEATURE_BYTES
+        while view:
+            with name_os_errors(self.path):
+                count = os.preadv(opened.fd, [view], position)
+            if not count:
+                raise damaged(self.path, "it is truncated")
+            view, position = view[count:], position + count
+
+    def _check(self, row: int, features_TC: np.ndarray) -> None:
+        """Check the bytes that are given out, not those in the file."""
+        if zlib.crc32(features_TC.data.cast("B")) != self.crc32[row]:
+            raise damaged(self.path, f"the features of {self.ids[row]} do not have their checksum")
 
     def _read_index(self) -> None:
         import h5py
 
         with h5py.File(self.path, "r", locking=False) as file:
-            arrays = {name: file[name][:] for name in (*_INDEX_DTYPES, "ids", "skipped")}
+            arrays = {name: file[name][:] for name in (*_INDEX_DTYPES, *_INDEX_TEXTS)}
             self.fingerprint = Fingerprint.from_dict(json.loads(_text(file.attrs["fingerprint"])))
             index_sha256 = _text(file.attrs["index_sha256"])
             self.notes = {key: _text(value) for key, value in file.attrs.items() if isinstance(value, bytes)}
@@ -277,6 +338,7 @@ class Shard:
         self.crc32: np.ndarray = arrays["crc32"]
         self.ids = [text.decode() for text in arrays["ids"]]
         self.skipped = [text.decode() for text in arrays["skipped"]]
+        self._audio_sha256: np.ndarray = arrays["audio_sha256"]  # bytes: seldom asked for
 
 
 def check_bytes(path: Path) -> bool:
@@ -313,7 +375,7 @@ def _hash_after_user_block(fd: int) -> str:
 
 def _hash_index(fingerprint: Fingerprint, arrays: Mapping[str, np.ndarray]) -> str:
     sha256 = hashlib.sha256(fingerprint.digest.encode())
-    for name in (*_INDEX_DTYPES, "ids", "skipped"):
+    for name in (*_INDEX_DTYPES, *_INDEX_TEXTS):
         array = np.ascontiguousarray(arrays[name])
         sha256.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
         sha256.update(array.tobytes())

@@ -1,0 +1,102 @@
+"""How long a cache will take: a few batches timed before the work, writing nothing."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from precompute.extract import compute_batch, computing_precision
+from precompute.plan import probed_samples
+from precompute.prepare import CacheState
+from vox.corpus import Utterance
+from vox.data.batch import AudioBatch
+from vox.data.plan import plan_by_length
+from vox.data.sources import decode_and_hash_batches
+from vox.device import autocast, synchronize
+from vox.progress import format_duration
+from vox.units import samples_to_seconds, seconds_to_samples
+from vox.wavlm.extractor import FeatureExtractor
+
+TIMED_BATCHES = 4  # after one to warm up
+MAX_TIMED_SECONDS = 4.0
+CPU_BATCH_SECONDS = 10.0  # of audio: a CPU's speed hardly depends on it, and nobody waits for an estimate
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How the work is cut up: padded seconds computed at once, and processes that decode."""
+
+    batch_seconds: float
+    workers: int
+
+
+def estimate_time(
+    states: Sequence[CacheState], extractor: FeatureExtractor, device: torch.device, pace: Pace
+) -> str:
+    """Say how long this rank's missing shards will take, from a few batches that are decoded and computed."""
+    total_seconds = sum(state.seconds_to_compute for state in states)
+    if total_seconds == 0:
+        return "nothing to compute here"
+    batches = choose_batches(states, pace.batch_seconds, device)
+    elapsed, audio_seconds, num_timed = _time_batches(batches, extractor, device, pace.workers)
+    if num_timed == 0:
+        return "no estimate of the time: none of the recordings tried can be decoded"
+    rate = audio_seconds / elapsed
+    return (
+        f"about {format_duration(total_seconds / rate)} here ({rate:.1f} times real time, "
+        f"from {num_timed} timed batch{'es' * (num_timed != 1)})"
+    )
+
+
+def choose_batches(
+    states: Sequence[CacheState], batch_seconds: float, device: torch.device
+) -> list[list[Utterance]]:
+    """Choose batches evenly from the longest to the shortest of the missing shards, one more to warm up."""
+    if device.type == "cpu":
+        batch_seconds = min(batch_seconds, CPU_BATCH_SECONDS)
+    utterances = [
+        utterance
+        for state in states
+        for number in state.to_compute
+        for utterance in state.work.shards[number].utterances
+    ]
+    lengths = [probed_samples(utterance) for utterance in utterances]
+    planned = plan_by_length(lengths, seconds_to_samples(batch_seconds))
+    count = min(TIMED_BATCHES, len(planned))
+    chosen = [planned[(2 * part + 1) * len(planned) // (2 * count)] for part in range(count)]
+    # From the middle outwards, in case that the time is up after one: it should be a typical one.
+    chosen.sort(key=lambda batch: abs(planned.index(batch) - len(planned) // 2))
+    return [[utterances[position] for position in batch] for batch in (chosen[0], *chosen)]
+
+
+def _time_batches(
+    batches: Sequence[Sequence[Utterance]], extractor: FeatureExtractor, device: torch.device, workers: int
+) -> tuple[float, float, int]:
+    """Return the seconds that the timed batches took, their seconds of audio, and their number."""
+    extractor = extractor.to(device).eval()
+    decoding, computing, audio_seconds, num_timed = 0.0, 0.0, 0.0, 0
+    decoded = decode_and_hash_batches(batches, pin=device.type == "cuda")
+    with torch.inference_mode(), autocast(device, computing_precision(device)):
+        for index in range(len(batches)):
+            start = time.perf_counter()
+            batch, _, _ = next(decoded)
+            between = time.perf_counter()
+            if batch.ids:
+                _compute(extractor, batch, device)
+            if index == 0 or not batch.ids:
+                continue
+            decoding += between - start
+            computing += time.perf_counter() - between
+            audio_seconds += samples_to_seconds(int(batch.num_samples_B.sum()))
+            num_timed += 1
+            if decoding + computing > MAX_TIMED_SECONDS:
+                break
+    # Workers decode beside the computation; without any, one comes after the other.
+    elapsed = max(decoding / workers, computing) if workers else decoding + computing
+    return elapsed, audio_seconds, num_timed
+
+
+def _compute(extractor: FeatureExtractor, batch: AudioBatch, device: torch.device) -> None:
+    compute_batch(extractor, batch, [(0, row) for row in range(len(batch.ids))], [], {}, device)
+    synchronize(device)

@@ -1,0 +1,240 @@
+"""The order of events of `vox precompute --probe`."""
+
+import logging
+import math
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from precompute.prepare import format_gb, free_bytes
+from precompute.probe.heads import HeadResult, HeadSpec, evaluate_heads, fit_heads
+from precompute.probe.layers import FRAME_BYTES, LayerFeatures, compute_layers, open_scratch
+from precompute.probe.report import (
+    TOO_LITTLE_LEARNED,
+    find_best,
+    format_recommendation,
+    format_results,
+    is_within_margin,
+    recommend_layers,
+    results_to_json,
+)
+from precompute.probe.select import Selection, select_utterances
+from precompute.run import CPU_BATCH_SECONDS, CUDA_BATCH_SECONDS, default_workers
+from vox.corpus import load_split
+from vox.device import pick_device
+from vox.errors import CacheError, ConfigError, CorpusError
+from vox.features.files import remove_leftovers, write_whole
+from vox.features.fingerprint import join_layers, make_fingerprint
+from vox.wavlm.extractor import build_extractor
+from vox.wavlm.model import WavLM
+
+log = logging.getLogger(__name__)
+
+MAX_DEV_HOURS = 0.5
+
+
+@dataclass(frozen=True)
+class ProbeOptions:
+    """The command line, checked."""
+
+    splits: tuple[str, ...]
+    dev_split: str
+    hours: float
+    num_updates: int
+    seed: int
+    keep: bool
+    root: Path
+    wavlm: str
+    layers: tuple[int, ...] | None  # the mean to compare with; None: the top third
+    features: Path
+    device: str
+    batch_seconds: float | None
+    workers: int | None
+    dry_run: bool
+    skip_bad: bool
+
+
+def run_probe(options: ProbeOptions) -> None:
+    """Measure what a linear CTC head hears in each layer, and say which layers to cache.
+
+    Raises VoxError for whatever a user can mend, and OSError when the disk is full or not writable.
+    """
+    split = _check_splits(options)
+    device = pick_device(options.device)
+    train = _select(options, split, options.hours)
+    dev = _select(options, options.dev_split, min(options.hours, MAX_DEV_HOURS))
+    wavlm = build_extractor(options.wavlm, options.layers or (1,)).wavlm
+    _check_size(options, (train, dev), wavlm)
+    if options.dry_run:
+        return
+    options.features.mkdir(parents=True, exist_ok=True)
+    for name in remove_leftovers(options.features):
+        log.info("removed %s, left by a run that died", options.features / name)
+    prefix = make_fingerprint(wavlm, range(1, wavlm.num_layers + 1)).prefix
+    stem = options.features / f"probe-{split}-{prefix}"
+    with ExitStack() as stack:
+        features = [
+            _compute(options, selection, wavlm, device, stem.with_name(f"{stem.name}.{role}.npy"), stack)
+            for selection, role in ((train, "train"), (dev, "dev"))
+        ]
+        results, layers = measure_layers(
+            *features,
+            compared=options.layers,
+            num_updates=options.num_updates,
+            seed=options.seed,
+            device=device,
+        )
+    best = find_best(results)
+    if best.cer > TOO_LITTLE_LEARNED:
+        log.warning(
+            "the best layer's CER is %.0f %%: the heads have learned too little to choose layers by; take "
+            "more with --probe-hours or --probe-updates",
+            100 * best.cer,
+        )
+    about = _describe(options, train, dev)
+    if options.keep:
+        about["kept"] = {
+            role: {"split": selection.split, "frames": _spans(part)}
+            for role, selection, part in zip(("train", "dev"), (train, dev), features, strict=True)
+        }
+    report_path = stem.with_name(f"{stem.name}.json")
+    write_whole(report_path, results_to_json(results, layers, about))
+    click.echo(format_results(results))
+    click.echo(format_recommendation(layers, wavlm.num_layers))
+    click.echo(f"report: {report_path}")
+
+
+def plan_heads(num_layers: int, compared: tuple[int, ...] | None) -> list[HeadSpec]:
+    """Return one head for each layer, one for a mean of layers (the top third by default), one for a mix."""
+    compared = compared or tuple(range(num_layers - math.ceil(num_layers / 3) + 1, num_layers + 1))
+    every = tuple(range(1, num_layers + 1))
+    heads = [HeadSpec(str(layer), (layer,)) for layer in every]
+    if len(compared) > 1:
+        heads.append(_mean_head(compared))
+    return [*heads, HeadSpec("learned mix", every, is_learned=True)]
+
+
+def measure_layers(
+    train: LayerFeatures,
+    dev: LayerFeatures,
+    *,
+    compared: tuple[int, ...] | None,
+    num_updates: int,
+    seed: int,
+    device: torch.device,
+) -> tuple[list[HeadResult], tuple[int, ...]]:
+    """Fit and evaluate all heads, then one for the mean that is to be recommended.
+
+    Returns all results and the recommended layers, by the rule that the report states.
+    """
+
+    def measure(specs: list[HeadSpec]) -> list[HeadResult]:
+        heads = fit_heads(train, specs, num_updates=num_updates, seed=seed, device=device)
+        return evaluate_heads(heads, dev)
+
+    results = measure(plan_heads(train.num_layers, compared))
+    best, layers = find_best(results), recommend_layers(results)
+    if all(layers != result.spec.layers or result.spec.is_learned for result in results):
+        results += measure([_mean_head(layers)])
+    mean = next(r for r in results if r.spec.layers == layers and not r.spec.is_learned)
+    return results, layers if is_within_margin(mean, best) else best.spec.layers
+
+
+def _check_splits(options: ProbeOptions) -> str:
+    if len(options.splits) > 1:
+        raise ConfigError(
+            f"--probe looks at one split, and --split names {len(options.splits)}", remedy="choose one"
+        )
+    (split,) = options.splits
+    if split == options.dev_split:
+        raise ConfigError(
+            "--split and --dev-split are the same, and the probe measures on speech it has not seen",
+            where=split,
+            remedy="choose another with --dev-split",
+        )
+    return split
+
+
+def _select(options: ProbeOptions, split: str, hours: float) -> Selection:
+    selection = select_utterances(
+        split, load_split(options.root, split, skip_bad=options.skip_bad), hours, options.seed
+    )
+    if selection.too_short:
+        log.warning("%s: %d utterances left out, too short:", split, len(selection.too_short))
+        for problem in selection.too_short:
+            log.warning("left out %s: %s", problem.name, problem.reason)
+    return selection
+
+
+def _check_size(options: ProbeOptions, selections: tuple[Selection, ...], wavlm: WavLM) -> None:
+    """Say what will be computed and how large it is; raise CacheError if it does not fit on the disk."""
+    num_frames = sum(selection.num_frames for selection in selections)
+    needed = num_frames * wavlm.num_layers * wavlm.hidden_size * FRAME_BYTES
+    free = free_bytes(options.features)
+    parts = [f"{s.split}: {len(s.utterances):,} utterances, {s.hours:.3f} hours" for s in selections]
+    click.echo(
+        f"probe of {'; '.join(parts)}; {wavlm.num_layers} layers of {wavlm.hidden_size} channels in float16: "
+        f"{format_gb(needed)}, {'kept' if options.keep else 'removed at the end'}; "
+        f"into {options.features} ({format_gb(free)} free)"
+    )
+    if needed > free:
+        raise CacheError(
+            f"the probe needs {format_gb(needed)} and {format_gb(free)} are free",
+            where=options.features,
+            remedy="take less with --probe-hours, or another disk with --features DIR",
+        )
+
+
+def _compute(
+    options: ProbeOptions,
+    selection: Selection,
+    wavlm: WavLM,
+    device: torch.device,
+    path: Path,
+    stack: ExitStack,
+) -> LayerFeatures:
+    default_seconds = CUDA_BATCH_SECONDS if device.type == "cuda" else CPU_BATCH_SECONDS
+    shape = (selection.num_frames, wavlm.num_layers, wavlm.hidden_size)
+    features, problems = compute_layers(
+        selection,
+        wavlm,
+        device,
+        stack.enter_context(open_scratch(path, shape, keep=options.keep)),
+        batch_seconds=default_seconds if options.batch_seconds is None else options.batch_seconds,
+        workers=default_workers() if options.workers is None else options.workers,
+    )
+    if problems:
+        log.warning("%s: %d utterances left out:", selection.split, len(problems))
+        for problem in problems:
+            log.warning("left out %s: %s", problem.name, problem.reason)
+    if not features.ids:
+        raise CorpusError(
+            f"no chosen utterance of split {selection.split} has features ({problems[0].reason})",
+            remedy="mend the recordings",
+        )
+    return features
+
+
+def _mean_head(layers: tuple[int, ...]) -> HeadSpec:
+    return HeadSpec(f"mean of {join_layers(layers)}", layers)
+
+
+def _describe(options: ProbeOptions, train: Selection, dev: Selection) -> dict[str, Any]:
+    return {
+        "split": train.split,
+        "dev_split": dev.split,
+        "wavlm": options.wavlm,
+        "hours": train.hours,
+        "dev_hours": dev.hours,
+        "num_updates": options.num_updates,
+        "seed": options.seed,
+    }
+
+
+def _spans(features: LayerFeatures) -> dict[str, list[int]]:
+    """Return each utterance's first frame in the kept array and the one after its last."""
+    return {name: list(span) for name, span in zip(features.ids, features.spans, strict=True)}

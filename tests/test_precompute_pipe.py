@@ -1,0 +1,142 @@
+"""The pipe of phase 1: its threads wait for each other no more than they must, and lose no error."""
+
+import errno
+import logging
+import pkgutil
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from torch import nn
+
+from precompute.extract import compute_shards
+from precompute.plan import CacheWork, plan_cache
+from vox.corpus import Utterance
+from vox.features.fingerprint import Fingerprint
+from vox.features.shard import Shard
+from vox.units import samples_to_frames
+
+NUM_UTTERANCES = 8
+
+
+class LoudnessFeatures(nn.Module):
+    """Features that are an utterance's peak."""
+
+    def forward(
+        self, waveforms_BS: torch.Tensor, num_samples_B: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return [B, T, 2] and the frames of each utterance."""
+        num_frames_B = samples_to_frames(num_samples_B)
+        peaks_B = waveforms_BS.abs().amax(dim=1)
+        return peaks_B[:, None, None].expand(-1, int(num_frames_B.max()), 2), num_frames_B
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> CacheWork:
+    """Plan a shard for each two of some recordings of 8 frames, 2 channels."""
+    utterances = []
+    for number in range(NUM_UTTERANCES):
+        path = tmp_path / f"{number}.wav"
+        soundfile.write(path, np.full(3_000, number / 10, np.float32), 16_000)
+        utterances.append(Utterance(str(number), path, "go", "", 3_000))
+    fingerprint = Fingerprint("ab" * 32, (1,), {})
+    return plan_cache("loud", utterances, fingerprint, wavlm="", feature_dim=2, shard_gb=2 * 9 * 2 * 2 / 1e9)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    return folder
+
+
+def compute(work: CacheWork, folder: Path) -> None:
+    """Compute all shards, one recording a batch."""
+    numbers, device = range(len(work.shards)), torch.device("cpu")
+    compute_shards(work, numbers, folder, LoudnessFeatures(), device, batch_seconds=0.1, workers=0)  # type: ignore[arg-type]
+
+
+def test_the_next_shard_is_written_while_one_is_being_finished(
+    work: CacheWork, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len(work.shards) == 4
+    waited_for = []
+
+    def wait_for_the_next(parent: Path) -> None:
+        if not waited_for:
+            deadline = time.monotonic() + 10
+            while not any(parent.glob(".shard-00001.h5.*.part")) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            waited_for.extend(parent.glob(".shard-00001.h5.*.part"))
+
+    monkeypatch.setattr("vox.features.shard.sync_folder", wait_for_the_next)
+    compute(work, folder)
+    assert waited_for
+    read = [float(Shard(path).read(row)[0, 0]) for path in sorted(folder.iterdir()) for row in range(2)]
+    np.testing.assert_allclose(read, np.arange(NUM_UTTERANCES) / 10, atol=1e-3)
+
+
+@pytest.mark.parametrize("failing", [1, 2, 4])
+def test_an_error_in_finishing_is_raised_and_leaves_whole_shards_only(
+    work: CacheWork, folder: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    """The last shard's too, when nothing more is put."""
+    num_calls = 0
+
+    def fill_disk(fd: int) -> str:
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls == failing:
+            raise OSError(errno.ENOSPC, "no space left", "shard")
+        return "0" * 64
+
+    monkeypatch.setattr("vox.features.shard._hash_after_user_block", fill_disk)
+    with pytest.raises(OSError, match="no space left"):
+        compute(work, folder)
+    assert [path.name for path in sorted(folder.iterdir())] == [
+        f"shard-{number:05d}.h5" for number in range(failing - 1)
+    ]
+
+
+def slowly(call: Callable) -> Callable:
+    """Make a function take 20 ms longer."""
+
+    def slow(*arguments: object, **keywords: object) -> object:
+        time.sleep(0.02)
+        return call(*arguments, **keywords)
+
+    return slow
+
+
+@pytest.mark.parametrize(
+    ("target", "is_slow"),
+    [
+        ("vox.data.sources.read_audio", (True, False)),
+        ("vox.features.shard.ShardWriter.write", (False, True)),
+        ("tests.test_precompute_pipe.LoudnessFeatures.forward", (False, False)),
+    ],
+    ids=["decoding", "writing", "computing"],
+)
+def test_what_was_waited_for_is_told(
+    work: CacheWork,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    target: str,
+    is_slow: tuple[bool, bool],
+) -> None:
+    monkeypatch.setattr("precompute.write.QUEUED_BATCHES", 1)
+    owner, _, name = target.rpartition(".")
+    monkeypatch.setattr(target, slowly(getattr(pkgutil.resolve_name(owner), name)))
+    with caplog.at_level(logging.INFO, "precompute.extract"):
+        compute(work, folder)
+    told = re.search(
+        r"loud: waited ([\d.]+) % of the time for decoding, ([\d.]+) % for the disk", caplog.text
+    )
+    assert told is not None
+    assert tuple(float(share) > 40 for share in told.groups()) == is_slow

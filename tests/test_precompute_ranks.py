@@ -1,0 +1,58 @@
+"""Several processes on one folder of features at the same moment."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import write_split
+from tests.test_precompute import command, read_files
+from vox.cli import main
+
+REPOSITORY = Path(__file__).parent.parent
+SPLIT = "train-tiny"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    write_split(root, SPLIT, 12)
+    return root
+
+
+@pytest.fixture(scope="module")
+def one_run(root: Path, tiny_wavlm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Compute the split alone; return every file."""
+    features = tmp_path_factory.mktemp("features")
+    assert main(command(root, tiny_wavlm_dir, features)) == 0
+    return read_files(features)
+
+
+def test_two_ranks_at_once_make_what_one_makes(
+    root: Path, tiny_wavlm_dir: Path, tmp_path: Path, one_run: dict[str, bytes]
+) -> None:
+    line = [sys.executable, "-m", "vox", *command(root, tiny_wavlm_dir, tmp_path), "--world-size", "2"]
+    ranks = [
+        subprocess.Popen([*line, "--rank", rank], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+        for rank in "01"
+    ]
+    told = [rank.communicate(timeout=120)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0]
+    assert read_files(tmp_path) == one_run
+    num_shards = sum(name.endswith(".h5") for name in one_run)
+    shares = [int(text.partition("to compute here: ")[2].split()[0]) for text in told]
+    assert sum(shares) == num_shards and min(shares) > 0
+
+
+def test_torchrun_shares_the_shards_out(
+    root: Path, tiny_wavlm_dir: Path, tmp_path: Path, one_run: dict[str, bytes]
+) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    line = [*launcher, "-m", "vox", *command(root, tiny_wavlm_dir, tmp_path)]
+    done = subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True, timeout=180, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("to compute here: ") == 2
+    assert f"to compute here: {sum(name.endswith('.h5') for name in one_run)} of" not in done.stdout
+    assert read_files(tmp_path) == one_run
