@@ -3,22 +3,94 @@
 import hashlib
 import json
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
-from train.backup import Backup
-from vox.checkpoint import CHECKSUMS
+import train.backup
+from train.backup import NUM_TRIES, Backup
+from train.options import OPTIONS
+from vox.checkpoint import CHECKSUMS, CONFIG, MODEL, REQUIRED, STATE, TRAINER
+from vox.errors import ConfigError
 
 
-def write_checkpoint(run_dir: Path, name: str) -> Path:
-    """Write files with checksums; a backup does not look further."""
+class FailingFilesystem(MemoryFileSystem):
+    """An object store in memory that breaks off in the middle of files, `failures` times."""
+
+    protocol = "failing"
+    store: ClassVar[dict] = {}
+    pseudo_dirs: ClassVar[list] = [""]
+    failures: ClassVar[int] = 0
+    opened: ClassVar[list[str]] = []
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return super()._strip_protocol(str(path).removeprefix("failing://"))
+
+    @classmethod
+    def fail(cls) -> None:
+        if cls.failures > 0:
+            cls.failures -= 1
+            raise ConnectionResetError("connection lost")
+
+    def put_file(self, lpath, rpath, **keywords) -> None:
+        content = Path(lpath).read_bytes()
+        self.pipe_file(rpath, content[: len(content) // 2])
+        self.fail()
+        self.pipe_file(rpath, content)
+
+    def open(self, path, mode="rb", **keywords):
+        if mode == "rb" and "checkpoints" in str(path):
+            self.fail()
+            self.opened.append(path)
+        return super().open(path, mode, **keywords)
+
+
+@pytest.fixture(params=["folder", "memory", "failing"])
+def url(request, tmp_path, failing) -> Iterator[str]:
+    """A folder, an object store, and one that fails at first."""
+    if request.param == "folder":
+        yield f"file://{tmp_path}/there"
+    elif request.param == "memory":
+        yield "memory://there"
+        MemoryFileSystem().rm("/there", recursive=True)
+    else:
+        FailingFilesystem.failures = 2
+        yield failing
+
+
+@pytest.fixture
+def failing(monkeypatch) -> Iterator[str]:
+    """An empty failing object store; tries follow each other at once."""
+    fsspec.register_implementation("failing", FailingFilesystem, clobber=True)
+    monkeypatch.setattr(train.backup, "RETRY_SECONDS", 0)
+    yield "failing://there"
+    FailingFilesystem.store.clear()
+    FailingFilesystem.pseudo_dirs[:] = [""]
+    FailingFilesystem.opened.clear()
+    FailingFilesystem.failures = 0
+
+
+def write_checkpoint(run_dir: Path, name: str, **state: object) -> Path:
+    """Write files that have nothing of a checkpoint but their names and checksums."""
     folder = run_dir / "checkpoints" / name
     folder.mkdir(parents=True)
-    (folder / "model.safetensors").write_bytes(name.encode())
-    checksums = {"model.safetensors": hashlib.sha256(name.encode()).hexdigest()}
+    contents = {file: f"{file} of {name}".encode() for file in (*REQUIRED, TRAINER)}
+    contents[STATE] = json.dumps(state).encode()
+    for file, content in contents.items():
+        (folder / file).write_bytes(content)
+    checksums = {file: hashlib.sha256(content).hexdigest() for file, content in contents.items()}
     (folder / CHECKSUMS).write_text(json.dumps(checksums))
     return folder
+
+
+def read_json(url: str, path: str) -> dict:
+    filesystem, root = fsspec.core.url_to_fs(url)
+    return json.loads(filesystem.cat_file(f"{root}/{path}"))
 
 
 @pytest.fixture
@@ -34,23 +106,29 @@ def gate(monkeypatch) -> threading.Event:
     return opened
 
 
-def test_the_newest_and_the_newest_best_are_copied_and_the_rest_is_deleted(tmp_path, gate):
-    run, remote = tmp_path / "run", tmp_path / "there" / "run"
+def test_the_newest_and_the_newest_best_are_copied_and_the_rest_is_deleted(tmp_path, url, gate):
+    run = tmp_path / "run"
     (run / ".backup" / "leftover").mkdir(parents=True)
-    backup = Backup(f"file://{tmp_path}/there", run)
+    backup = Backup(url, run)
     for number, is_best in enumerate((False, False, True, False, True, False, False), start=1):
         backup.submit(write_checkpoint(run, f"update-{number}"), is_best=is_best)
     assert len(list((run / ".backup").iterdir())) <= 3  # under way, newest best, newest
     gate.set()
     backup.close(30)
-    assert sorted(path.name for path in (remote / "checkpoints").iterdir()) == ["update-5", "update-7"]
-    assert json.loads((remote / "best.json").read_text()) == {"checkpoint": "update-5"}
-    assert json.loads((remote / "last.json").read_text()) == {"checkpoint": "update-7"}
+    filesystem, root = fsspec.core.url_to_fs(url)
+    names = [path.rpartition("/")[2] for path in filesystem.ls(f"{root}/run/checkpoints", detail=False)]
+    assert sorted(names) == ["update-5", "update-7"]
+    for name in names:
+        copied = filesystem.cat_file(f"{root}/run/checkpoints/{name}/{MODEL}")
+        assert copied == (run / "checkpoints" / name / MODEL).read_bytes()
+    assert read_json(url, "run/best.json") == {"checkpoint": "update-5"}
+    assert read_json(url, "run/last.json") == {"checkpoint": "update-7"}
     assert list((run / ".backup").iterdir()) == []
-    assert json.loads((run / "backup.json").read_text())["checkpoint"] == "update-7"
+    notes = json.loads((run / "backup.json").read_text())
+    assert (notes["checkpoint"], notes["error"]) == ("update-7", None)
 
 
-def test_a_copy_of_the_right_size_with_other_bytes_is_no_backup(tmp_path, monkeypatch):
+def test_a_copy_of_the_right_size_with_other_bytes_is_no_backup(tmp_path, failing, monkeypatch):
     run = tmp_path / "run"
     backup = Backup(f"file://{tmp_path}/there", run)
     put = backup._filesystem.put_file
@@ -76,3 +154,75 @@ def test_a_target_that_hangs_is_given_up_and_said(tmp_path, gate, caplog):
     gate.set()
     backup.close(30)
     assert (tmp_path / "there" / "run" / "last.json").exists()
+
+
+def test_a_dead_target_is_noted_and_a_best_one_that_failed_is_tried_again(tmp_path, failing, caplog):
+    run, tried = tmp_path / "run", threading.Event()
+    backup = Backup(failing, run)
+    note = backup._fail
+
+    def fail(name: str, error: Exception) -> None:
+        note(name, error)
+        if FailingFilesystem.failures == 0:
+            tried.set()
+
+    backup._fail = fail  # type: ignore[method-assign]
+    FailingFilesystem.failures = NUM_TRIES
+    backup.submit(write_checkpoint(run, "update-1"), is_best=True)
+    assert tried.wait(30)
+    assert json.loads((run / "backup.json").read_text())["error"] == "connection lost"
+    assert "there is no good copy yet" in caplog.text
+    backup.submit(write_checkpoint(run, "update-2"), is_best=False)
+    backup.close(30)
+    assert read_json(failing, "run/best.json") == {"checkpoint": "update-1"}
+    assert read_json(failing, "run/last.json") == {"checkpoint": "update-2"}
+    assert json.loads((run / "backup.json").read_text())["error"] is None
+
+
+def test_a_copy_that_a_pointer_names_is_never_written_to(tmp_path, failing, monkeypatch):
+    """A resumed run comes by the same names again, and object stores rename file by file."""
+    run = tmp_path / "run"
+    folder = write_checkpoint(run, "update-1")
+
+    def back_up_again() -> str:
+        backup = Backup(failing, run)
+        backup.submit(folder, is_best=False)
+        backup.close(30)
+        return read_json(failing, "run/last.json")["checkpoint"]
+
+    def move_half(self, source: str, target: str, **_: object) -> None:
+        self.cp_file(f"{source}/{MODEL}", f"{target}/{MODEL}")
+        raise ConnectionResetError
+
+    assert back_up_again() == "update-1"
+    whole = FailingFilesystem.store[f"/there/run/checkpoints/update-1/{MODEL}"].getvalue()
+    (folder / MODEL).write_bytes(b"other")
+    checksums = json.loads((folder / CHECKSUMS).read_text()) | {MODEL: hashlib.sha256(b"other").hexdigest()}
+    (folder / CHECKSUMS).write_text(json.dumps(checksums))
+    with monkeypatch.context() as patch:
+        patch.setattr(FailingFilesystem, "mv", move_half)
+        assert back_up_again() == "update-1"
+    assert FailingFilesystem.store[f"/there/run/checkpoints/update-1/{MODEL}"].getvalue() == whole
+    assert [back_up_again(), back_up_again()] == ["update-1.1", "update-1"]
+
+
+def test_a_new_run_does_not_replace_the_backup_of_another(tmp_path, failing):
+    """Two machines, or one that was lost: the first run's copies are worth more than the second's."""
+    first, second = tmp_path / "one" / "run", tmp_path / "two" / "run"
+    backup = Backup(failing, first)
+    backup.submit(write_checkpoint(first, "update-1"), is_best=False)
+    backup.close(30)
+    with pytest.raises(ConfigError, match=r"there already: /there/run; .*--resume --from URL"):
+        Backup(failing, second)
+    Backup(failing, first).close(30)  # resumed
+
+
+def test_small_files_go_with_the_checkpoint(tmp_path, url):
+    run = tmp_path / "run"
+    backup = Backup(url, run)
+    folder = write_checkpoint(run, "update-1")
+    for name in (OPTIONS, CONFIG):
+        (run / name).write_text(json.dumps({"of": name}))
+    backup.submit(folder, is_best=False)
+    backup.close(30)
+    assert [read_json(url, f"run/{name}") for name in (OPTIONS, CONFIG)] == [{"of": OPTIONS}, {"of": CONFIG}]

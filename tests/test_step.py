@@ -7,7 +7,17 @@ import pytest
 import torch
 
 from tests.training import tiny_recogniser
-from train.step import LabelTotals, StepSettings, accumulate_gradients, compute_losses, run_update
+from train.ranks import Ranks
+from train.schedule import build_optimizer
+from train.step import (
+    LabelTotals,
+    StepSettings,
+    accumulate_gradients,
+    compute_losses,
+    run_update,
+    wrap_losses,
+)
+from vox.config import OptimizerConfig
 from vox.data.batch import FeatureBatch, LabelBatch, make_label_batch
 from vox.data.plan import plan_epoch
 from vox.text import BLANK_ID, BOS_ID, EOS_ID
@@ -37,7 +47,7 @@ def gradient_of(recogniser, batches, totals) -> torch.Tensor:
     recogniser.zero_grad()
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     settings = StepSettings(torch.device("cpu"), torch.float32, 0.3, 0.1, 1.0, augment=None)
-    accumulate_gradients(recogniser, scaler, batches, totals, settings)
+    accumulate_gradients(wrap_losses(recogniser, Ranks()), scaler, batches, totals, settings, Ranks())
     return torch.cat([p.grad.flatten() for p in recogniser.parameters() if p.grad is not None])
 
 
@@ -98,14 +108,15 @@ def test_losses_are_the_sums_of_slow_references(tiny_wavlm_dir):
 
 def test_an_update_that_is_not_finite_changes_nothing(tiny_wavlm_dir):
     recogniser = tiny_recogniser(tiny_wavlm_dir)
-    optimizer = torch.optim.AdamW([p for p in recogniser.parameters() if p.requires_grad], lr=0.1)
+    optimizer = build_optimizer(recogniser, OptimizerConfig(learning_rate=0.1))
     before = {name: tensor.clone() for name, tensor in recogniser.state_dict().items()}
     features, labels = make_split()
     features[0][3, 5] = float("nan")
     settings = StepSettings(torch.device("cpu"), torch.float32, 0.3, 0.1, 1.0, augment=None)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     batch = make_batch(features, labels, [0, 1], torch.float32)
-    result = run_update(recogniser, optimizer, scaler, [batch], LabelTotals(9, 11), settings)
+    losses, totals = wrap_losses(recogniser, Ranks()), LabelTotals(9, 11)
+    result = run_update(losses, optimizer, scaler, [batch], totals, settings, Ranks()).read()
     assert not result.is_finite
     for name, tensor in recogniser.state_dict().items():
         assert torch.equal(tensor, before[name]), name
@@ -114,21 +125,22 @@ def test_an_update_that_is_not_finite_changes_nothing(tiny_wavlm_dir):
 def test_what_was_not_read_is_not_in_the_logged_loss(tiny_wavlm_dir):
     """The gradient is divided by the planned labels, the logged loss by those seen; nothing seen, no step."""
     recogniser = tiny_recogniser(tiny_wavlm_dir, dropout=0.0).eval()
-    optimizer = torch.optim.AdamW([p for p in recogniser.parameters() if p.requires_grad], lr=0.1)
+    optimizer = build_optimizer(recogniser, OptimizerConfig(learning_rate=0.1))
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     settings = StepSettings(torch.device("cpu"), torch.float32, 0.3, 0.0, 1.0, augment=None)
     features, labels = make_split()
     before = {name: tensor.clone() for name, tensor in recogniser.state_dict().items()}
     totals = LabelTotals(1000, 1032)
-    result = run_update(recogniser, optimizer, scaler, [], totals, settings)
-    assert result.num_targets == 0
+    losses = wrap_losses(recogniser, Ranks())
+    result = run_update(losses, optimizer, scaler, [], totals, settings, Ranks()).read()
+    assert result.num_targets == 0 and result.is_finite
     for name, tensor in recogniser.state_dict().items():
         assert torch.equal(tensor, before[name]), name
     batch = make_batch(features, labels, [0, 1], torch.float32)
     with torch.no_grad():
         hidden_BTD = recogniser.encode(batch[0].features_BTC, batch[0].num_frames_B)
         sums = compute_losses(recogniser, hidden_BTD, batch[0].num_frames_B, batch[1])
-    result = run_update(recogniser, optimizer, scaler, [batch], totals, settings)
+    result = run_update(losses, optimizer, scaler, [batch], totals, settings, Ranks()).read()
     num_labels = len(labels[0]) + len(labels[1])
     assert result.ctc == pytest.approx(float(sums.ctc) / num_labels, rel=1e-5)
     assert result.attention == pytest.approx(float(sums.attention) / (num_labels + 2), rel=1e-5)

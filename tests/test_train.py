@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import train.average
 import train.loop
 from precompute.cli import precompute
 from tests.conftest import write_split
@@ -130,8 +131,8 @@ def test_handoff_catches_changed_audio_and_another_split(stage1, tiny_root, tmp_
 
 
 def test_handoff_catches_other_weights(stage1, tiny_root, tmp_path, monkeypatch):
-    def load_shaken(folder: Path):
-        loaded = load_recogniser(folder)
+    def load_shaken(folder: Path, **keywords):
+        loaded = load_recogniser(folder, **keywords)
         with torch.no_grad():
             loaded.recogniser.ctc_head.bias[3] += 5
         return loaded
@@ -145,8 +146,8 @@ def test_handoff_catches_other_weights(stage1, tiny_root, tmp_path, monkeypatch)
 def test_weights_newer_than_their_dev_result_are_not_handed_over(stage1, tiny_root, tmp_path, monkeypatch):
     """A checkpoint from inside an epoch still carries the dev result of the epoch before."""
 
-    def load_later(folder: Path):
-        loaded = load_recogniser(folder)
+    def load_later(folder: Path, **keywords):
+        loaded = load_recogniser(folder, **keywords)
         return replace(loaded, state=loaded.state | {"update": loaded.state["update"] + 1})
 
     monkeypatch.setattr("train.build.load_recogniser", load_later)
@@ -255,15 +256,16 @@ def test_stage2_killed_and_resumed_ends_the_same(stage1, tiny_root, tmp_path):
 
 
 def signal_during(patch: pytest.MonkeyPatch, name: str, on_call: int = 1) -> None:
-    """Send SIGTERM to this process at the n-th call of a function of train.loop."""
-    original, calls = getattr(train.loop, name), itertools.count(1)
+    """Send SIGTERM to this process at the n-th call of a function of training."""
+    module = train.average if name == "validate" else train.loop
+    original, calls = getattr(module, name), itertools.count(1)
 
     def signal_first(*arguments, **keywords):
         if next(calls) == on_call:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(*arguments, **keywords)
 
-    patch.setattr(train.loop, name, signal_first)
+    patch.setattr(module, name, signal_first)
 
 
 @pytest.mark.parametrize(("name", "update"), [("run_update", 1), ("validate", 3)])

@@ -1,18 +1,20 @@
 """From a config to the parts of a run."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from train.options import TrainOptions
+from train.ranks import Ranks
 from train.splits import TrainingSplit, label_split, open_dev_source, open_source
-from vox.checkpoint import check_files, find_last, load_recogniser
+from vox.checkpoint import Checkpoint, find_last, load_recogniser
 from vox.config import Config
 from vox.corpus import Utterance
-from vox.errors import CacheError, CheckpointError
-from vox.features.fingerprint import make_fingerprint
+from vox.data.sources import Source
+from vox.errors import CacheError, CheckpointError, ConfigError
+from vox.features.fingerprint import Fingerprint, make_fingerprint
 from vox.model.recogniser import Recogniser
 from vox.text import Tokenizer, get_tokenizer
 from vox.wavlm.extractor import build_extractor
@@ -26,6 +28,8 @@ class Parts:
     """A model and its data, ready for the loop.
 
     origin: the checkpoint whose weights the run starts from, and its recorded state; None from scratch.
+    fingerprint: of the cache that is read; None for live audio.
+    cached_layer: the WavLM layer (counted from 1) whose output the cache holds; None: it holds the mix.
     """
 
     config: Config
@@ -33,56 +37,63 @@ class Parts:
     tokenizer: Tokenizer
     train: TrainingSplit
     dev: TrainingSplit
-    origin: tuple[Path, dict] | None
+    origin: Checkpoint | None
+    fingerprint: Fingerprint | None
+    cached_layer: int | None
 
 
-def build_parts(options: TrainOptions, config: Config, device: torch.device) -> Parts:
+def build_parts(options: TrainOptions, config: Config, device: torch.device, ranks: Ranks) -> Parts:
     """Read the corpus, open the cache or the audio, and build or load model and tokenizer.
 
     Raises VoxError for anything that a user can mend, before any update.
     """
     torch.manual_seed(config.train.seed)
-    origin_path = _find_origin(options)
-    origin = None
-    tokenizer = None
-    if origin_path is None:
+    origin = _load_origin(options, ranks)
+    if origin is None:
         extractor = build_extractor(config.features.wavlm, config.features.layers)
         recogniser = Recogniser(config.model, extractor)
     else:
-        loaded = load_recogniser(origin_path)
-        recogniser, tokenizer, origin = loaded.recogniser, loaded.tokenizer, (origin_path, loaded.state)
-        config = _adopt(config, loaded.config)
-        log.info("starting from the weights of %s", origin_path)
+        recogniser, config = origin.recogniser, _adopt(config, origin.config)
+        log.info("starting from the weights of %s", origin.folder)
     choose_trainable(recogniser, config, cached=options.cached)
-    fingerprint = (
-        make_fingerprint(recogniser.extractor.wavlm, config.features.layers) if options.cached else None
-    )
-    if options.cached:
-        _check_mix(recogniser.extractor.mix, config)
+    cached_layer = _cached_layer(config) if options.cached else None
+    fingerprint = _wanted_fingerprint(options, config, recogniser, origin) if options.cached else None
     pin = device.type == "cuda"
     workers = config.data.workers
-    split = config.data.train_split
-    train_utterances, train_source = open_source(options, split, fingerprint, workers=workers, pin=pin)
+    train_utterances, train_source = open_source(
+        options,
+        config.data.train_split,
+        fingerprint,
+        workers=workers,
+        pin=pin,
+        speeds=config.data.speeds,
+    )
     dev_utterances, dev_source = open_dev_source(
         options, config.data.dev_split, fingerprint, workers=workers, pin=pin
     )
-    if tokenizer is None:
-        tokenizer = _tokenizer_of(options, config, train_utterances)
-    count_frames = recogniser.extractor.wavlm.num_frames
-    train = label_split(
-        split, train_utterances, train_source, tokenizer, count_frames, skip_bad=options.skip_bad
-    )
-    dev = label_split(
-        config.data.dev_split, dev_utterances, dev_source, tokenizer, count_frames, skip_bad=options.skip_bad
-    )
-    return Parts(config, recogniser.to(device), tokenizer, train, dev, origin)
+    if origin is None:
+        with ranks.first_goes_first():
+            tokenizer = _tokenizer_of(options, config, train_utterances)
+    else:
+        tokenizer = origin.tokenizer
+
+    def label(name: str, utterances: list[Utterance], source: Source) -> TrainingSplit:
+        count_frames = recogniser.extractor.wavlm.num_frames
+        return label_split(name, utterances, source, tokenizer, count_frames, skip_bad=options.skip_bad)
+
+    train = label(config.data.train_split, train_utterances, train_source)
+    dev = label(config.data.dev_split, dev_utterances, dev_source)
+    recogniser = recogniser.to(device)
+    if not ranks.is_first:  # the weights are the same everywhere, dropout is not
+        torch.manual_seed(config.train.seed + ranks.rank)
+    return Parts(config, recogniser, tokenizer, train, dev, origin, fingerprint, cached_layer)
 
 
 def choose_trainable(recogniser: Recogniser, config: Config, *, cached: bool) -> None:
     """Set what learns: everything above WavLM, the mix unless its output is cached, the unfrozen layers."""
     recogniser.requires_grad_(True)
     recogniser.extractor.wavlm.freeze_except(config.train.unfreeze_layers)
-    recogniser.extractor.mix.requires_grad_(not cached)
+    recogniser.extractor.mix.requires_grad_(not cached or _cached_layer(config) is not None)
 
 
 def count_trainable(recogniser: Recogniser) -> int:
@@ -90,13 +101,15 @@ def count_trainable(recogniser: Recogniser) -> int:
     return sum(p.numel() for p in recogniser.parameters() if p.requires_grad)
 
 
-def _find_origin(options: TrainOptions) -> Path | None:
-    """Return the checkpoint to start from: --from's, the run's last (--resume), or stage 1's best."""
+def _load_origin(options: TrainOptions, ranks: Ranks) -> Checkpoint | None:
+    """Load the checkpoint to start from: --from's, the run's last (--resume), or stage 1's best."""
     if options.resume:
-        return find_last(options.run_dir)
+        # The first rank looks alone: what it finds damaged it says once.
+        folder = ranks.gather(find_last(options.run_dir) if ranks.is_first else None)[0]
+        assert folder is not None
+        return load_recogniser(folder, as_trained=True)
     if options.from_checkpoint is not None:
-        check_files(options.from_checkpoint)
-        return options.from_checkpoint
+        return load_recogniser(options.from_checkpoint)
     if options.stage == 1:
         return None
     best = Path("runs/stage1/best")
@@ -106,7 +119,45 @@ def _find_origin(options: TrainOptions) -> Path | None:
             where=best,
             remedy="run vox train --stage 1 --cached first, or name one with --from",
         )
-    return best
+    return load_recogniser(best)
+
+
+def _cached_layer(config: Config) -> int | None:
+    """Return the layer (counted from 1) whose output stage 2 reads from its cache; None in stage 1.
+
+    It is the one below the first that learns.
+    """
+    if not config.train.unfreeze_layers:
+        return None
+    layer = min(config.train.unfreeze_layers)
+    if layer == 0:
+        raise ConfigError(
+            "all of WavLM's layers are to be trained, so none can be cached", remedy="leave --cached out"
+        )
+    return layer
+
+
+def _wanted_fingerprint(
+    options: TrainOptions, config: Config, recogniser: Recogniser, origin: Checkpoint | None
+) -> Fingerprint:
+    """Return the fingerprint of the cache that this run reads.
+
+    Stage 2 changes WavLM's upper layers as it goes; the cache below them is that of the weights it
+    started from, which its checkpoints name.
+    """
+    wavlm, mix, layer = recogniser.extractor.wavlm, recogniser.extractor.mix, _cached_layer(config)
+    if layer is None:
+        _check_mix(mix, config)
+        return make_fingerprint(wavlm, config.features.layers)
+    if mix.weights[: layer - 1].any():
+        raise CacheError(
+            f"the checkpoint's layer mix hears layers below {layer}, which a cache of layer {layer} lacks",
+            remedy="leave --cached out",
+        )
+    fingerprint = make_fingerprint(wavlm, (layer,))
+    if options.resume and origin is not None:
+        fingerprint = replace(fingerprint, weights_sha256=origin.state["cache_weights"])
+    return fingerprint
 
 
 def _adopt(config: Config, loaded: Config) -> Config:
@@ -139,5 +190,6 @@ def _check_mix(mix: LayerMix, config: Config) -> None:
 
 
 def _tokenizer_of(options: TrainOptions, config: Config, utterances: list[Utterance]) -> Tokenizer:
-    texts = [utterance.text for utterance in utterances]
+    once = config.data.speeds[0]  # or every transcript would count as often as it is heard
+    texts = [utterance.text for utterance in utterances if utterance.speed == once]
     return get_tokenizer(options.root, config.data.train_split, texts, config.model.vocab_size)

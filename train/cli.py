@@ -5,13 +5,18 @@ from pathlib import Path
 import click
 
 from train.options import TrainOptions
+from vox.errors import ConfigError
 
 
 @click.command()
 @click.option(
     "--stage", type=click.IntRange(1, 2), required=True, help="1: WavLM frozen; 2: its top layers train too."
 )
-@click.option("--cached", is_flag=True, help="Stage 1 from the features that vox precompute wrote.")
+@click.option(
+    "--cached",
+    is_flag=True,
+    help="From the features that vox precompute wrote (stage 2: of the layer below the unfrozen ones).",
+)
 @click.option(
     "--config", "config_path", type=click.Path(path_type=Path), help="Default: configs/stageN.yaml."
 )
@@ -23,14 +28,21 @@ from train.options import TrainOptions
 @click.option("--dev-split", metavar="SPLIT", help="Config key data.dev_split.")
 @click.option("--wavlm", metavar="NAME-OR-FOLDER", help="Config key features.wavlm.")
 @click.option("--features", type=click.Path(path_type=Path), help="Folder of caches. Default: ROOT/features.")
-@click.option("--run", type=click.Path(path_type=Path), help="Folder of the run. Default: runs/stageN.")
+@click.option(
+    "--run",
+    "--run-dir",  # torchrun takes --run for one of its own
+    "run",
+    type=click.Path(path_type=Path),
+    help="Folder of the run. Default: runs/stageN.",
+)
 @click.option("--resume", is_flag=True, help="Go on where the run in that folder stopped.")
 @click.option(
     "--from",
-    "from_checkpoint",
-    type=click.Path(path_type=Path),
-    metavar="CHECKPOINT",
-    help="Start from these weights. Default for stage 2: runs/stage1/best.",
+    "origin",
+    metavar="CHECKPOINT-OR-URL",
+    help="Start from these weights. Default for stage 2: runs/stage1/best. With --resume: restore the run "
+    "from its backup first, into a folder that holds none; give what was given as --backup (the run then has "
+    "the name of --run's folder there), or the run's own folder in it.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--backup", metavar="URL", help="Copy each finished checkpoint there (any fsspec URL).")
@@ -38,13 +50,25 @@ from train.options import TrainOptions
     "--skip-bad", is_flag=True, help="Go on without the utterances that cannot be used; lists them."
 )
 @click.pass_context
-def train(context: click.Context, **arguments: object) -> None:
+def train(context: click.Context, origin: str | None, resume: bool, **arguments: object) -> None:
     """Train one stage: the recogniser on frozen features, then with WavLM's top layers."""
+    if origin and "://" in origin and not resume:
+        raise ConfigError(
+            "--from with a URL restores a run from its backup, and needs --resume",
+            where=origin,
+            remedy="add it, or name a checkpoint's folder on this machine",
+        )
     from train.loop import Interrupted
     from train.run import run_training
 
+    options = TrainOptions(
+        resume=resume,
+        restore_from=origin if resume else None,
+        from_checkpoint=Path(origin) if origin and not resume else None,
+        **arguments,  # type: ignore[arg-type]
+    )
     try:
-        run_training(TrainOptions(**arguments))  # type: ignore[arg-type]
+        run_training(options)
     except Interrupted as interrupted:
         click.echo("vox train: interrupted and saved; go on with --resume", err=True)
         context.exit(128 + interrupted.signal_number)

@@ -5,18 +5,18 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-from train.progress import Run, save
+from train.average import validate_weights
+from train.progress import Run, save_run
 from train.schedule import ctc_weight_at, learning_rate_at, set_learning_rate
 from train.splits import TrainingSplit
-from train.step import LabelTotals, StepSettings, UpdateResult, run_update
-from train.validate import DevResult, Stopped, validate
+from train.step import LabelTotals, StepSettings, run_update
+from train.validate import DevResult, Stopped
 from vox.data.batch import AudioBatch, FeatureBatch, LabelBatch
 from vox.data.plan import Update, plan_epoch
 from vox.device import peak_memory_gb
@@ -39,59 +39,13 @@ class Interrupted(Exception):  # noqa: N818 - an event, no error
 def train_epochs(run: Run) -> None:
     """Train until the run's last update. Raises Interrupted after saving, when a signal asked for it."""
     progress = run.progress
-    with _SignalFlag() as signalled:
+    with SignalFlag(run) as signalled:
         while not _is_complete(run):
             _train_epoch(run, signalled)
-            save(run, f"update-{progress.update:08d}")  # validation takes long
-            try:
-                result = validate_run(run, lambda: signalled.number is not None)
-            except Stopped:
-                assert signalled.number is not None
-                raise Interrupted(signalled.number) from None
-            progress.epoch += 1
-            progress.update_in_epoch = 0
-            record(run, result)
-            if signalled.number is not None and not _is_complete(run):
+            save_run(run, f"update-{progress.update:08d}")  # validation takes long
+            _validate_and_record(run, signalled, is_epoch_end=True)
+            if signalled.number and not _is_complete(run):
                 raise Interrupted(signalled.number)
-
-
-def validate_run(run: Run, is_stopped: Callable[[], bool] = lambda: False) -> DevResult:
-    """Validate the run's model as it stands; raises Stopped when `is_stopped` says so in between."""
-    parts = run.parts
-    return validate(
-        parts.recogniser,
-        parts.dev,
-        parts.tokenizer,
-        device=run.device,
-        precision=run.precision,
-        is_stopped=is_stopped,
-    )
-
-
-def record(run: Run, result: DevResult) -> None:
-    """Write a dev result's figures, save a checkpoint, and point `last` (and `best`, if it is) to it."""
-    progress, parts = run.progress, run.parts
-    rank = list(result.rank)
-    progress.dev = asdict(result) | {"rank": rank, "update": progress.update}
-    is_best = math.isfinite(rank[1]) and (progress.best is None or rank < progress.best)
-    if is_best:
-        progress.best = rank
-    run.metrics.write(
-        "dev", progress.update, {"epoch": progress.epoch, "is_best": is_best} | _dev_scalars(result)
-    )
-    for example in result.examples:
-        run.metrics.write_text(f"dev/{example['id']}", progress.update, json.dumps(example, indent=1))
-    log.info(
-        "epoch %d of %d: dev CTC %.4f, attention %.4f a label; WER %s%s%s",
-        progress.epoch,
-        parts.config.train.epochs,
-        result.ctc,
-        result.attention,
-        ", ".join(f"{name} {100 * wer:.2f} %" for name, wer in result.wer.items()),
-        f"; {result.num_truncated} hypotheses cut at the length limit" if result.num_truncated else "",
-        "; best so far" if is_best else "",
-    )
-    save(run, f"update-{progress.update:08d}-validated", is_best=is_best)
 
 
 def _is_complete(run: Run) -> bool:
@@ -102,76 +56,121 @@ def _is_complete(run: Run) -> bool:
     return progress.update >= run.total_updates and progress.update_in_epoch == 0
 
 
-def _train_epoch(run: Run, signalled: "_SignalFlag") -> None:
-    parts, progress = run.parts, run.progress
-    config = parts.config
-    plan = plan_epoch(
-        parts.train.lengths,
-        seed=config.train.seed,
-        epoch=progress.epoch,
-        utterances_per_update=config.data.utterances_per_update,
-        micro_batch_utterances=config.data.micro_batch_utterances,
-        micro_batch_length=_micro_batch_samples(config.data.micro_batch_seconds),
-    )
+def _train_epoch(run: Run, signalled: "SignalFlag") -> None:
+    progress, config = run.progress, run.parts.config
+    plan = _plan_epoch(run)
     rest = plan[progress.update_in_epoch :][: run.total_updates - progress.update]
-    parts.recogniser.train()
-    last_save = window_start = time.monotonic()
-    is_whole, num_read = progress.update_in_epoch == 0, 0
+    run.parts.recogniser.train()
+    run.window_start = last_save = time.monotonic()
+    is_whole, unread_before = progress.update_in_epoch == 0, progress.unread_updates
     bar = tqdm(
         total=len(plan),
         initial=progress.update_in_epoch,
         desc=f"epoch {progress.epoch + 1}",
-        disable=None,
+        disable=None if run.ranks.is_first else True,
         leave=False,
     )
     with bar:
-        for totals, batches in _read_updates(parts.train, rest):
-            ctc_weight = ctc_weight_at(progress.update, run.total_updates, config.train)
-            settings = StepSettings(
-                device=run.device,
-                precision=run.precision,
-                ctc_weight=ctc_weight,
-                label_smoothing=config.train.label_smoothing,
-                max_grad_norm=config.optimizer.max_grad_norm,
-                augment=config.augment,
-            )
-            learning_rate = learning_rate_at(progress.update, run.total_updates, config.optimizer)
-            set_learning_rate(run.optimizer, learning_rate)
-            result = run_update(parts.recogniser, run.optimizer, run.scaler, batches, totals, settings)
-            progress.update += 1
-            progress.update_in_epoch += 1
-            num_read += result.num_targets > 0
-            _note(run, result, learning_rate, ctc_weight)
+        _validate_if_due(run, signalled)  # resumed from the moment before
+        for update, (totals, batches) in zip(rest, _read_updates(run, rest), strict=True):
+            _update(run, update, totals, batches)
             bar.update()
             if progress.update % config.train.log_updates == 0:
-                window_start = _write_window(run, window_start, bar)
-            minutes = (time.monotonic() - last_save) / 60
-            if signalled.number is not None or minutes >= config.train.checkpoint_minutes:
+                _write_window(run, bar)
+            is_due = (time.monotonic() - last_save) / 60 >= config.train.checkpoint_minutes
+            signalled.agree(is_save_due=is_due)
+            if signalled.number or signalled.is_save_due:
                 save(run, f"update-{progress.update:08d}")
                 last_save = time.monotonic()
-            if signalled.number is not None:
+            if signalled.number:
                 raise Interrupted(signalled.number)
-        if is_whole and num_read == 0:
+            if progress.update_in_epoch < len(plan):
+                _validate_if_due(run, signalled)
+        _read_results(run)
+        if is_whole and progress.unread_updates - unread_before == len(rest):
             raise AudioError(
                 f"not one recording of epoch {progress.epoch + 1} could be read",
-                where=parts.train.name,
+                where=run.parts.train.name,
                 remedy="the first reasons are above; restore the audio, then go on with --resume",
             )
         if progress.window:
-            _write_window(run, window_start, bar)
+            _write_window(run, bar)
+
+
+def _plan_epoch(run: Run) -> list[Update]:
+    data = run.parts.config.data
+    return plan_epoch(
+        run.parts.train.lengths,
+        seed=run.parts.config.train.seed,
+        epoch=run.progress.epoch,
+        utterances_per_update=data.utterances_per_update,
+        micro_batch_utterances=data.micro_batch_utterances,
+        micro_batch_length=(
+            None if data.micro_batch_seconds is None else int(data.micro_batch_seconds * SAMPLE_RATE)
+        ),
+        world_size=run.ranks.world_size,
+    )
+
+
+def _update(
+    run: Run,
+    update: Update,
+    totals: LabelTotals,
+    batches: Iterator[tuple[AudioBatch | FeatureBatch, LabelBatch]],
+) -> None:
+    """Run one update; what it came to is read later, so that the device is not waited for."""
+    progress, config = run.progress, run.parts.config
+    ctc_weight = ctc_weight_at(progress.update, run.total_updates, config.train)
+    learning_rate = learning_rate_at(progress.update, run.total_updates, config.optimizer)
+    set_learning_rate(run.optimizer, learning_rate)
+    settings = step_settings(run, ctc_weight)
+    result = run_update(run.losses, run.optimizer, run.scaler, batches, totals, settings, run.ranks)
+    if run.ema is not None:
+        run.ema.follow(progress.update, result)
+    progress.update += 1
+    progress.update_in_epoch += 1
+    run.unread_results.append((progress.update, update, learning_rate, result))
+    run.heartbeat.beat(
+        state="training",
+        update=progress.update,
+        total_updates=run.total_updates,
+        epoch=progress.epoch + 1,
+        epochs=config.train.epochs,
+    )
+
+
+def step_settings(run: Run, ctc_weight: float) -> StepSettings:
+    """Return what an update of this run needs beside the model and the data."""
+    config = run.parts.config
+    return StepSettings(
+        device=run.device,
+        precision=run.precision,
+        ctc_weight=ctc_weight,
+        label_smoothing=config.train.label_smoothing,
+        max_grad_norm=config.optimizer.max_grad_norm,
+        augment=config.augment,
+        cached_layer=run.parts.cached_layer,
+    )
 
 
 def _read_updates(
-    split: TrainingSplit, plan: list[Update]
+    run: Run, plan: list[Update]
 ) -> Iterator[tuple[LabelTotals, Iterator[tuple[AudioBatch | FeatureBatch, LabelBatch]]]]:
-    """Yield each update's totals and its micro-batches, read ahead across updates."""
+    """Yield each update's totals, over all ranks, and this rank's micro-batches, read ahead."""
+    split = run.parts.train
     ids = split.ids
-    named = [[[ids[position] for position in micro] for micro in update[0]] for update in plan]
-    stream = split.source.read([micro for update in named for micro in update])
-    for update in named:
-        labels = [split.labels[name] for micro in update for name in micro]
+    mine = [[[ids[position] for position in micro] for micro in update[run.ranks.rank]] for update in plan]
+    stream = split.source.read([micro for update in mine for micro in update])
+    for update, my_share in zip(plan, mine, strict=True):
+        labels = [split.labels[ids[position]] for position in _positions_of(update)]
         num_labels = sum(len(row) for row in labels)
-        yield LabelTotals(num_labels, num_labels + len(labels)), _take(split, stream, sum(map(bool, update)))
+        totals = LabelTotals(num_labels, num_labels + len(labels))
+        yield totals, _take(split, stream, sum(map(bool, my_share)))
+
+
+def _positions_of(update: Update) -> list[int]:
+    """Return the utterances of an update, over all ranks and micro-batches."""
+    return [position for share in update for micro in share for position in micro]
 
 
 def _take(
@@ -183,47 +182,130 @@ def _take(
             yield batch, split.label_batch(batch.ids)
 
 
-def _note(run: Run, result: UpdateResult, learning_rate: float, ctc_weight: float) -> None:
-    """Add an update to the window of the next metric line; count it if it changed nothing."""
-    if result.num_targets == 0:
-        run.progress.unread_updates += 1
-        log.warning("update %d skipped: none of its recordings could be read", run.progress.update)
-        return
-    if not result.is_finite:
-        run.progress.skipped_updates += 1
-        log.warning("update %d skipped: its gradient is not finite", run.progress.update)
-        return
-    window = run.progress.window
-    for name in ("ctc", "attention", "loss", "grad_norm", "num_frames"):
-        window[name] = window.get(name, 0.0) + getattr(result, name)
-    window["count"] = window.get("count", 0) + 1
-    window["learning_rate"], window["ctc_weight"] = learning_rate, ctc_weight
-    run.timed_updates += 1
-    run.timed_frames += result.num_frames
+def save(run: Run, name: str, *, is_best: bool = False) -> None:
+    """Read what the updates so far came to, and save the run."""
+    _read_results(run)
+    save_run(run, name, is_best=is_best)
 
 
-def _write_window(run: Run, started: float, bar: "tqdm[NoReturn]") -> float:
-    """Write the means since the last metric line, and start a new window; returns its start."""
+def _validate_if_due(run: Run, signalled: "SignalFlag") -> None:
+    """Validate inside an epoch, where the config asks for it and it was not done before."""
+    progress, every = run.progress, run.parts.config.train.validate_updates
+    if every is None or progress.update_in_epoch == 0 or progress.update % every:
+        return
+    if progress.dev is None or progress.dev["update"] != progress.update:
+        save(run, f"update-{progress.update:08d}")
+        _validate_and_record(run, signalled, is_epoch_end=False)
+        if signalled.number:
+            raise Interrupted(signalled.number)
+
+
+def _validate_and_record(run: Run, signalled: "SignalFlag", *, is_epoch_end: bool) -> None:
+    """Validate the weights, and their average if one is kept; raise Interrupted if that was given up."""
+
+    def is_stopped() -> bool:
+        signalled.agree()
+        return bool(signalled.number)
+
+    try:
+        results = validate_weights(run, is_stopped)
+    except Stopped:
+        raise Interrupted(signalled.number) from None
+    if is_epoch_end:
+        run.progress.epoch += 1
+        run.progress.update_in_epoch = 0
+    record(run, results)
+
+
+def record(run: Run, results: dict[str, DevResult], *, can_be_worse: bool = True) -> bool:
+    """Write dev results, by the weights they are of; save a checkpoint, as `best` if one of them is.
+
+    The better of the results stands for the checkpoint. can_be_worse: save it even if it is not the best.
+    Returns whether it is.
+    """
+    progress = run.progress
+    weights, result = min(results.items(), key=lambda item: item[1].rank)
+    rank = list(result.rank)
+    is_best = math.isfinite(rank[1]) and (progress.best is None or rank < progress.best)
+    for name, each in results.items():
+        kind = "dev" if name == "raw" else f"dev_{name}"
+        figures = {"epoch": progress.epoch, "is_best": is_best and name == weights} | each.scalars()
+        run.write(kind, progress.update, figures)
+        _say_result(run, name, each, is_best=is_best and name == weights)
+    for example in result.examples:
+        run.write_text(f"dev/{example['id']}", progress.update, json.dumps(example, indent=1))
+    if is_best:
+        progress.best = rank
+    if is_best or can_be_worse:
+        progress.dev = result.to_dict() | {"rank": rank, "update": progress.update}
+        progress.weights = weights
+        name = f"update-{progress.update:08d}-validated{'-average' * (weights == 'average')}"
+        save(run, name, is_best=is_best)
+    return is_best
+
+
+def _say_result(run: Run, weights: str, result: DevResult, *, is_best: bool) -> None:
+    log.info(
+        "epoch %d of %d%s: dev CTC %.4f, attention %.4f a label; WER %s%s%s",
+        run.progress.epoch,
+        run.parts.config.train.epochs,
+        "" if weights == "raw" else f", {weights} weights",
+        result.ctc,
+        result.attention,
+        ", ".join(f"{name} {100 * wer:.2f} %" for name, wer in result.wer.items()),
+        f"; {result.num_truncated} hypotheses cut at the length limit" if result.num_truncated else "",
+        "; best so far" if is_best else "",
+    )
+
+
+def _read_results(run: Run) -> None:
+    """Wait for the updates under way; add them to the window of the next metric line, or count them out."""
+    progress = run.progress
+    results, run.unread_results = run.unread_results, []
+    for number, update, learning_rate, result in results:
+        figures = result.read()
+        if figures.num_targets == 0:
+            progress.unread_updates += 1
+            log.warning("update %d skipped: none of its recordings could be read", number)
+        elif not figures.is_finite:
+            progress.skipped_updates += 1
+            ids = run.parts.train.ids
+            run.write("skipped", number, {"ids": [ids[position] for position in _positions_of(update)]})
+            log.warning("update %d skipped: its gradient is not finite (its utterances: metrics)", number)
+        else:
+            window = progress.window
+            for name in ("ctc", "attention", "loss", "grad_norm", "num_frames"):
+                window[name] = window.get(name, 0.0) + getattr(figures, name)
+            window["count"] = window.get("count", 0) + 1
+            window["learning_rate"], window["ctc_weight"] = learning_rate, result.ctc_weight
+            run.timed_updates += 1
+            run.timed_frames += figures.num_frames
+
+
+def _write_window(run: Run, bar: "tqdm[NoReturn]") -> None:
+    """Write the means since the last metric line, and start a new window."""
+    _read_results(run)
     progress, now = run.progress, time.monotonic()
+    seconds, run.window_start = now - run.window_start, now
     window, progress.window = progress.window, {}
     timed_updates, timed_frames = run.timed_updates, run.timed_frames
     run.timed_updates = run.timed_frames = 0
     if not window:
-        return now
+        return
     count = window["count"]
     values = {name: window[name] / count for name in ("ctc", "attention", "loss", "grad_norm")}
     values |= {"learning_rate": window["learning_rate"], "ctc_weight": window["ctc_weight"]}
     timing = {
         "epoch": progress.epoch,
-        "updates_per_second": timed_updates / (now - started),
-        "audio_seconds_per_second": timed_frames / FRAME_RATE / (now - started),
+        "updates_per_second": timed_updates / seconds,
+        "audio_seconds_per_second": timed_frames / FRAME_RATE / seconds,
         "peak_memory_gb": peak_memory_gb(run.device),
         "skipped_updates": progress.skipped_updates,
         "unread_updates": progress.unread_updates,
     }
-    run.metrics.write("train", progress.update, values | timing)
+    run.write("train", progress.update, values | timing)
+    run.heartbeat.beat(updates_per_second=timing["updates_per_second"])
     _say_progress(run, values | timing, bar)
-    return now
 
 
 def _say_progress(run: Run, values: dict[str, Any], bar: "tqdm[NoReturn]") -> None:
@@ -248,28 +330,26 @@ def _say_progress(run: Run, values: dict[str, Any], bar: "tqdm[NoReturn]") -> No
     )
 
 
-def _dev_scalars(result: DevResult) -> dict[str, Any]:
-    return {
-        "ctc": result.ctc,
-        "attention": result.attention,
-        **{f"wer_{name}": wer for name, wer in result.wer.items()},
-        "num_truncated": result.num_truncated,
-        "seconds": result.seconds,
-    }
+class SignalFlag:
+    """Notes SIGTERM and SIGINT instead of dying, so that the update under way can be finished and saved.
 
+    Ranks hear of a signal at different moments, and must stop at the same one: what `number` says is what
+    all of them agreed on.
+    """
 
-def _micro_batch_samples(seconds: float | None) -> int | None:
-    return None if seconds is None else int(seconds * SAMPLE_RATE)
-
-
-class _SignalFlag:
-    """Notes SIGTERM and SIGINT instead of dying, so that the update under way can be finished and saved."""
-
-    def __init__(self) -> None:
-        self.number: int | None = None
+    def __init__(self, run: Run) -> None:
+        self.number = 0  # agreed on by all ranks; 0: none
+        self.is_save_due = False  # likewise: a rank's clock says that it is time to save
+        self._ranks = run.ranks
+        self._heard = 0
         self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> "_SignalFlag":
+    def agree(self, *, is_save_due: bool = False) -> None:
+        """Exchange what each rank has heard; every rank must call this at the same point."""
+        self.number, due = self._ranks.highest([self._heard, is_save_due])
+        self.is_save_due = bool(due)
+
+    def __enter__(self) -> "SignalFlag":
         for number in (signal.SIGTERM, signal.SIGINT):
             self._previous[number] = signal.signal(number, self._note)
         return self
@@ -279,6 +359,6 @@ class _SignalFlag:
             signal.signal(number, handler)
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        if self.number is not None:  # asked twice: do not wait for the update
+        if self._heard:  # asked twice: do not wait for the update
             raise KeyboardInterrupt
-        self.number = number
+        self._heard = number

@@ -31,6 +31,7 @@ class TrainOptions:
     features: Path | None = None
     run: Path | None = None
     resume: bool = False
+    restore_from: str | None = None  # URL or folder of a backup, to be copied back before resuming
     from_checkpoint: Path | None = None
     device: str = "auto"
     backup: str | None = None
@@ -63,8 +64,11 @@ def resolve_config(options: TrainOptions) -> Config:
         paths.append(options.config_path)
     given = [f"{key}={json.dumps(value)}" for key, value in shortcuts if value is not None]
     config = load_config(paths, [*options.overrides, *given])
-    if options.stage == 2 and options.cached:
-        raise ConfigError("stage 2 trains from live audio", remedy="leave --cached out")
+    if options.stage == 2 and options.cached and not config.train.unfreeze_layers:
+        raise ConfigError(
+            "stage 2 caches the layer below those it trains, and train.unfreeze_layers names none",
+            remedy="set it, or leave --cached out",
+        )
     if options.stage == 1 and config.train.unfreeze_layers:
         raise ConfigError(
             "stage 1 trains on a frozen WavLM, but train.unfreeze_layers is set",

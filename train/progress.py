@@ -1,18 +1,29 @@
 """Where a run stands, and how it is saved and found again."""
 
 import logging
+import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from train.backup import Backup
 from train.build import Parts
+from train.heartbeat import Heartbeat
 from train.metrics import MetricsLog
-from vox.checkpoint import point_link, remove_unlinked, save_checkpoint
+from train.ranks import Ranks
+from train.step import UpdateResult
+from vox.checkpoint import list_checkpoints, point_link, read_state, remove_unlinked, save_checkpoint
+from vox.data.plan import Update
+from vox.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from train.average import Ema
 
 log = logging.getLogger(__name__)
+
+RngState = dict[str, torch.Tensor | None]  # of one rank's generators, by device type
 
 
 @dataclass
@@ -28,6 +39,8 @@ class Progress:
     best: list[float] | None = None  # rank of the best dev result
     best_checkpoint: str | None = None  # and the name of its folder
     dev: dict[str, Any] | None = None  # the newest dev result
+    weights: str = "raw"  # which weights it is of, and the checkpoint stands for: raw, ema or average
+    cache_weights: str | None = None  # sha256 of the WavLM that made the cache that is read
     handoff: dict[str, float] | None = None
     metrics_bytes: int = 0
     train_digest: str = ""  # of the train split, and the number of updates: a run keeps both
@@ -36,20 +49,26 @@ class Progress:
 
 @dataclass
 class Run:
-    """The moving parts of one stage."""
+    """The moving parts of one stage, as one rank has them."""
 
     parts: Parts
     run_dir: Path
     device: torch.device
     precision: torch.dtype
+    ranks: Ranks
     total_updates: int
+    losses: torch.nn.Module  # what an update calls; adds gradients up over ranks
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     progress: Progress
-    metrics: MetricsLog
+    metrics: MetricsLog | None  # of the first rank only, as is the backup
+    heartbeat: Heartbeat
+    ema: "Ema | None" = None
     backup: Backup | None = None
+    unread_results: list[tuple[int, Update, float, UpdateResult]] = field(default_factory=list)
     last_line: float = 0.0  # when progress was last said, on the monotonic clock
-    timed_updates: int = 0  # of the metric line under way, those of this process: for its rates
+    window_start: float = 0.0  # of the metric line under way, on the same
+    timed_updates: int = 0  # of that line, those of this process: for its rates
     timed_frames: int = 0
 
     @property
@@ -57,66 +76,136 @@ class Run:
         """Where checkpoint folders are."""
         return self.run_dir / "checkpoints"
 
+    def write(self, kind: str, update: int, values: dict[str, Any]) -> None:
+        """Write one event to the metrics, on the first rank."""
+        if self.metrics is not None:
+            self.metrics.write(kind, update, values)
 
-def save(run: Run, name: str, *, is_best: bool = False) -> None:
-    """Write a checkpoint, move the links to it, and delete those that nothing points to.
+    def write_text(self, name: str, update: int, text: str) -> None:
+        """Write a text to TensorBoard, on the first rank."""
+        if self.metrics is not None:
+            self.metrics.write_text(name, update, text)
 
-    `best` moves first: killed before `last` has followed, the run resumes from the old `last`, whose
-    state names the old best one, still there. Nothing is deleted before both links are on disk.
+
+def save_run(run: Run, name: str, *, is_best: bool = False) -> None:
+    """Write a checkpoint, move the links to it, and delete those that are not to be kept.
+
+    Every rank must call this; the first one writes. `best` moves first: killed before `last` has followed,
+    the run resumes from the old `last`, whose state names the old best one, still there. Nothing is
+    deleted before both links are on disk.
     """
-    links = (run.run_dir / "best", run.run_dir / "last")
-    if links[1].resolve().name == name:  # resumed from it, or saved a moment ago: nothing is new
-        return
     if is_best:
         run.progress.best_checkpoint = name
+    rng_states = run.ranks.gather(read_rng(run.device))
+    links = (run.run_dir / "best", run.run_dir / "last")
+    # Resumed from it, or saved a moment ago: nothing is new.
+    if run.metrics is None or links[1].resolve().name == name:
+        return
+    with run.heartbeat.during("saving"):
+        _write_checkpoint(run, run.checkpoints_dir / name, links, is_best, rng_states)
+
+
+def _write_checkpoint(
+    run: Run, folder: Path, links: tuple[Path, Path], is_best: bool, rng_states: list[RngState]
+) -> None:
+    assert run.metrics is not None
     run.progress.metrics_bytes = run.metrics.sync()
-    folder = run.checkpoints_dir / name
     save_checkpoint(
         folder,
         recogniser=run.parts.recogniser,
         tokenizer=run.parts.tokenizer,
         config=run.parts.config,
         state=asdict(run.progress),
+        averaged=None if run.ema is None else run.ema.weights,
         trainer_state={
             "optimizer": run.optimizer.state_dict(),
             "scaler": run.scaler.state_dict(),
-            "rng": {
-                "cpu": torch.get_rng_state(),
-                "cuda": torch.cuda.get_rng_state(run.device) if run.device.type == "cuda" else None,
-            },
+            "rng": rng_states,
         },
     )
     for link in links if is_best else links[1:]:
         point_link(link, folder)
-    remove_unlinked(run.checkpoints_dir, links)
+    remove_unlinked(run.checkpoints_dir, links, run.parts.config.train.keep_checkpoints)
     if run.backup is not None:
         run.backup.submit(folder, is_best=is_best)
 
 
-def restore_links(run_dir: Path, last: Path, progress: Progress) -> None:
-    """Put `last` and `best` where they were when `last` was saved, and delete what neither names.
+def restore_links(run_dir: Path, last: Path, progress: Progress, keep: int = 0) -> None:
+    """Put `last` and `best` where they were when `last` was saved, and delete what is not to be kept.
 
-    A killed run may have moved `best` further, or left a whole checkpoint that nothing points to.
+    A killed run may have moved `best` further, or left a whole checkpoint that nothing points to; of a
+    damaged one that was passed over, the same is true. `keep`: train.keep_checkpoints.
     """
     checkpoints_dir, best = run_dir / "checkpoints", run_dir / "best"
-    if last.resolve().parent == checkpoints_dir.resolve():
-        point_link(run_dir / "last", last.resolve())
+    last = last.resolve()
+    if last.parent == checkpoints_dir.resolve():
+        point_link(run_dir / "last", last)
+        for newer in (name for name in list_checkpoints(run_dir) if name > last.name):
+            log.info("deleting %s: the run goes on from %s and makes it anew", newer, last.name)
+            shutil.rmtree(checkpoints_dir / newer)
     if progress.best is None:
         best.unlink(missing_ok=True)
-    elif progress.best_checkpoint and (checkpoints_dir / progress.best_checkpoint).exists():
-        point_link(best, checkpoints_dir / progress.best_checkpoint)
+    elif name := _find_best(run_dir, progress):
+        point_link(best, checkpoints_dir / name)
     elif not best.exists():
         log.warning("%s is lost: the next dev result is the best so far", best)
+        best.unlink(missing_ok=True)
         progress.best = progress.best_checkpoint = None
-    remove_unlinked(checkpoints_dir, (run_dir / "last", best))
+    remove_unlinked(checkpoints_dir, (run_dir / "last", best), keep)
 
 
-def restore(run: Run, trainer_state: dict[str, Any]) -> None:
-    """Put optimizer, scaler and random generators back where a checkpoint left them."""
+def _find_best(run_dir: Path, progress: Progress) -> str | None:
+    """Return the best checkpoint's name; where it is gone, the newest that was best when it was saved.
+
+    Then `progress` is told. Checkpoints newer than the run's state must be deleted before.
+    """
+    names = list_checkpoints(run_dir)
+    if progress.best_checkpoint in names:
+        return progress.best_checkpoint
+    for name in reversed(names):
+        try:
+            state = read_state(run_dir / "checkpoints" / name)
+        except CheckpointError:
+            continue
+        if state.get("best_checkpoint") == name:
+            log.warning("the best checkpoint, %s, is lost: %s is now", progress.best_checkpoint, name)
+            progress.best, progress.best_checkpoint = state["best"], name
+            return name
+    return None
+
+
+def restore(run: Run, trainer_state: dict[str, Any], rank: int = 0) -> None:
+    """Put optimizer, scaler and this rank's random generators back where a checkpoint left them.
+
+    A rank that the checkpoint does not know keeps the generators that it has.
+    """
     run.optimizer.load_state_dict(trainer_state["optimizer"])
     if trainer_state["scaler"]:  # empty when the run had none: resumed on another device
         run.scaler.load_state_dict(trainer_state["scaler"])
     states = trainer_state["rng"]
-    torch.set_rng_state(states["cpu"])
-    if states["cuda"] is not None and run.device.type == "cuda":
-        torch.cuda.set_rng_state(states["cuda"], run.device)
+    if isinstance(states, dict):  # saved when there was one process only
+        states = [states]
+    is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    num_ranks = torch.distributed.get_world_size() if is_distributed else 1
+    if rank == 0 and len(states) != num_ranks:
+        log.warning(
+            "saved by %d processes, resumed by %d: random numbers will differ", len(states), num_ranks
+        )
+    if rank < len(states):
+        write_rng(run.device, states[rank])
+
+
+def read_rng(device: torch.device) -> RngState:
+    """Return the state of the generators that a process draws from: the CPU's and its GPU's."""
+    return {
+        "cpu": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    }
+
+
+def write_rng(device: torch.device, state: RngState) -> None:
+    """Put the generators back where `read_rng` found them; a GPU's only where there is one now."""
+    assert state["cpu"] is not None
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"] is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)

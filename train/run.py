@@ -1,22 +1,31 @@
 """One stage of training, as a list of parts being built, then a loop."""
 
 import logging
+import time
 
 import torch
 
+from train.average import AVERAGE, Ema, average_checkpoints, validate_run
 from train.backup import Backup
 from train.build import Parts, build_parts, count_trainable
 from train.handoff import check_handoff
-from train.loop import record, train_epochs, validate_run
+from train.heartbeat import Heartbeat
+from train.loop import Interrupted, record, save, step_settings, train_epochs
+from train.memory import try_worst_batch
 from train.metrics import MetricsLog
 from train.options import TrainOptions, resolve_config, resume_options, save_options
-from train.progress import Progress, Run, restore, restore_links, save
+from train.progress import Progress, Run, restore, restore_links
+from train.ranks import Ranks, join_ranks, local_device
+from train.restore import restore_run
 from train.schedule import build_optimizer, count_updates
-from vox.checkpoint import list_checkpoints, load_trainer_state
-from vox.config import dump_config, load_config
+from train.step import wrap_losses
+from vox.checkpoint import list_checkpoints, load_averaged, load_trainer_state
+from vox.config import Config, dump_config, load_config
 from vox.data.plan import num_updates
 from vox.device import pick_device, pick_precision
 from vox.errors import CheckpointError
+from vox.liveness import ALIVE, judge_liveness
+from vox.run_files import read_json
 
 log = logging.getLogger(__name__)
 
@@ -28,27 +37,55 @@ BACKUP_PATIENCE_STOPPED_SECONDS = 60.0
 def run_training(options: TrainOptions) -> None:
     """Train one stage from start, or from where it stopped, to its end.
 
-    Raises VoxError for what a user can mend, and Interrupted after SIGTERM or Ctrl-C.
+    Under torchrun, as one of several processes. Raises VoxError for what a user can mend, and Interrupted
+    after SIGTERM or Ctrl-C.
     """
-    if options.resume:
-        options = resume_options(options)
-        config = load_config(options.run_dir / "config.yaml")
-    else:
+    with join_ranks() as ranks:
+        options, config = _settle(options, ranks)
+        device = pick_device(local_device(options.device))
+        heartbeat = Heartbeat(
+            options.run_dir,
+            device=device,
+            world_size=ranks.world_size,
+            interruptions=(Interrupted, KeyboardInterrupt),
+            is_enabled=ranks.is_first,
+        )
+        with heartbeat:
+            _run_stage(options, config, device, ranks, heartbeat)
+
+
+def _settle(options: TrainOptions, ranks: Ranks) -> tuple[TrainOptions, Config]:
+    """Return what this run is to do: as asked for, or as the run that is resumed was asked for."""
+    if not options.resume:
         _refuse_existing(options)
-        config = resolve_config(options)
-    device = pick_device(options.device)
+        return options, resolve_config(options)
+    with ranks.first_goes_first():
+        if ranks.is_first:
+            _refuse_living(options)
+            if options.restore_from is not None:
+                restore_run(options.restore_from, options.run_dir, options.stage)
+    options = resume_options(options)
+    return options, load_config(options.run_dir / "config.yaml")
+
+
+def _run_stage(
+    options: TrainOptions, config: Config, device: torch.device, ranks: Ranks, heartbeat: Heartbeat
+) -> None:
     precision = pick_precision(config.train.precision, device)
-    parts = build_parts(options, config, device)
-    run = _build_run(options, parts, device, precision)
+    parts = build_parts(options, config, device, ranks)
+    run = _build_run(options, parts, device, precision, ranks, heartbeat)
     patience_seconds = BACKUP_PATIENCE_STOPPED_SECONDS
     try:
         _start(run, options)
         train_epochs(run)
+        _average_at_the_end(run)
         patience_seconds = BACKUP_PATIENCE_SECONDS
     finally:
-        run.metrics.close()
+        if run.metrics is not None:
+            run.metrics.close()
         if run.backup is not None:
-            run.backup.close(patience_seconds)
+            with run.heartbeat.during("saving"):
+                run.backup.close(patience_seconds)
     _report_end(run)
 
 
@@ -56,12 +93,17 @@ def _start(run: Run, options: TrainOptions) -> None:
     """Bring a run to where its next update may follow, saved so that it can be resumed from there."""
     if options.resume:
         assert run.parts.origin is not None
-        restore(run, load_trainer_state(run.parts.origin[0]))
+        folder = run.parts.origin.folder
+        restore(run, load_trainer_state(folder), run.ranks.rank)
+        if run.ema is not None:
+            run.ema.load(load_averaged(folder))
         log.info("resuming after update %d of %d", run.progress.update, run.total_updates)
-    else:
+    elif run.ranks.is_first:
         save_options(options)
         (options.run_dir / "config.yaml").write_text(dump_config(run.parts.config), encoding="utf-8")
     _announce(run)
+    if run.progress.update < run.total_updates:
+        try_worst_batch(run, step_settings(run, run.parts.config.train.ctc_weight))
     if options.resume:
         return
     if options.stage == 2:
@@ -70,38 +112,54 @@ def _start(run: Run, options: TrainOptions) -> None:
         save(run, "update-00000000")  # also finds a disk that is too small before any work is done
 
 
-def _build_run(options: TrainOptions, parts: Parts, device: torch.device, precision: torch.dtype) -> Run:
+def _build_run(
+    options: TrainOptions,
+    parts: Parts,
+    device: torch.device,
+    precision: torch.dtype,
+    ranks: Ranks,
+    heartbeat: Heartbeat,
+) -> Run:
     config = parts.config
     per_epoch = num_updates(len(parts.train.utterances), config.data.utterances_per_update)
     total_updates = count_updates(per_epoch, config)
-    optimizer = build_optimizer(parts.recogniser, config.optimizer)
-    progress = Progress(train_digest=parts.train.digest(), total_updates=total_updates)
-    if options.resume:
-        progress = _find_progress(options, parts, progress)
-    metrics = MetricsLog(
-        options.run_dir,
-        keep_bytes=progress.metrics_bytes,
-        purge_update=progress.update + 1 if options.resume else None,
+    progress = Progress(
+        train_digest=parts.train.digest(),
+        total_updates=total_updates,
+        cache_weights=None if parts.fingerprint is None else parts.fingerprint.weights_sha256,
     )
+    if options.resume:
+        progress = _find_progress(options, parts, progress, ranks)
+    metrics = backup = None
+    if ranks.is_first:
+        backup = Backup(options.backup, options.run_dir) if options.backup else None
+        metrics = MetricsLog(
+            options.run_dir,
+            keep_bytes=progress.metrics_bytes,
+            purge_update=progress.update + 1 if options.resume else None,
+        )
     return Run(
         parts=parts,
         run_dir=options.run_dir,
         device=device,
         precision=precision,
+        ranks=ranks,
         total_updates=total_updates,
-        optimizer=optimizer,
+        losses=wrap_losses(parts.recogniser, ranks),
+        optimizer=build_optimizer(parts.recogniser, config.optimizer),
         scaler=torch.amp.GradScaler(device.type, enabled=precision is torch.float16),
         progress=progress,
         metrics=metrics,
-        backup=Backup(options.backup, options.run_dir) if options.backup else None,
+        heartbeat=heartbeat,
+        ema=None if config.train.ema_decay is None else Ema(parts.recogniser, config.train.ema_decay),
+        backup=backup,
     )
 
 
-def _find_progress(options: TrainOptions, parts: Parts, fresh: Progress) -> Progress:
+def _find_progress(options: TrainOptions, parts: Parts, fresh: Progress, ranks: Ranks) -> Progress:
     """Return where the run stood, after checking that it is still the same run, and put its links back."""
     assert parts.origin is not None
-    last, state = parts.origin
-    progress = Progress(**state)
+    progress = Progress(**parts.origin.state)
     if (progress.train_digest, progress.total_updates) != (fresh.train_digest, fresh.total_updates):
         raise CheckpointError(
             f"{parts.train.name} or the config has changed since the run began ({progress.total_updates} "
@@ -109,27 +167,43 @@ def _find_progress(options: TrainOptions, parts: Parts, fresh: Progress) -> Prog
             where=options.run_dir,
             remedy="restore utterances, lengths and transcripts, or start another run with --run",
         )
-    restore_links(options.run_dir, last, progress)
+    with ranks.first_goes_first():
+        if ranks.is_first:
+            keep = parts.config.train.keep_checkpoints
+            restore_links(options.run_dir, parts.origin.folder, progress, keep)
+    # Where the best checkpoint is lost, the first rank has found the next best one.
+    progress.best, progress.best_checkpoint = ranks.gather((progress.best, progress.best_checkpoint))[0]
     return progress
 
 
 def _hand_over(run: Run) -> None:
-    """Validate the loaded weights from live audio and compare with what stage 1 recorded for them (T8)."""
+    """Validate the loaded weights and compare with what stage 1 recorded for them (T8)."""
     assert run.parts.origin is not None
-    origin, state = run.parts.origin
+    folder, state = run.parts.origin.folder, run.parts.origin.state
     dev = state.get("dev")
     if not dev or dev.get("update") != state.get("update"):  # saved inside an epoch: newer than its result
         raise CheckpointError(
             "the checkpoint has no dev result of its weights to compare with",
-            where=origin,
+            where=folder,
             remedy="start from a `best` one",
         )
     result = validate_run(run)
-    difference = check_handoff(dev, result, run.parts.config.train.ctc_weight, origin)
+    difference = check_handoff(dev, result, run.parts.config.train.ctc_weight, folder)
     run.progress.handoff = {"relative_difference": difference}
-    run.metrics.write("handoff", run.progress.update, run.progress.handoff)
-    log.info("handoff: the dev loss from live audio is within %.3f %% of stage 1's", 100 * difference)
-    record(run, result)
+    run.write("handoff", run.progress.update, run.progress.handoff)
+    log.info("handoff: the dev loss is within %.3f %% of stage 1's", 100 * difference)
+    record(run, {"raw": result})
+
+
+def _average_at_the_end(run: Run) -> None:
+    """Average the newest validated checkpoints, if the config says so; keep the mean if it is best."""
+    count = run.parts.config.train.average_checkpoints
+    if count == 0 or run.progress.weights == AVERAGE:  # resumed after it was done
+        return
+    run.ranks.wait()  # for the first one's last checkpoint to be in place
+    results = average_checkpoints(run, count)
+    if results and not record(run, results, can_be_worse=False):
+        log.info("the mean is not better: the weights stay as they are")
 
 
 def _refuse_existing(options: TrainOptions) -> None:
@@ -138,6 +212,17 @@ def _refuse_existing(options: TrainOptions) -> None:
             "this folder holds a run already",
             where=options.run_dir,
             remedy="continue it with --resume, or name another with --run",
+        )
+
+
+def _refuse_living(options: TrainOptions) -> None:
+    """Raise CheckpointError if another process is at work on the run: two would spoil its files."""
+    alive = read_json(options.run_dir / ALIVE, [])
+    if judge_liveness(alive, time.time()) == "alive":
+        raise CheckpointError(
+            f"process {alive.get('pid')} on {alive.get('host')} trains this run",
+            where=options.run_dir,
+            remedy="stop it first, or wait a minute if its machine is dead",
         )
 
 

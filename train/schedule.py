@@ -9,20 +9,25 @@ from vox.config import Config, OptimizerConfig, TrainConfig
 START_DIVISOR = 25.0
 END_DIVISOR = 1e4
 
+WAVLM = "extractor.wavlm."  # what the names of WavLM's parameters begin with
+
 
 def build_optimizer(module: torch.nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Build AdamW over what is trainable; no weight decay on biases, norms and other vectors."""
-    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    is_vector = [parameter.squeeze().ndim < 2 for parameter in trainable]
+    """Build AdamW over what is trainable; no weight decay on biases, norms and other vectors.
+
+    Groups differ by weight decay and by peak: WavLM's unfrozen layers may have one of their own. A group's
+    `scale` is its peak as a share of the config's learning rate.
+    """
+    wavlm_scale = (config.wavlm_learning_rate or config.learning_rate) / config.learning_rate
+    members: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            is_vector = parameter.squeeze().ndim < 2
+            key = (0.0 if is_vector else config.weight_decay, wavlm_scale if WAVLM in name else 1.0)
+            members.setdefault(key, []).append(parameter)
     groups = [
-        {
-            "params": [p for p, vector in zip(trainable, is_vector, strict=True) if not vector],
-            "weight_decay": config.weight_decay,
-        },
-        {
-            "params": [p for p, vector in zip(trainable, is_vector, strict=True) if vector],
-            "weight_decay": 0.0,
-        },
+        {"params": parameters, "weight_decay": decay, "scale": scale}
+        for (decay, scale), parameters in members.items()
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
 
@@ -42,9 +47,9 @@ def learning_rate_at(update: int, total_updates: int, config: OptimizerConfig) -
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Set the learning rate of every parameter group."""
+    """Set the learning rate of every parameter group, by its scale."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group["scale"]
 
 
 def ctc_weight_at(update: int, total_updates: int, config: TrainConfig) -> float:

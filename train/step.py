@@ -1,22 +1,39 @@
 """One update: nearly a pure function of model, batches and totals.
 
 Both losses are sums over the update divided by the update's whole number of labels, which the plan
-knows beforehand. So the gradient does not depend on how the update is cut into micro-batches: the mean
-of micro-batch means would weigh short transcripts more (derivation in docs/training.md).
+knows beforehand. So the gradient does not depend on how the update is cut into micro-batches or shared
+among ranks: the mean of micro-batch means would weigh short transcripts more (derivation in
+docs/training.md).
+
+Nothing here waits for the device: losses and the verdict on the gradient stay there until they are
+logged.
+
+B batch, T frames, C channels, D model width, U labels, V vocabulary.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from train.augment import mask_features
+from train.ranks import Ranks
 from vox.config import AugmentConfig
-from vox.data.batch import IGNORED, AudioBatch, FeatureBatch, LabelBatch
+from vox.data.batch import IGNORED, AudioBatch, FeatureBatch, LabelBatch, make_label_batch
 from vox.device import autocast
 from vox.model.recogniser import Recogniser
-from vox.text import BLANK_ID
+from vox.text import BLANK_ID, UNK_ID
+from vox.units import SAMPLE_RATE
+
+Batch = AudioBatch | FeatureBatch
+Pair = TypeVar("Pair")
+
+DUMMY_FRAMES = 8  # of what a rank computes that has nothing to compute
 
 
 @dataclass(frozen=True)
@@ -45,40 +62,104 @@ class StepSettings:
     label_smoothing: float
     max_grad_norm: float
     augment: AugmentConfig | None
+    cached_layer: int | None = None  # the layer whose output the cache holds; None: it holds the mix
 
 
 @dataclass(frozen=True)
 class UpdateResult:
-    """What an update was: losses a label that was read, the gradient's norm before clipping, audio read."""
+    """What an update was, over all ranks; tensors on the device until they are read."""
+
+    sums_5: torch.Tensor  # float64: CTC loss, attention loss, labels, targets and frames that were read
+    grad_norm: torch.Tensor  # before clipping
+    is_finite: torch.Tensor  # bool: False for an update that changed nothing because of its gradient
+    ctc_weight: float
+
+    def read(self) -> "UpdateFigures":
+        """Wait for the device and return the figures."""
+        ctc_sum, attention_sum, num_labels, num_targets, num_frames = self.sums_5.tolist()
+        ctc, attention = ctc_sum / max(1.0, num_labels), attention_sum / max(1.0, num_targets)
+        return UpdateFigures(
+            ctc=ctc,
+            attention=attention,
+            loss=self.ctc_weight * ctc + (1 - self.ctc_weight) * attention,
+            grad_norm=float(self.grad_norm),
+            num_frames=int(num_frames),
+            num_targets=int(num_targets),
+            is_finite=bool(self.is_finite),
+        )
+
+
+@dataclass(frozen=True)
+class UpdateFigures:
+    """An update in numbers: losses a label that was read, the gradient's norm, audio read."""
 
     ctc: float
     attention: float
     loss: float
     grad_norm: float
     num_frames: int
-    num_targets: int  # 0: nothing of the update could be read
+    num_targets: int  # 0: nothing of the update could be read, and it changed nothing
     is_finite: bool
 
 
-@dataclass
-class UpdateSums:
-    """What the micro-batches of an update come to: detached losses, and what was really read."""
+class Losses(nn.Module):
+    """From a batch to its loss sums: what DistributedDataParallel wraps."""
 
-    ctc: torch.Tensor
-    attention: torch.Tensor
-    num_labels: int = 0
-    num_targets: int = 0
-    num_frames: int = 0
+    def __init__(self, recogniser: Recogniser) -> None:
+        super().__init__()
+        self.recogniser = recogniser
+
+    def forward(self, cpu_batch: Batch, cpu_labels: LabelBatch, settings: StepSettings) -> LossSums:
+        """Copy a batch to the device, mask its features, and compute both losses."""
+        batch, labels = cpu_batch.to(settings.device), cpu_labels.to(settings.device)
+        with autocast(settings.device, settings.precision):
+            features_BTC, num_frames_B = features_of(self.recogniser, batch, settings.cached_layer)
+            if settings.augment is not None:
+                features_BTC = mask_features(features_BTC, num_frames_B, settings.augment)
+            hidden_BTD = self.recogniser.encode(features_BTC, num_frames_B)
+            return compute_losses(
+                self.recogniser,
+                hidden_BTD,
+                num_frames_B,
+                labels,
+                settings.label_smoothing,
+                host_frames_B=count_frames(self.recogniser, cpu_batch),
+            )
+
+
+def wrap_losses(recogniser: Recogniser, ranks: Ranks) -> nn.Module:
+    """Make the module that `run_update` calls: with several ranks, one that adds gradients up."""
+    losses = Losses(recogniser)
+    if ranks.is_alone:
+        return losses
+    return DistributedDataParallel(losses, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def features_of(
-    recogniser: Recogniser, batch: AudioBatch | FeatureBatch
+    recogniser: Recogniser, batch: Batch, cached_layer: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return float features [B, T, C] and their frame counts [B], from the cache or from live audio."""
-    if isinstance(batch, FeatureBatch):
-        return _at_least_float32(batch.features_BTC), batch.num_frames_B
-    features_BTC, num_frames_B = recogniser.extractor(batch.waveforms_BS, batch.num_samples_B)
+    """Return float features [B, T, C] and their frame counts [B], from the cache or from live audio.
+
+    cached_layer: where the cache holds the output of one WavLM layer (counted from 1), that layer; those
+    above it are computed.
+    """
+    if isinstance(batch, AudioBatch):
+        features_BTC, num_frames_B = recogniser.extractor(batch.waveforms_BS, batch.num_samples_B)
+    elif cached_layer is None:
+        features_BTC, num_frames_B = _at_least_float32(batch.features_BTC), batch.num_frames_B
+    else:
+        features_BTC, num_frames_B = recogniser.extractor.continue_from(
+            _at_least_float32(batch.features_BTC), batch.num_frames_B, cached_layer
+        )
     return features_BTC, num_frames_B
+
+
+def count_frames(recogniser: Recogniser, cpu_batch: Batch) -> torch.Tensor:
+    """Return each utterance's frames, int64 [B], on the host."""
+    if isinstance(cpu_batch, FeatureBatch):
+        return cpu_batch.num_frames_B
+    num_frames_B: torch.Tensor = recogniser.extractor.wavlm.num_frames(cpu_batch.num_samples_B)
+    return num_frames_B
 
 
 def compute_losses(
@@ -87,17 +168,20 @@ def compute_losses(
     num_frames_B: torch.Tensor,
     labels: LabelBatch,
     label_smoothing: float = 0.0,
+    *,
+    host_frames_B: torch.Tensor | None = None,
 ) -> LossSums:
     """Compute both losses over encoded audio, summed, in float32 at least.
 
-    An utterance too short for its labels gives an infinite CTC loss: such utterances are refused before
-    training, never zeroed here.
+    host_frames_B: the frame counts again, on the host, where CTC wants them: without them a GPU is waited
+    for. An utterance too short for its labels gives an infinite CTC loss: such utterances are refused
+    before training, never zeroed here.
     """
     logits_BTV = recogniser.ctc_logits(hidden_BTD)
     ctc = F.ctc_loss(
         _at_least_float32(logits_BTV).log_softmax(2).transpose(0, 1),
         labels.labels_BU,
-        num_frames_B,
+        num_frames_B if host_frames_B is None else host_frames_B,
         labels.num_labels_B,
         blank=BLANK_ID,
         reduction="sum",
@@ -114,69 +198,114 @@ def compute_losses(
 
 
 def run_update(
-    recogniser: Recogniser,
+    losses: nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
-    batches: Iterable[tuple[AudioBatch | FeatureBatch, LabelBatch]],
+    batches: Iterable[tuple[Batch, LabelBatch]],
     totals: LabelTotals,
     settings: StepSettings,
+    ranks: Ranks,
 ) -> UpdateResult:
-    """Accumulate the gradients of an update's micro-batches, clip, and step.
+    """Accumulate the gradients of an update's micro-batches over all ranks, clip, and step.
 
-    An update whose gradient is not finite changes nothing (`is_finite` is False), nor does one of which
-    nothing could be read (`num_targets` is 0).
+    losses: what `wrap_losses` returned. An update whose gradient is not finite changes nothing, nor does
+    one of which nothing could be read; every rank comes to the same verdict, from the same sums.
     """
     optimizer.zero_grad(set_to_none=True)
-    sums = accumulate_gradients(recogniser, scaler, batches, totals, settings)
-    if sums.num_targets == 0:
-        return UpdateResult(0.0, 0.0, 0.0, 0.0, 0, 0, is_finite=True)
+    sums_5 = ranks.add_up(accumulate_gradients(losses, scaler, batches, totals, settings, ranks))
     scaler.unscale_(optimizer)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     grad_norm = torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
-    is_finite = bool(torch.isfinite(grad_norm))
-    if is_finite:
-        scaler.step(optimizer)
-    scaler.update()
-    ctc = float(sums.ctc) / max(1, sums.num_labels)
-    attention = float(sums.attention) / sums.num_targets
-    return UpdateResult(
-        ctc=ctc,
-        attention=attention,
-        loss=settings.ctc_weight * ctc + (1 - settings.ctc_weight) * attention,
-        grad_norm=float(grad_norm),
-        num_frames=sums.num_frames,
-        num_targets=sums.num_targets,
-        is_finite=is_finite,
-    )
+    is_finite = grad_norm.isfinite()
+    _step_if(is_finite & (sums_5[3] > 0), optimizer, scaler)
+    return UpdateResult(sums_5, grad_norm.detach(), is_finite, settings.ctc_weight)
 
 
 def accumulate_gradients(
-    recogniser: Recogniser,
+    losses: nn.Module,
     scaler: torch.amp.GradScaler,
-    batches: Iterable[tuple[AudioBatch | FeatureBatch, LabelBatch]],
+    batches: Iterable[tuple[Batch, LabelBatch]],
     totals: LabelTotals,
     settings: StepSettings,
-) -> UpdateSums:
-    """Add every micro-batch's share of the update's gradient; return the sums of what was read."""
-    seen = UpdateSums(torch.zeros((), device=settings.device), torch.zeros((), device=settings.device))
-    for cpu_batch, cpu_labels in batches:
-        batch, labels = cpu_batch.to(settings.device), cpu_labels.to(settings.device)
-        with autocast(settings.device, settings.precision):
-            features_BTC, num_frames_B = features_of(recogniser, batch)
-            if settings.augment is not None:
-                features_BTC = mask_features(features_BTC, num_frames_B, settings.augment)
-            hidden_BTD = recogniser.encode(features_BTC, num_frames_B)
-            sums = compute_losses(recogniser, hidden_BTD, num_frames_B, labels, settings.label_smoothing)
-        loss = settings.ctc_weight * sums.ctc / totals.num_labels
-        loss = loss + (1 - settings.ctc_weight) * sums.attention / totals.num_targets
-        scaler.scale(loss).backward()
-        seen.ctc += sums.ctc.detach()
-        seen.attention += sums.attention.detach()
+    ranks: Ranks,
+) -> torch.Tensor:
+    """Add every micro-batch's share of the update's gradient; return what this rank read, float64 [5].
+
+    Gradients are exchanged at the last micro-batch. A rank that has none of its own still takes part,
+    with a made one that weighs nothing.
+    """
+    sums_5 = torch.zeros(5, dtype=torch.float64, device=settings.device)
+    num_read = 0
+    for (cpu_batch, cpu_labels), is_last in _mark_last(batches):
+        with _exchange(losses, is_last):
+            sums = losses(cpu_batch, cpu_labels, settings)
+            # DistributedDataParallel takes the mean over ranks, and the update wants the sum.
+            scaler.scale(_weigh(sums, totals, settings) * ranks.world_size).backward()
         num_labels = int(cpu_labels.num_labels_B.sum())
-        seen.num_labels += num_labels
-        seen.num_targets += num_labels + len(batch.ids)
-        seen.num_frames += int(num_frames_B.sum())
-    return seen
+        num_frames = int(count_frames(_recogniser_of(losses), cpu_batch).sum())
+        counts = (num_labels, num_labels + len(cpu_batch.ids), num_frames)
+        sums_5[:2] += torch.stack([sums.ctc.detach(), sums.attention.detach()])
+        sums_5[2:] += torch.tensor(counts, dtype=torch.float64).to(settings.device, non_blocking=True)
+        num_read += 1
+    if num_read == 0:
+        # Also alone, so that there is a gradient, of zeros, to look at.
+        sums = losses(*_make_dummy(_recogniser_of(losses), settings), settings)
+        scaler.scale(0.0 * (sums.ctc + sums.attention)).backward()
+    return sums_5
+
+
+def _weigh(sums: LossSums, totals: LabelTotals, settings: StepSettings) -> torch.Tensor:
+    ctc = settings.ctc_weight * sums.ctc / totals.num_labels
+    return ctc + (1 - settings.ctc_weight) * sums.attention / totals.num_targets
+
+
+def _step_if(is_wanted: torch.Tensor, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
+    """Step where `is_wanted` (bool, on the device) says so, without reading it on the host."""
+    if scaler.is_enabled():  # float16: the scaler has a verdict of its own, and its scale to adapt
+        if bool(is_wanted):
+            scaler.step(optimizer)
+        scaler.update()
+        return
+    # How the scaler itself tells a fused optimizer on the device to leave everything as it is.
+    assert optimizer.defaults["fused"]
+    optimizer.found_inf = (~is_wanted).float()  # type: ignore[attr-defined]
+    optimizer.step()
+    del optimizer.found_inf  # type: ignore[attr-defined]
+
+
+def _mark_last(items: Iterable[Pair]) -> Iterator[tuple[Pair, bool]]:
+    """Yield each item, and whether it is the last."""
+    iterator = iter(items)
+    try:
+        current = next(iterator)
+    except StopIteration:
+        return
+    for following in iterator:
+        yield current, False
+        current = following
+    yield current, True
+
+
+def _exchange(losses: nn.Module, is_last: bool) -> AbstractContextManager[object]:
+    """Let gradients be added up over ranks at the last micro-batch only."""
+    if is_last or not isinstance(losses, DistributedDataParallel):
+        return nullcontext()
+    return losses.no_sync()
+
+
+def _recogniser_of(losses: nn.Module) -> Recogniser:
+    inner = losses.module if isinstance(losses, DistributedDataParallel) else losses
+    assert isinstance(inner, Losses)
+    return inner.recogniser
+
+
+def _make_dummy(recogniser: Recogniser, settings: StepSettings) -> tuple[Batch, LabelBatch]:
+    """Make a batch of silence that touches every parameter that learns."""
+    labels = make_label_batch([[UNK_ID]])
+    if recogniser.extractor.mix.weights.requires_grad and settings.cached_layer is None:
+        return AudioBatch([""], torch.zeros(1, SAMPLE_RATE), torch.tensor([SAMPLE_RATE])), labels
+    features_BTC = torch.zeros(1, DUMMY_FRAMES, recogniser.config.feature_dim)
+    return FeatureBatch([""], features_BTC, torch.tensor([DUMMY_FRAMES])), labels
 
 
 def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:

@@ -2,13 +2,15 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 
+from train.ranks import Ranks
 from train.splits import TrainingSplit
-from train.step import compute_losses, features_of
+from train.step import compute_losses, count_frames, features_of
 from vox.data.batch import AudioBatch, FeatureBatch
 from vox.data.plan import plan_by_length
 from vox.decode import DECODERS
@@ -52,6 +54,20 @@ class DevResult:
         mean_wer = sum(self.wer.values()) / len(self.wer)
         return (mean_wer, losses) if math.isfinite(losses) else (math.inf, math.inf)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON-able values, for a checkpoint's state."""
+        return asdict(self)
+
+    def scalars(self) -> dict[str, Any]:
+        """Return the figures of one metric line."""
+        return {
+            "ctc": self.ctc,
+            "attention": self.attention,
+            **{f"wer_{name}": wer for name, wer in self.wer.items()},
+            "num_truncated": self.num_truncated,
+            "seconds": self.seconds,
+        }
+
 
 class Stopped(Exception):  # noqa: N818 - an event, no error
     """Validation was told to stop before its end."""
@@ -68,6 +84,16 @@ class _Sums:
     num_truncated: int = 0
     texts: dict[str, dict[str, str]] = field(default_factory=lambda: {name: {} for name in DECODERS})
 
+    def add(self, other: "_Sums") -> None:
+        """Add what another rank has found."""
+        self.ctc += other.ctc
+        self.attention += other.attention
+        self.num_labels += other.num_labels
+        self.num_targets += other.num_targets
+        self.num_truncated += other.num_truncated
+        for name, texts in other.texts.items():
+            self.texts[name] |= texts
+
 
 def validate(
     recogniser: Recogniser,
@@ -76,30 +102,59 @@ def validate(
     *,
     device: torch.device,
     precision: torch.dtype,
+    ranks: Ranks,
+    cached_layer: int | None = None,
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> DevResult:
     """Compute losses and decode a whole split, in eval mode; the mode it found is restored.
 
-    Raises Stopped when `is_stopped` says so between two batches, AudioError when nothing could be read.
+    Ranks share the batches, and all return the same result. Raises Stopped when `is_stopped` says so
+    between two batches (on every rank alike), AudioError when nothing could be read.
     """
     started = time.monotonic()
     was_training = recogniser.training
     recogniser.eval()
     sums = _Sums()
-    seconds = dict(zip(split.ids, (length / SAMPLE_RATE for length in split.lengths), strict=True))
+    reader = _DevReader(split, ranks)
     try:
         with (
             torch.no_grad(),  # not inference_mode: tables cached now are used in training
-            AudioProgress(sum(seconds.values()), f"validating on {split.name}") as progress,
+            AudioProgress(reader.my_seconds, f"validating on {split.name}") as progress,
         ):
-            for batch in _read_by_length(split):
+            for _ in range(reader.num_rounds):
                 if is_stopped():
                     raise Stopped
-                _add_batch(sums, recogniser, split, tokenizer, batch, device, precision)
-                progress.add(sum(seconds[name] for name in batch.ids))
+                batch = reader.next()
+                if batch is not None and batch.ids:
+                    _add_batch(sums, recogniser, split, tokenizer, batch, device, precision, cached_layer)
+                    progress.add(reader.seconds_of(batch))
     finally:
         recogniser.train(was_training)
-    return _summarise(split, sums, time.monotonic() - started)
+    first, *others = ranks.gather(sums)
+    for other in others:
+        first.add(other)
+    return _summarise(split, first, time.monotonic() - started)
+
+
+class _DevReader:
+    """This rank's batches of a split, sorted by length: as many rounds on every rank."""
+
+    def __init__(self, split: TrainingSplit, ranks: Ranks) -> None:
+        ids, lengths = split.ids, split.lengths
+        self._seconds = dict(zip(ids, (length / SAMPLE_RATE for length in lengths), strict=True))
+        plan = plan_by_length(lengths, seconds_to_samples(DEV_BATCH_SECONDS))
+        mine = [[ids[position] for position in batch] for batch in plan[ranks.rank :: ranks.world_size]]
+        self.num_rounds = -(-len(plan) // ranks.world_size)
+        self.my_seconds = sum(self._seconds[name] for batch in mine for name in batch)
+        self._stream = split.source.read(mine)
+
+    def next(self) -> AudioBatch | FeatureBatch | None:
+        """Return the next batch, which is empty if none of it could be read; None when there is none left."""
+        return next(self._stream, None)
+
+    def seconds_of(self, batch: AudioBatch | FeatureBatch) -> float:
+        """Return how much audio a batch holds."""
+        return sum(self._seconds[name] for name in batch.ids)
 
 
 def _add_batch(
@@ -110,12 +165,14 @@ def _add_batch(
     cpu_batch: AudioBatch | FeatureBatch,
     device: torch.device,
     precision: torch.dtype,
+    cached_layer: int | None,
 ) -> None:
     batch, labels = cpu_batch.to(device), split.label_batch(cpu_batch.ids).to(device)
     with autocast(device, precision):
-        features_BTC, num_frames_B = features_of(recogniser, batch)
+        features_BTC, num_frames_B = features_of(recogniser, batch, cached_layer)
         hidden_BTD = recogniser.encode(features_BTC, num_frames_B)
-        losses = compute_losses(recogniser, hidden_BTD, num_frames_B, labels)
+        host_frames_B = count_frames(recogniser, cpu_batch)
+        losses = compute_losses(recogniser, hidden_BTD, num_frames_B, labels, host_frames_B=host_frames_B)
         for name, decode in DECODERS.items():
             hypotheses = decode(recogniser, hidden_BTD, num_frames_B)
             sums.num_truncated += sum(hypothesis.is_truncated for hypothesis in hypotheses)
@@ -154,11 +211,3 @@ def _summarise(split: TrainingSplit, sums: _Sums, seconds: float) -> DevResult:
             for i in decoded[:NUM_SAMPLES_SHOWN]
         ],
     )
-
-
-def _read_by_length(split: TrainingSplit) -> Iterator[AudioBatch | FeatureBatch]:
-    ids = split.ids
-    plan = plan_by_length(split.lengths, seconds_to_samples(DEV_BATCH_SECONDS))
-    for batch in split.source.read([[ids[position] for position in positions] for positions in plan]):
-        if batch.ids:
-            yield batch

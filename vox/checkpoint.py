@@ -1,6 +1,7 @@
 """Checkpoints: folders that hold everything, and exist whole or not at all.
 
     model.safetensors   every parameter, WavLM's included: nothing else is needed to decode
+    ema.safetensors     an exponential average of those that learn, if training keeps one
     config.yaml         the run's resolved configuration
     wavlm.json          WavLM's shape and preprocessing
     tokenizer.model     SentencePiece
@@ -29,7 +30,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from vox.config import Config, dump_config, load_config
-from vox.errors import CheckpointError, ConfigError, TextError
+from vox.errors import CheckpointError, ConfigError, TextError, name_first
 from vox.model.recogniser import Recogniser
 from vox.text import Tokenizer
 from vox.wavlm.extractor import FeatureExtractor
@@ -39,7 +40,9 @@ from vox.wavlm.mix import LayerMix
 log = logging.getLogger(__name__)
 
 MODEL, CONFIG, WAVLM, TOKENIZER = "model.safetensors", "config.yaml", "wavlm.json", "tokenizer.model"
+EMA = "ema.safetensors"
 STATE, TRAINER, CHECKSUMS = "state.json", "trainer.pt", "checksums.json"
+VALIDATED = "-validated"  # ends the name of a checkpoint that was saved with its own dev result
 REQUIRED = (MODEL, CONFIG, WAVLM, TOKENIZER, STATE)
 
 SMALL_FILES_BYTES = 4 << 20  # room for everything in a checkpoint but its tensors
@@ -63,11 +66,13 @@ def save_checkpoint(
     tokenizer: Tokenizer,
     config: Config,
     state: Mapping[str, Any],
+    averaged: Mapping[str, torch.Tensor] | None = None,
     trainer_state: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a checkpoint folder whole: beside its name, fsynced, renamed.
 
-    `state` must be JSON; `trainer_state` tensors and plain values that torch loads with weights_only.
+    `averaged` are averages of some parameters, which count in their place where `state` says "weights":
+    "ema". `state` must be JSON; `trainer_state` tensors and plain values that torch loads with weights_only.
     A folder of that name that is there already is replaced. Raises CheckpointError when the disk is full;
     what was there before is then still there.
     """
@@ -75,11 +80,13 @@ def save_checkpoint(
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     tensors = {name: tensor.detach().contiguous() for name, tensor in recogniser.state_dict().items()}
-    _check_space(folder.parent, _count_bytes(tensors) + _count_bytes(trainer_state))
+    check_space(folder.parent, sum(map(_count_bytes, (tensors, averaged, trainer_state))))
     partial.mkdir()
     try:
         with _full_disk_explained(folder):
             save_file(tensors, partial / MODEL)
+            if averaged is not None:
+                save_file({name: tensor.contiguous() for name, tensor in averaged.items()}, partial / EMA)
             (partial / CONFIG).write_text(dump_config(config), encoding="utf-8")
             _write_json(partial / WAVLM, recogniser.extractor.wavlm.config_dict())
             (partial / TOKENIZER).write_bytes(tokenizer.model_bytes)
@@ -88,17 +95,20 @@ def save_checkpoint(
                 torch.save(dict(trainer_state), partial / TRAINER)
             _write_json(partial / CHECKSUMS, {path.name: _sha256(path) for path in sorted(partial.iterdir())})
             for path in partial.iterdir():
-                _fsync(path)
-            _fsync(partial)
+                sync_to_disk(path)
+            sync_to_disk(partial)
         _put_in_place(partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
-def load_recogniser(folder: Path | str, device: torch.device | str = "cpu") -> Checkpoint:
+def load_recogniser(
+    folder: Path | str, device: torch.device | str = "cpu", *, as_trained: bool = False
+) -> Checkpoint:
     """Load a checkpoint by itself: model, tokenizer, config and state.
 
+    as_trained: the weights that training goes on with, even where their average is the better model.
     Raises CheckpointError when it is missing, damaged, incomplete, or its weights are of another shape
     than its config says.
     """
@@ -115,9 +125,12 @@ def load_recogniser(folder: Path | str, device: torch.device | str = "cpu") -> C
             f"checkpoint does not fit this version of Vox ({error})", where=folder
         ) from None
     load_weights(recogniser, folder)
+    state = read_state(folder)
+    if state.get("weights") == "ema" and not as_trained:
+        recogniser.load_state_dict(load_averaged(folder), strict=False)
     recogniser.extractor.wavlm.freeze_except(())
     recogniser.to(device).eval()
-    return Checkpoint(folder, recogniser, tokenizer, config, read_state(folder))
+    return Checkpoint(folder, recogniser, tokenizer, config, state)
 
 
 def load_weights(recogniser: Recogniser, folder: Path) -> None:
@@ -139,6 +152,15 @@ def load_weights(recogniser: Recogniser, folder: Path) -> None:
             remedy="use the config it was trained with",
         )
     recogniser.load_state_dict(tensors)
+
+
+def load_averaged(folder: Path) -> dict[str, torch.Tensor]:
+    """Load the averaged weights; CheckpointError if they are absent or unreadable."""
+    try:
+        tensors: dict[str, torch.Tensor] = load_file(folder / EMA)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"cannot read the averaged weights ({error})", where=folder / EMA) from None
+    return tensors
 
 
 def load_trainer_state(folder: Path) -> dict[str, Any]:
@@ -166,24 +188,43 @@ def check_files(folder: Path) -> None:
     """Check that a checkpoint is all there and that every file has the checksum it was written with."""
     if not folder.is_dir():
         raise CheckpointError("no checkpoint", where=folder, remedy="train one, or name another folder")
-    try:
-        checksums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    if not (folder / CHECKSUMS).is_file():
         raise CheckpointError(
-            f"not a checkpoint, or a damaged one: {CHECKSUMS} is missing or unreadable", where=folder
+            f"not a checkpoint, or a damaged one: {CHECKSUMS} is missing", where=folder
         ) from None
+    if damage := find_damage(folder):
+        raise CheckpointError(f"damaged checkpoint: {damage}", where=folder, remedy="use another checkpoint")
+
+
+def find_damage(folder: Path) -> str | None:
+    """Say what is wrong with a checkpoint's files; None if all are there with the checksums they had."""
+    try:
+        checksums = parse_checksums((folder / CHECKSUMS).read_bytes())
+    except (OSError, ValueError):
+        return f"{CHECKSUMS} is missing or unreadable"
     for name in sorted({*REQUIRED, *checksums}):
         path = folder / name
         if name not in checksums or not path.is_file():
-            raise CheckpointError(
-                f"damaged checkpoint: {name} is missing", where=folder, remedy="use another checkpoint"
-            )
-        if _sha256(path) != checksums[name]:
-            raise CheckpointError(
-                f"damaged checkpoint: {name} has changed since it was written",
-                where=folder,
-                remedy="use another checkpoint",
-            )
+            return f"{name} is missing"
+        try:
+            if _sha256(path) != checksums[name]:
+                return f"{name} has changed since it was written"
+        except OSError as error:  # a failing disk
+            return f"{name} cannot be read ({error.strerror})"
+    return None
+
+
+def parse_checksums(content: bytes) -> dict[str, str]:
+    """Read the content of a checksums file: file names to sha256.
+
+    Raises ValueError for anything else, such as a name that leads out of the checkpoint's folder.
+    """
+    checksums = json.loads(content)
+    if not isinstance(checksums, dict) or not all(isinstance(value, str) for value in checksums.values()):
+        raise ValueError("not a table of checksums")
+    if any(Path(name).name != name for name in checksums):
+        raise ValueError("not names of files")
+    return checksums
 
 
 def point_link(link: Path, target: Path) -> None:
@@ -195,35 +236,58 @@ def point_link(link: Path, target: Path) -> None:
     partial.unlink(missing_ok=True)
     partial.symlink_to(os.path.relpath(target, link.parent))
     partial.replace(link)
-    _fsync(link.parent)
+    sync_to_disk(link.parent)
 
 
-def remove_unlinked(checkpoints_dir: Path, links: tuple[Path, ...]) -> None:
-    """Delete the checkpoints that no link points to, and what killed runs left half-written."""
+def remove_unlinked(checkpoints_dir: Path, links: tuple[Path, ...], keep: int = 0) -> None:
+    """Delete the checkpoints that no link points to, and what killed runs left half-written.
+
+    Of the validated ones among them the `keep` newest stay.
+    """
     kept = {link.resolve() for link in links if link.exists()}
+    validated = [folder.resolve() for folder in list_validated(checkpoints_dir.parent)]
+    others = [folder for folder in validated if folder not in kept]
+    kept.update(others[max(len(others) - keep, 0) :])
     for folder in checkpoints_dir.iterdir():
         if folder.resolve() not in kept:
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def find_last(run_dir: Path) -> Path:
-    """Return the checkpoint that a run resumes from.
+    """Return the checkpoint that a run resumes from: `last`, or the newest whole one if that is damaged.
 
-    Where `last` is lost (some file systems and object stores keep no links), it is the newest one.
-    Raises CheckpointError when there is none.
+    `last` may also be lost (some file systems and object stores keep no links). What is passed over is
+    said. Raises CheckpointError when there is none.
     """
-    last = run_dir / "last"
-    if last.exists():
-        return last
-    names = list_checkpoints(run_dir)
-    if not names:
+    last, checkpoints_dir = run_dir / "last", run_dir / "checkpoints"
+    newest_first = [checkpoints_dir / name for name in reversed(list_checkpoints(run_dir))]
+    others = [folder for folder in newest_first if folder.resolve() != last.resolve()]
+    candidates = [last, *others] if last.exists() else others
+    if not candidates:
         raise CheckpointError(
             "the run was not saved yet, so there is nothing to resume",
             where=run_dir,
             remedy="start it again without --resume",
         )
-    log.warning("%s is missing: resuming from the newest checkpoint, %s", last, names[-1])
-    return run_dir / "checkpoints" / names[-1]
+    reasons = []
+    for folder in candidates:
+        damage = find_damage(folder)
+        if damage is None and not (folder / TRAINER).exists():
+            damage = f"it has no {TRAINER}"
+        if damage is None:
+            if folder != last:
+                what = "damaged" if last.exists() else "missing"
+                log.warning(
+                    "%s is %s: resuming from the newest whole checkpoint, %s", last, what, folder.name
+                )
+            return folder
+        reasons.append(f"{folder.resolve().name}: {damage}")
+        log.warning("checkpoint %s cannot be resumed from: %s", folder.resolve(), damage)
+    raise CheckpointError(
+        f"none of the run's checkpoints is whole ({name_first(reasons)})",
+        where=run_dir,
+        remedy="restore it from a backup into another folder with --resume --from URL --run DIR",
+    )
 
 
 def list_checkpoints(run_dir: Path) -> list[str]:
@@ -231,6 +295,12 @@ def list_checkpoints(run_dir: Path) -> list[str]:
     return sorted(
         path.name for path in (run_dir / "checkpoints").glob("update-*") if path.suffix != ".partial"
     )
+
+
+def list_validated(run_dir: Path) -> list[Path]:
+    """Return a run's checkpoints that were saved with their own dev results, oldest first."""
+    names = [name for name in list_checkpoints(run_dir) if name.endswith(VALIDATED)]
+    return [run_dir / "checkpoints" / name for name in names]
 
 
 def newest_checkpoint(runs_dir: Path | str = "runs") -> Path:
@@ -256,7 +326,7 @@ def _put_in_place(partial: Path, folder: Path) -> None:
     if folder.exists():
         folder.rename(replaced)
     partial.rename(folder)
-    _fsync(folder.parent)
+    sync_to_disk(folder.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
@@ -269,7 +339,8 @@ def _count_bytes(value: object) -> int:
     return sum(map(_count_bytes, value)) if isinstance(value, list | tuple) else 0
 
 
-def _check_space(parent: Path, num_bytes: int) -> None:
+def check_space(parent: Path, num_bytes: int) -> None:
+    """Raise CheckpointError unless a checkpoint's tensors of so many bytes fit on the disk of a folder."""
     needed, free = num_bytes + SMALL_FILES_BYTES, shutil.disk_usage(parent).free
     if free < needed:
         raise _no_space(parent, f"{needed / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free")
@@ -318,7 +389,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _fsync(path: Path) -> None:
+def sync_to_disk(path: Path) -> None:
+    """Return when a file's content, or a folder's list of names, has reached the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

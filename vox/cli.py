@@ -51,6 +51,10 @@ COMMANDS = {
         "vox.commands.transcribe", "transcribe", "Write down what is said in audio files."
     ),
     "info": LazyCommand("vox.commands.info", "info", "Print the parameter table of a model."),
+    "status": LazyCommand("vox.commands.status", "status", "Say where a run of training stands."),
+    "dashboard": LazyCommand(
+        "vox.commands.dashboard", "dashboard", "Show the curves of all runs in TensorBoard."
+    ),
     "demo": LazyCommand("vox.commands.demo", "demo", "Run the whole pipeline on synthesized speech."),
 }
 

@@ -80,6 +80,9 @@ class FeaturesConfig(_Section):
         return self
 
 
+_Speed = Annotated[float, Field(ge=0.5, le=2.0)]
+
+
 class DataConfig(_Section):
     """Splits and batches."""
 
@@ -97,6 +100,15 @@ class DataConfig(_Section):
     workers: int = Field(
         default=2, ge=0, le=MAX_WORKERS, description="processes that decode audio in live training"
     )
+    speeds: tuple[_Speed, ...] = Field(
+        default=(1.0,), min_length=1, description="the train split is heard at each of these speeds"
+    )
+
+    @model_validator(mode="after")
+    def _check_speeds(self) -> "DataConfig":
+        if len(set(self.speeds)) != len(self.speeds):
+            raise ValueError(f"speeds {list(self.speeds)} must be different")
+        return self
 
 
 class AugmentConfig(_Section):
@@ -119,6 +131,9 @@ class OptimizerConfig(_Section):
     """AdamW under OneCycle."""
 
     learning_rate: float = Field(default=1e-4, gt=0, description="the peak")
+    wavlm_learning_rate: float | None = Field(
+        default=None, gt=0, description="the peak of unfrozen WavLM layers; learning_rate if null"
+    )
     betas: tuple[_Decay, _Decay] = (0.9, 0.98)
     weight_decay: float = Field(default=0.01, ge=0, description="none on norms, biases and other vectors")
     warmup_fraction: float = Field(default=0.1, gt=0, lt=1, description="of all updates")
@@ -142,7 +157,28 @@ class TrainConfig(_Section):
     )
     seed: int = Field(default=0, ge=0, lt=2**32)
     checkpoint_minutes: float = Field(default=10.0, gt=0, description="between saves inside an epoch")
+    validate_updates: int | None = Field(
+        default=None, ge=1, le=MAX_COUNT, description="validate inside an epoch too, every so many updates"
+    )
+    keep_checkpoints: int = Field(
+        default=0, ge=0, le=MAX_COUNT, description="validated checkpoints kept beside best and last"
+    )
+    ema_decay: float | None = Field(
+        default=None, gt=0, lt=1, description="of an exponential average of the weights, validated too"
+    )
+    average_checkpoints: int = Field(
+        default=0, ge=0, le=MAX_COUNT, description="newest validated ones averaged at the end, validated too"
+    )
     log_updates: int = Field(default=10, ge=1, le=MAX_COUNT, description="updates between metric lines")
+
+    @model_validator(mode="after")
+    def _check_averaging(self) -> "TrainConfig":
+        if self.average_checkpoints > self.keep_checkpoints + 1:
+            raise ValueError(
+                f"average_checkpoints {self.average_checkpoints} needs keep_checkpoints "
+                f"{self.average_checkpoints - 1} or more"
+            )
+        return self
 
 
 class Config(_Section):
