@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Models here are too small to share among threads; subprocesses inherit it. Before torch is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -12,6 +13,9 @@ import soundfile
 import torch
 
 from vox.units import SAMPLE_RATE
+
+if TYPE_CHECKING:
+    from train.options import TrainOptions
 
 WORDS = ("go", "stop", "left", "right", "up", "down", "open", "close", "jump", "run")
 
@@ -81,3 +85,30 @@ def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_split(root, "train-tiny", 12, speaker=7, first_seed=0)
     write_split(root, "dev-tiny", 4, speaker=8, first_seed=100)
     return root
+
+
+@pytest.fixture(scope="session")
+def features_dir(tiny_root: Path, tiny_wavlm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Cache the mean of the tiny WavLM's layers 3 and 4, and layer 2 alone; return the folder (read only)."""
+    from precompute.cli import precompute
+
+    folder = tmp_path_factory.mktemp("features")
+    for layers in ("3,4", "2"):
+        arguments = ["--root", tiny_root, "--wavlm", tiny_wavlm_dir, "--layers", layers, "--features", folder]
+        splits = ["--split", "train-tiny", "--split", "dev-tiny", "--workers", 0]
+        precompute.main([str(a) for a in [*arguments, *splits]], standalone_mode=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stage1(
+    tiny_root: Path, tiny_wavlm_dir: Path, features_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> "TrainOptions":
+    """Train stage 1 from the cache; return the finished run's options (its folder is read only)."""
+    from tests.training import stage1_options
+    from train.run import run_training
+
+    run = tmp_path_factory.mktemp("runs") / "stage1"
+    options = stage1_options(tiny_root, tiny_wavlm_dir, run, cached=True, features=features_dir)
+    run_training(options)
+    return options

@@ -15,8 +15,14 @@ import torch.distributed as dist
 import train.loop
 from tests.processes import run_ranks
 from tests.test_step import NUM_UTTERANCES, gradient_of, make_batch, make_split
-from tests.test_train import assert_equal_runs, read_metrics, read_weights
-from tests.training import stage1_options, stage2_options, tiny_recogniser
+from tests.training import (
+    assert_equal_runs,
+    read_metrics,
+    read_weights,
+    stage1_options,
+    stage2_options,
+    tiny_recogniser,
+)
 from train.loop import Interrupted
 from train.options import TrainOptions
 from train.ranks import Ranks

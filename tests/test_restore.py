@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from tests.test_backup import FailingFilesystem, failing, url, write_checkpoint  # noqa: F401 - fixtures
-from tests.test_train import assert_equal_runs, signal_during
-from tests.training import stage1_options
+from tests.training import assert_equal_runs, signal_during, stage1_options
 from train.backup import NUM_TRIES, Backup
 from train.loop import Interrupted
 from train.metrics import METRICS

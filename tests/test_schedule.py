@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from train.schedule import build_optimizer, ctc_weight_at, learning_rate_at
+from train.schedule import build_optimizer, ctc_weight_at, learning_rate_at, set_learning_rate
 from vox.config import OptimizerConfig, TrainConfig
 
 
@@ -34,6 +34,19 @@ def test_ctc_weight_moves_over_the_first_half():
     weights = [ctc_weight_at(update, 100, config) for update in (0, 25, 50, 99)]
     assert weights == pytest.approx([0.9, 0.7, 0.5, 0.5])
     assert ctc_weight_at(7, 100, TrainConfig(ctc_weight=0.3)) == 0.3
+
+
+def test_unfrozen_wavlm_layers_may_have_a_peak_of_their_own():
+    module = torch.nn.Module()
+    module.extractor = torch.nn.ModuleDict({"wavlm": torch.nn.Linear(3, 4)})
+    module.encoder = torch.nn.Linear(4, 5)
+    config = OptimizerConfig(learning_rate=1e-3, wavlm_learning_rate=1e-5)
+    optimizer = build_optimizer(module, config)
+    set_learning_rate(optimizer, 5e-4)  # half of the peak
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    for parameter in module.extractor.parameters():
+        assert rates.pop(id(parameter)) == pytest.approx(5e-6)
+    assert list(rates.values()) == pytest.approx([5e-4, 5e-4])
 
 
 def test_vectors_are_not_decayed():

@@ -1,12 +1,6 @@
-"""Both stages end to end on a tiny corpus: what they write, refuse, hand over, and resume."""
+"""Both stages end to end on a tiny corpus: what they learn, hand over and refuse."""
 
-import itertools
 import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,16 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import train.average
-import train.loop
 from precompute.cli import precompute
 from tests.conftest import write_split
-from tests.training import stage1_options, stage2_options
-from train.loop import Interrupted
-from train.metrics import METRICS, MetricsLog
+from tests.training import read_metrics, read_weights, stage1_options, stage2_options
 from train.options import TrainOptions, resolve_config
 from train.run import run_training
-from vox.checkpoint import MODEL, load_recogniser, point_link
+from vox.checkpoint import load_recogniser
 from vox.errors import (
     AudioError,
     CacheError,
@@ -34,44 +24,6 @@ from vox.errors import (
     TextError,
     VoxError,
 )
-
-
-@pytest.fixture(scope="module")
-def features_dir(tiny_root, tiny_wavlm_dir, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("features")
-    arguments = ["--root", tiny_root, "--wavlm", tiny_wavlm_dir, "--layers", "3,4", "--features", folder]
-    splits = ["--split", "train-tiny", "--split", "dev-tiny"]
-    precompute.main([str(a) for a in [*arguments, *splits, "--workers", 0]], standalone_mode=False)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def stage1(tiny_root, tiny_wavlm_dir, features_dir, tmp_path_factory) -> TrainOptions:
-    """A finished stage-1 run, cached: its options."""
-    run = tmp_path_factory.mktemp("runs") / "stage1"
-    options = stage1_options(tiny_root, tiny_wavlm_dir, run, cached=True, features=features_dir)
-    run_training(options)
-    return options
-
-
-def read_metrics(run: Path, *, timing: bool = False) -> list[dict]:
-    """Read a run's metric lines; without what depends on the clock, unless asked."""
-    clock = {"seconds", "updates_per_second", "audio_seconds_per_second", "peak_memory_gb"}
-    lines = [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
-    return lines if timing else [{k: v for k, v in line.items() if k not in clock} for line in lines]
-
-
-def read_weights(run: Path, name: str = "last") -> dict[str, torch.Tensor]:
-    return load_file(run / name / MODEL)
-
-
-def assert_equal_runs(one: Path, other: Path) -> None:
-    assert read_metrics(one) == read_metrics(other)
-    for name in ("last", "best"):
-        expected, found = read_weights(one, name), read_weights(other, name)
-        assert expected.keys() == found.keys()
-        for key, tensor in expected.items():
-            assert torch.equal(tensor, found[key]), (name, key)
 
 
 def test_stage1_learns_and_leaves_wavlm_alone(stage1, tiny_wavlm_dir):
@@ -209,157 +161,6 @@ def test_transcripts_that_the_tokenizer_cannot_spell_are_named(tiny_wavlm_dir, t
         run_training(stage1_options(root, tiny_wavlm_dir, tmp_path / "run"))
 
 
-KILL_AFTER = """
-import os, signal, sys
-from pathlib import Path
-import train.loop
-from tests import training
-from train.run import run_training
-
-step, count = train.loop.run_update, 0
-def dying_update(*arguments):
-    global count
-    count += 1
-    if count > {updates}:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return step(*arguments)
-train.loop.run_update = dying_update
-overrides = ("train.checkpoint_minutes=1e-6",)
-run_training(training.{stage}_options(*map(Path, sys.argv[1:]), overrides=overrides{cached}))
-"""
-
-
-def kill_run(stage: str, *paths: Path, updates: int, cached: str = "") -> None:
-    code = KILL_AFTER.format(stage=stage, updates=updates, cached=cached)
-    done = subprocess.run([sys.executable, "-c", code, *map(str, paths)], cwd=Path(__file__).parent.parent)
-    assert done.returncode == -signal.SIGKILL
-
-
-def test_killed_inside_an_epoch_and_resumed_ends_the_same(
-    stage1, tiny_root, tiny_wavlm_dir, tmp_path, features_dir
-):
-    """T7, stage 1 from the cache: SIGKILL after 4 of 9 updates, the second epoch begun."""
-    run = tmp_path / "run"
-    cached = f", cached=True, features=Path({str(features_dir)!r})"
-    kill_run("stage1", tiny_root, tiny_wavlm_dir, run, updates=4, cached=cached)
-    assert json.loads((run / "last" / "state.json").read_text())["update_in_epoch"] == 1
-    run_training(TrainOptions(stage=1, run=run, resume=True))
-    assert_equal_runs(stage1.run_dir, run)
-
-
-def test_stage2_killed_and_resumed_ends_the_same(stage1, tiny_root, tmp_path):
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    run_training(stage2_options(tiny_root, whole, stage1.run_dir / "best"))
-    kill_run("stage2", tiny_root, run, stage1.run_dir / "best", updates=5)
-    run_training(TrainOptions(stage=2, run=run, resume=True))
-    assert_equal_runs(whole, run)
-
-
-def signal_during(patch: pytest.MonkeyPatch, name: str, on_call: int = 1) -> None:
-    """Send SIGTERM to this process at the n-th call of a function of training."""
-    module = train.average if name == "validate" else train.loop
-    original, calls = getattr(module, name), itertools.count(1)
-
-    def signal_first(*arguments, **keywords):
-        if next(calls) == on_call:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(*arguments, **keywords)
-
-    patch.setattr(module, name, signal_first)
-
-
-@pytest.mark.parametrize(("name", "update"), [("run_update", 1), ("validate", 3)])
-def test_sigterm_saves_and_leaves(name, update, stage1, tmp_path, monkeypatch):
-    """The update under way is finished and saved, validation given up; resumed, it all ends the same."""
-    options = replace(stage1, run=tmp_path / "run")
-    signal_during(monkeypatch, name)
-    with pytest.raises(Interrupted) as caught:
-        run_training(options)
-    monkeypatch.undo()
-    assert caught.value.signal_number == signal.SIGTERM
-    state = json.loads((options.run_dir / "last" / "state.json").read_text())
-    assert (state["update"], state["epoch"]) == (update, 0)
-    run_training(TrainOptions(stage=1, run=options.run_dir, resume=True))
-    assert_equal_runs(stage1.run_dir, options.run_dir)
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL where the process must live on."""
-
-
-def assert_links_go_back(run: Path, patch: pytest.MonkeyPatch) -> None:
-    """Resume as far as the first update: `best` is what `last` says, and nothing else is kept."""
-
-    def die(_: object) -> None:
-        raise Killed
-
-    patch.setattr("train.run.train_epochs", die)
-    with pytest.raises(Killed):
-        run_training(TrainOptions(stage=1, run=run, resume=True))
-    patch.undo()
-    best = json.loads((run / "last" / "state.json").read_text())["best_checkpoint"]
-    assert ((run / "best").resolve().name if (run / "best").exists() else None) == best
-    kept = {(run / "last").resolve().name, best} - {None}
-    assert {path.name for path in (run / "checkpoints").iterdir()} == kept
-
-
-@pytest.mark.parametrize("on_move", [1, 3, 4, 6, 7])
-def test_killed_at_a_link_and_resumed_ends_the_same(on_move, stage1, tmp_path, monkeypatch):
-    """`last` moves at the start and at an epoch's end (1, 2, 5), `best` and `last` after validation."""
-    moves = itertools.count(1)
-
-    def dying_link(link: Path, target: Path) -> None:
-        if next(moves) == on_move:
-            raise Killed(link.name)
-        point_link(link, target)
-
-    options = replace(stage1, run=tmp_path / "run")
-    monkeypatch.setattr("train.progress.point_link", dying_link)
-    with pytest.raises(Killed, match={3: "best", 6: "best"}.get(on_move, "last")):
-        run_training(options)
-    monkeypatch.undo()
-    assert_links_go_back(options.run_dir, monkeypatch)
-    if on_move == 4:  # and once more: timings differ in length, and so do the bytes of the metrics
-        signal_during(monkeypatch, "run_update")
-        with pytest.raises(Interrupted):
-            run_training(TrainOptions(stage=1, run=options.run_dir, resume=True))
-        monkeypatch.undo()
-    run_training(TrainOptions(stage=1, run=options.run_dir, resume=True))
-    assert_equal_runs(stage1.run_dir, options.run_dir)
-    best = json.loads((options.run_dir / "best" / "state.json").read_text())
-    assert best["best_checkpoint"] == (options.run_dir / "best").resolve().name
-    assert len(list((options.run_dir / "checkpoints").iterdir())) <= 2
-
-
-def test_backup_holds_a_checkpoint_that_loads(stage1, tmp_path):
-    options = replace(stage1, run=tmp_path / "run", backup=f"file://{tmp_path}/elsewhere")
-    run_training(options)
-    pointer = json.loads((tmp_path / "elsewhere" / "run" / "best.json").read_text())
-    copy = load_recogniser(tmp_path / "elsewhere" / "run" / "checkpoints" / pointer["checkpoint"])
-    assert copy.state["update"] in (3, 6, 9)
-    assert json.loads((options.run_dir / "backup.json").read_text())["error"] is None
-
-
-def test_a_backup_is_a_run_that_can_be_resumed(stage1, tmp_path, monkeypatch):
-    """Stopped by SIGTERM, the newest checkpoint is waited for; its copy goes on elsewhere."""
-    signal_during(monkeypatch, "run_update", on_call=5)
-    options = replace(stage1, run=tmp_path / "run", backup=f"file://{tmp_path}/elsewhere")
-    with pytest.raises(Interrupted):
-        run_training(options)
-    monkeypatch.undo()
-    restored = tmp_path / "elsewhere" / "run"
-    run_training(TrainOptions(stage=1, run=restored, resume=True))
-    assert_equal_runs(stage1.run_dir, restored)
-
-
-def test_a_failing_backup_never_stops_training(stage1, tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    options = replace(stage1, run=tmp_path / "run", backup=f"file://{tmp_path}/file/below")
-    run_training(options)
-    assert (options.run_dir / "best").exists()
-    assert json.loads((options.run_dir / "backup.json").read_text())["error"]
-
-
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
@@ -394,41 +195,6 @@ def test_a_cache_of_other_weights_is_refused_by_name(tiny_root, tiny_wavlm_dir, 
     )
     with pytest.raises(CacheError, match="weights"):
         run_training(options)
-
-
-def test_a_run_is_not_overwritten(stage1):
-    with pytest.raises(CheckpointError, match="--resume"):
-        run_training(stage1)
-
-
-def test_a_run_without_its_last_link_is_not_overwritten_either(stage1, tmp_path):
-    """Object stores keep no links; the newest checkpoint is the last one."""
-    run = tmp_path / "run"
-    shutil.copytree(stage1.run_dir, run, symlinks=True)
-    (run / "last").unlink()
-    with pytest.raises(CheckpointError, match="--resume"):
-        run_training(replace(stage1, run=run))
-    run_training(TrainOptions(stage=1, run=run, resume=True))
-    assert_equal_runs(stage1.run_dir, run)
-
-
-def test_resume_refuses_another_run(stage1, tmp_path):
-    run, root = tmp_path / "run", tmp_path / "data"
-    shutil.copytree(stage1.run_dir, run, symlinks=True)
-    with pytest.raises(ConfigError, match="--skip-bad cannot be changed"):
-        run_training(TrainOptions(stage=1, run=run, resume=True, cached=True, skip_bad=True))
-    shutil.copytree(stage1.root, root)
-    transcripts = next(root.glob("LibriSpeech/train-tiny/*/*/*.trans.txt"))
-    transcripts.write_text(transcripts.read_text().replace("GO", "RUN"))
-    with pytest.raises(CheckpointError, match="train-tiny or the config has changed"):
-        run_training(TrainOptions(stage=1, run=run, resume=True, root=root, features=stage1.features))
-
-
-def test_metrics_are_never_filled_up_with_zeros(tmp_path):
-    (tmp_path / METRICS).write_text('{"a": 1}\n{"b": 2}\n')
-    for keep_bytes, left in ((99, '{"a": 1}\n{"b": 2}\n'), (12, '{"a": 1}\n'), (9, '{"a": 1}\n')):
-        MetricsLog(tmp_path, keep_bytes=keep_bytes).close()
-        assert (tmp_path / METRICS).read_text() == left
 
 
 def test_stage2_config_is_laid_over_the_stage_s_own(tmp_path, caplog):

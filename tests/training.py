@@ -1,11 +1,23 @@
-"""A tiny recogniser and the options of a tiny run, for the tests of training."""
+"""A tiny recogniser, and tiny runs: their options, ways to end them, and what they left."""
 
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from safetensors.torch import load_file
 
+import train.average
+import train.loop
+from train.metrics import METRICS
 from train.options import TrainOptions
+from vox.checkpoint import MODEL as WEIGHTS
 from vox.config import ModelConfig
 from vox.model.recogniser import Recogniser
 from vox.wavlm.extractor import FeatureExtractor
@@ -81,3 +93,66 @@ def small_run() -> tuple[str, ...]:
         "train.epochs=3",
         "train.log_updates=2",
     )
+
+
+def read_metrics(run: Path, *, timing: bool = False) -> list[dict]:
+    """Read a run's metric lines; without what depends on the clock, unless asked."""
+    clock = {"seconds", "updates_per_second", "audio_seconds_per_second", "peak_memory_gb"}
+    lines = [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
+    return lines if timing else [{k: v for k, v in line.items() if k not in clock} for line in lines]
+
+
+def read_weights(run: Path, name: str = "last") -> dict[str, torch.Tensor]:
+    return load_file(run / name / WEIGHTS)
+
+
+def assert_equal_runs(one: Path, other: Path) -> None:
+    assert read_metrics(one) == read_metrics(other)
+    for name in ("last", "best"):
+        expected, found = read_weights(one, name), read_weights(other, name)
+        assert expected.keys() == found.keys()
+        for key, tensor in expected.items():
+            assert torch.equal(tensor, found[key]), (name, key)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL where the process must live on."""
+
+
+KILL_AFTER = """
+import os, signal, sys
+from pathlib import Path
+import train.loop
+from tests import training
+from train.run import run_training
+
+step, count = train.loop.run_update, 0
+def dying_update(*arguments):
+    global count
+    count += 1
+    if count > {updates}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(*arguments)
+train.loop.run_update = dying_update
+overrides = ("train.checkpoint_minutes=1e-6"{more},)
+run_training(training.{stage}_options(*map(Path, sys.argv[1:]), overrides=overrides{cached}))
+"""
+
+
+def kill_run(stage: str, *paths: Path, updates: int, cached: str = "", more: str = "") -> None:
+    code = KILL_AFTER.format(stage=stage, updates=updates, cached=cached, more=more)
+    done = subprocess.run([sys.executable, "-c", code, *map(str, paths)], cwd=Path(__file__).parent.parent)
+    assert done.returncode == -signal.SIGKILL
+
+
+def signal_during(patch: pytest.MonkeyPatch, name: str, on_call: int = 1) -> None:
+    """Send SIGTERM to this process at the n-th call of a function of training."""
+    module = train.average if name == "validate" else train.loop
+    original, calls = getattr(module, name), itertools.count(1)
+
+    def signal_first(*arguments, **keywords):
+        if next(calls) == on_call:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments, **keywords)
+
+    patch.setattr(module, name, signal_first)

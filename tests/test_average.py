@@ -1,0 +1,134 @@
+"""Averages of the weights: what they are, that they survive a kill, which weights a checkpoint stands for."""
+
+import hashlib
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.training import Killed, assert_equal_runs, kill_run, read_metrics, stage1_options, tiny_recogniser
+from train.average import Ema
+from train.options import TrainOptions
+from train.run import run_training
+from train.step import UpdateResult
+from vox.checkpoint import EMA, MODEL, load_recogniser
+from vox.errors import ConfigError
+
+
+def result(*, is_finite: bool = True, num_targets: int = 5) -> UpdateResult:
+    sums_5 = torch.tensor([1.0, 1.0, 4.0, num_targets, 50.0], dtype=torch.float64)
+    return UpdateResult(sums_5, torch.tensor(1.0), torch.tensor(is_finite), 0.3)
+
+
+def test_the_exponential_average_is_the_recursion(tiny_wavlm_dir):
+    """Against a scalar loop: decay 0.9, less at the start; updates that changed nothing do not count."""
+    recogniser = tiny_recogniser(tiny_wavlm_dir)
+    bias = recogniser.ctc_head.bias
+    ema = Ema(recogniser, decay=0.9)
+    expected = 0.0
+    for update in range(30):
+        with torch.no_grad():
+            bias.fill_(update + 1.0)
+        kind = {7: {"is_finite": False}, 9: {"num_targets": 0}}.get(update, {})
+        ema.follow(update, result(**kind))
+        if not kind:
+            decay = min(0.9, (1 + update) / (10 + update))
+            expected = decay * expected + (1 - decay) * (update + 1)
+    assert ema.weights["ctc_head.bias"][0].item() == pytest.approx(expected, rel=1e-5)
+    assert "extractor.wavlm.encoder.layer_norm.weight" not in ema.weights
+    with ema.in_place():
+        assert bias[0].item() == pytest.approx(expected, rel=1e-5)
+    assert bias[0].item() == 30.0
+
+
+@pytest.fixture(scope="module")
+def averaged(tiny_root, tiny_wavlm_dir, tmp_path_factory) -> TrainOptions:
+    """A finished run with an exponential average, validated inside epochs too."""
+    overrides = ("train.ema_decay=0.5", "train.validate_updates=2")
+    run = tmp_path_factory.mktemp("runs") / "ema"
+    options = stage1_options(tiny_root, tiny_wavlm_dir, run, overrides=overrides)
+    run_training(options)
+    return options
+
+
+def test_both_weights_are_validated_at_each_epoch_and_in_between(averaged):
+    lines = read_metrics(averaged.run_dir)
+    for kind in ("dev", "dev_ema"):
+        assert [line["update"] for line in lines if line["kind"] == kind] == [2, 3, 4, 6, 8, 9]
+    raw, ema = ([line for line in lines if line["kind"] == kind] for kind in ("dev", "dev_ema"))
+    assert any(one["ctc"] != other["ctc"] for one, other in zip(raw, ema, strict=True))
+
+
+def test_a_checkpoint_stands_for_the_better_weights(averaged, tmp_path):
+    """What `evaluate` and stage 2 load is what the dev result is of; training goes on with the others."""
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(averaged.run_dir / "last", folder)
+    state = json.loads((folder / "state.json").read_text())
+    lines = [line for line in read_metrics(averaged.run_dir) if line["update"] == 9]
+    recorded = {line["kind"]: line for line in lines}
+    better = "dev_ema" if state["weights"] == "ema" else "dev"
+    assert state["dev"]["ctc"] == recorded[better]["ctc"]
+    raw, ema = load_file(folder / MODEL), load_file(folder / EMA)
+    (folder / "state.json").write_text(json.dumps(state | {"weights": "ema"}))
+    checksums = json.loads((folder / "checksums.json").read_text())
+    checksums["state.json"] = hashlib.sha256((folder / "state.json").read_bytes()).hexdigest()
+    (folder / "checksums.json").write_text(json.dumps(checksums))
+    name = "ctc_head.weight"
+    assert not torch.equal(raw[name], ema[name])
+    assert torch.equal(load_recogniser(folder).recogniser.ctc_head.weight, ema[name])
+    assert torch.equal(load_recogniser(folder, as_trained=True).recogniser.ctc_head.weight, raw[name])
+
+
+@pytest.mark.parametrize("updates", [4, 5])
+def test_killed_and_resumed_ends_with_the_same_average(
+    averaged, tiny_root, tiny_wavlm_dir, tmp_path, updates
+):
+    run = tmp_path / "run"
+    more = ", 'train.ema_decay=0.5', 'train.validate_updates=2'"
+    kill_run("stage1", tiny_root, tiny_wavlm_dir, run, updates=updates, more=more)
+    run_training(TrainOptions(stage=1, run=run, resume=True))
+    assert_equal_runs(averaged.run_dir, run)
+    ours, theirs = (load_file(folder / "last" / EMA) for folder in (averaged.run_dir, run))
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def test_killed_before_a_validation_inside_an_epoch_it_is_made_up_for(averaged, tmp_path, monkeypatch):
+    def die(*_: object) -> None:
+        raise Killed
+
+    options = replace(averaged, run=tmp_path / "run")
+    monkeypatch.setattr("train.loop.validate_weights", die)
+    with pytest.raises(Killed):
+        run_training(options)
+    monkeypatch.undo()
+    assert json.loads((options.run_dir / "last" / "state.json").read_text())["update"] == 2
+    run_training(TrainOptions(stage=1, run=options.run_dir, resume=True))
+    assert_equal_runs(averaged.run_dir, options.run_dir)
+
+
+def test_the_mean_of_checkpoints_is_kept_if_it_is_better(tiny_root, tiny_wavlm_dir, tmp_path):
+    overrides = ("train.keep_checkpoints=2", "train.average_checkpoints=3")
+    options = stage1_options(tiny_root, tiny_wavlm_dir, tmp_path / "run", overrides=overrides)
+    run_training(options)
+    checkpoints = sorted((options.run_dir / "checkpoints").iterdir())
+    validated = [folder for folder in checkpoints if folder.name.endswith("-validated")]
+    assert [folder.name[7:15] for folder in validated] == ["00000003", "00000006", "00000009"]
+    line = read_metrics(options.run_dir)[-1]
+    assert line["kind"] == "dev_average"
+    weights = [load_file(folder / MODEL)["ctc_head.weight"] for folder in validated]
+    mean = torch.stack(weights).double().mean(0).float()
+    averaged = [folder for folder in checkpoints if folder.name.endswith("-average")]
+    assert bool(averaged) == line["is_best"]
+    if averaged:
+        assert torch.equal(load_file(averaged[0] / MODEL)["ctc_head.weight"], mean)
+        assert (options.run_dir / "best").resolve() == averaged[0].resolve()
+
+
+def test_an_average_needs_its_checkpoints(tiny_root, tiny_wavlm_dir, tmp_path):
+    overrides = ("train.average_checkpoints=3",)
+    options = stage1_options(tiny_root, tiny_wavlm_dir, tmp_path / "run", overrides=overrides)
+    with pytest.raises(ConfigError, match="needs keep_checkpoints 2 or more"):
+        run_training(options)

@@ -1,0 +1,76 @@
+"""The largest micro-batch, tried before the first update."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tests.training import stage1_options
+from train.memory import describe_batch, make_worst_batch, rehearse
+from train.run import run_training
+from train.step import Losses
+from vox.data.plan import plan_epoch
+from vox.errors import DeviceError
+
+
+def spy_on_start(options, monkeypatch):
+    """Run a stage up to its first update, and return its parts in motion."""
+    caught = SimpleNamespace()
+
+    def stop(run, settings):
+        caught.run, caught.settings = run, settings
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("train.run.try_worst_batch", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run_training(options)
+    return caught.run, caught.settings
+
+
+@pytest.mark.parametrize("limit", ["data.micro_batch_utterances=5", "data.micro_batch_seconds=4"])
+def test_no_epoch_has_a_larger_one(tiny_root, tiny_wavlm_dir, tmp_path, monkeypatch, limit):
+    options = stage1_options(tiny_root, tiny_wavlm_dir, tmp_path / "run", overrides=(limit,))
+    run, _ = spy_on_start(options, monkeypatch)
+    batch, _ = make_worst_batch(run)
+    lengths, data = run.parts.train.lengths, run.parts.config.data
+    seconds = data.micro_batch_seconds
+    for epoch in range(20):
+        for update in plan_epoch(
+            lengths,
+            seed=0,
+            epoch=epoch,
+            utterances_per_update=12,
+            micro_batch_utterances=data.micro_batch_utterances,
+            micro_batch_length=None if seconds is None else int(seconds * 16_000),
+        ):
+            for micro in update[0]:
+                longest = max(lengths[position] for position in micro)
+                if seconds is None:
+                    assert len(micro) <= len(batch.ids) and longest <= batch.waveforms_BS.shape[1]
+                else:
+                    assert len(micro) * longest <= max(batch.waveforms_BS.numel(), 4 * 16_000)
+
+
+def test_it_leaves_no_trace(tiny_root, tiny_wavlm_dir, tmp_path, monkeypatch):
+    run, settings = spy_on_start(stage1_options(tiny_root, tiny_wavlm_dir, tmp_path / "run"), monkeypatch)
+    recogniser = run.parts.recogniser
+    before = {name: tensor.clone() for name, tensor in recogniser.state_dict().items()}
+    random_before, was_training = torch.get_rng_state(), recogniser.training
+    rehearse(run, settings)
+    assert torch.equal(torch.get_rng_state(), random_before)
+    assert recogniser.training == was_training
+    assert all(torch.equal(before[name], tensor) for name, tensor in recogniser.state_dict().items())
+    assert all(parameter.grad is None for parameter in recogniser.parameters())
+
+
+def test_running_out_of_memory_names_the_setting(tiny_root, tiny_wavlm_dir, tmp_path, monkeypatch):
+    run, settings = spy_on_start(stage1_options(tiny_root, tiny_wavlm_dir, tmp_path / "run"), monkeypatch)
+
+    class Exhausted(Losses):
+        def forward(self, *_: object) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    run.losses = Exhausted(run.parts.recogniser)
+    with pytest.raises(DeviceError, match=r"lower data.micro_batch_utterances \(now 2\)") as caught:
+        rehearse(run, settings)
+    assert describe_batch(make_worst_batch(run)[0]) in str(caught.value)

@@ -1,0 +1,161 @@
+"""Runs that are killed, stopped or restored, and end where the uninterrupted one ends (T7)."""
+
+import itertools
+import json
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.training import Killed, assert_equal_runs, kill_run, signal_during, stage2_options
+from train.loop import Interrupted
+from train.metrics import METRICS, MetricsLog
+from train.options import TrainOptions
+from train.run import run_training
+from vox.checkpoint import load_recogniser, point_link
+from vox.errors import CheckpointError, ConfigError
+
+
+def test_killed_inside_an_epoch_and_resumed_ends_the_same(
+    stage1, tiny_root, tiny_wavlm_dir, tmp_path, features_dir
+):
+    """T7, stage 1 from the cache: SIGKILL after 4 of 9 updates, the second epoch begun."""
+    run = tmp_path / "run"
+    cached = f", cached=True, features=Path({str(features_dir)!r})"
+    kill_run("stage1", tiny_root, tiny_wavlm_dir, run, updates=4, cached=cached)
+    assert json.loads((run / "last" / "state.json").read_text())["update_in_epoch"] == 1
+    run_training(TrainOptions(stage=1, run=run, resume=True))
+    assert_equal_runs(stage1.run_dir, run)
+
+
+def test_stage2_killed_and_resumed_ends_the_same(stage1, tiny_root, tmp_path):
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    run_training(stage2_options(tiny_root, whole, stage1.run_dir / "best"))
+    kill_run("stage2", tiny_root, run, stage1.run_dir / "best", updates=5)
+    run_training(TrainOptions(stage=2, run=run, resume=True))
+    assert_equal_runs(whole, run)
+
+
+@pytest.mark.parametrize(("name", "update"), [("run_update", 1), ("validate", 3)])
+def test_sigterm_saves_and_leaves(name, update, stage1, tmp_path, monkeypatch):
+    """The update under way is finished and saved, validation given up; resumed, it all ends the same."""
+    options = replace(stage1, run=tmp_path / "run")
+    signal_during(monkeypatch, name)
+    with pytest.raises(Interrupted) as caught:
+        run_training(options)
+    monkeypatch.undo()
+    assert caught.value.signal_number == signal.SIGTERM
+    state = json.loads((options.run_dir / "last" / "state.json").read_text())
+    assert (state["update"], state["epoch"]) == (update, 0)
+    run_training(TrainOptions(stage=1, run=options.run_dir, resume=True))
+    assert_equal_runs(stage1.run_dir, options.run_dir)
+
+
+def assert_links_go_back(run: Path, patch: pytest.MonkeyPatch) -> None:
+    """Resume as far as the first update: `best` is what `last` says, and nothing else is kept."""
+
+    def die(_: object) -> None:
+        raise Killed
+
+    patch.setattr("train.run.train_epochs", die)
+    with pytest.raises(Killed):
+        run_training(TrainOptions(stage=1, run=run, resume=True))
+    patch.undo()
+    best = json.loads((run / "last" / "state.json").read_text())["best_checkpoint"]
+    assert ((run / "best").resolve().name if (run / "best").exists() else None) == best
+    kept = {(run / "last").resolve().name, best} - {None}
+    assert {path.name for path in (run / "checkpoints").iterdir()} == kept
+
+
+@pytest.mark.parametrize("on_move", [1, 3, 4, 6, 7])
+def test_killed_at_a_link_and_resumed_ends_the_same(on_move, stage1, tmp_path, monkeypatch):
+    """`last` moves at the start and at an epoch's end (1, 2, 5), `best` and `last` after validation."""
+    moves = itertools.count(1)
+
+    def dying_link(link: Path, target: Path) -> None:
+        if next(moves) == on_move:
+            raise Killed(link.name)
+        point_link(link, target)
+
+    options = replace(stage1, run=tmp_path / "run")
+    monkeypatch.setattr("train.progress.point_link", dying_link)
+    with pytest.raises(Killed, match={3: "best", 6: "best"}.get(on_move, "last")):
+        run_training(options)
+    monkeypatch.undo()
+    assert_links_go_back(options.run_dir, monkeypatch)
+    if on_move == 4:  # and once more: timings differ in length, and so do the bytes of the metrics
+        signal_during(monkeypatch, "run_update")
+        with pytest.raises(Interrupted):
+            run_training(TrainOptions(stage=1, run=options.run_dir, resume=True))
+        monkeypatch.undo()
+    run_training(TrainOptions(stage=1, run=options.run_dir, resume=True))
+    assert_equal_runs(stage1.run_dir, options.run_dir)
+    best = json.loads((options.run_dir / "best" / "state.json").read_text())
+    assert best["best_checkpoint"] == (options.run_dir / "best").resolve().name
+    assert len(list((options.run_dir / "checkpoints").iterdir())) <= 2
+
+
+def test_backup_holds_a_checkpoint_that_loads(stage1, tmp_path):
+    options = replace(stage1, run=tmp_path / "run", backup=f"file://{tmp_path}/elsewhere")
+    run_training(options)
+    pointer = json.loads((tmp_path / "elsewhere" / "run" / "best.json").read_text())
+    copy = load_recogniser(tmp_path / "elsewhere" / "run" / "checkpoints" / pointer["checkpoint"])
+    assert copy.state["update"] in (3, 6, 9)
+    assert json.loads((options.run_dir / "backup.json").read_text())["error"] is None
+
+
+def test_a_backup_is_a_run_that_can_be_resumed(stage1, tmp_path, monkeypatch):
+    """Stopped by SIGTERM, the newest checkpoint is waited for; its copy goes on elsewhere."""
+    signal_during(monkeypatch, "run_update", on_call=5)
+    options = replace(stage1, run=tmp_path / "run", backup=f"file://{tmp_path}/elsewhere")
+    with pytest.raises(Interrupted):
+        run_training(options)
+    monkeypatch.undo()
+    restored = tmp_path / "elsewhere" / "run"
+    run_training(TrainOptions(stage=1, run=restored, resume=True))
+    assert_equal_runs(stage1.run_dir, restored)
+
+
+def test_a_failing_backup_never_stops_training(stage1, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    options = replace(stage1, run=tmp_path / "run", backup=f"file://{tmp_path}/file/below")
+    run_training(options)
+    assert (options.run_dir / "best").exists()
+    assert json.loads((options.run_dir / "backup.json").read_text())["error"]
+
+
+def test_a_run_is_not_overwritten(stage1):
+    with pytest.raises(CheckpointError, match="--resume"):
+        run_training(stage1)
+
+
+def test_a_run_without_its_last_link_is_not_overwritten_either(stage1, tmp_path):
+    """Object stores keep no links; the newest checkpoint is the last one."""
+    run = tmp_path / "run"
+    shutil.copytree(stage1.run_dir, run, symlinks=True)
+    (run / "last").unlink()
+    with pytest.raises(CheckpointError, match="--resume"):
+        run_training(replace(stage1, run=run))
+    run_training(TrainOptions(stage=1, run=run, resume=True))
+    assert_equal_runs(stage1.run_dir, run)
+
+
+def test_resume_refuses_another_run(stage1, tmp_path):
+    run, root = tmp_path / "run", tmp_path / "data"
+    shutil.copytree(stage1.run_dir, run, symlinks=True)
+    with pytest.raises(ConfigError, match="--skip-bad cannot be changed"):
+        run_training(TrainOptions(stage=1, run=run, resume=True, cached=True, skip_bad=True))
+    shutil.copytree(stage1.root, root)
+    transcripts = next(root.glob("LibriSpeech/train-tiny/*/*/*.trans.txt"))
+    transcripts.write_text(transcripts.read_text().replace("GO", "RUN"))
+    with pytest.raises(CheckpointError, match="train-tiny or the config has changed"):
+        run_training(TrainOptions(stage=1, run=run, resume=True, root=root, features=stage1.features))
+
+
+def test_metrics_are_never_filled_up_with_zeros(tmp_path):
+    (tmp_path / METRICS).write_text('{"a": 1}\n{"b": 2}\n')
+    for keep_bytes, left in ((99, '{"a": 1}\n{"b": 2}\n'), (12, '{"a": 1}\n'), (9, '{"a": 1}\n')):
+        MetricsLog(tmp_path, keep_bytes=keep_bytes).close()
+        assert (tmp_path / METRICS).read_text() == left
