@@ -1,21 +1,43 @@
-"""Training: updates a second in stage 1 from a cache, stage 1 live and stage 2 live, at full size.
+"""Training: how fast each way of training is, and where a step's time goes.
 
-Random weights, made recordings, one update's micro-batches at a time in memory: what is timed is the
-computation, not the disk. Cached over live is what the cache buys.
+`python -m tests.benchmarks.training` trains at full size with random weights (time does not depend on
+them), as `vox train` does: planned updates of whole micro-batches, read ahead from a real cache of random
+features or decoded from files. Two tables: the rate of each way, and the share of each part of a step,
+measured in a pass of its own so that measuring does not change the rate. A CPU's parts are timed on the
+host; a GPU's by events on its stream, which nothing waits for, and on the host as well: a part that is long
+there and short on the GPU waits for the GPU, or keeps it waiting. Files are in memory (warm page cache),
+and the features were checked before, as from the second epoch on.
 """
 
+import contextlib
+import gc
+import itertools
+import tempfile
 import time
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import click
 import torch
 
-from tests.benchmarks.recordings import load_recordings
-from train.build import choose_trainable, count_trainable
+import train.step
+from tests.benchmarks.clock import MATRIX_SIZE, Clock, count_flops, find_waits, measure_matrix_rate
+from tests.benchmarks.recordings import make_utterances, write_random_cache
+from tests.benchmarks.updates import Share, Work, plan_work, read_updates, time_reading
+from tests.conftest import tiny_wavlm_kwargs
+from tests.training import MODEL as TINY_MODEL
+from train.build import choose_trainable
+from train.options import CONFIGS_DIR
+from train.ranks import Ranks
 from train.schedule import build_optimizer
-from train.step import LabelTotals, StepSettings, run_update
-from vox.config import AugmentConfig, Config, load_config
-from vox.data.batch import AudioBatch, FeatureBatch, LabelBatch, make_audio_batch, make_label_batch
+from train.step import Batch, LabelTotals, StepSettings, UpdateResult, run_update, wrap_losses
+from vox.config import Config, load_config
+from vox.data.batch import AudioBatch, FeatureBatch, LabelBatch
+from vox.data.sources import CachedSource, LiveSource, Source
 from vox.device import peak_memory_gb, pick_device, pick_precision, synchronize
 from vox.model.recogniser import Recogniser
 from vox.units import SAMPLE_RATE
@@ -23,90 +45,300 @@ from vox.wavlm.extractor import FeatureExtractor
 from vox.wavlm.mix import LayerMix
 from vox.wavlm.model import WavLM
 
-LABELS_PER_SECOND = 4  # BPE pieces of 2000, about
+EPOCH_SECONDS = 100 * 3600
+MOST_DISTINCT = 16  # updates' worth of utterances; more updates hear them again
+UPDATES_BY_PARTS = 10
+BASELINE, FASTEST = "stage 1 live", "stage 1 cached"
+# "rest" is what none of the others holds: reducing a loss's sums, weighing, masks of the padding.
+PARTS = (
+    *("read", "copy", "WavLM", "masks", "adapter", "encoder", "decoder", "CTC"),
+    *("backward", "optimizer", "rest"),
+)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way of training."""
+
+    name: str
+    config: Config
+    source: Source
+
+    @property
+    def is_cached(self) -> bool:
+        return isinstance(self.source, CachedSource)
+
+    @property
+    def cached_layer(self) -> int | None:
+        """The layer, counted from 1, that stage 2 goes on from: the one below the first that learns."""
+        return min(self.config.train.unfreeze_layers, default=None) if self.is_cached else None
+
+
+@dataclass
+class Figures:
+    """What was measured of a variant."""
+
+    updates_per_second: float
+    seconds_per_second: float  # of audio
+    padded_per_second: float
+    waiting: float  # share of the time in which the loop waited for data
+    reading_alone: float  # seconds of audio a second
+    peak_gb: float
+    shares: list[dict[str, float]] = field(default_factory=list)  # by part: the device's, the host's
+    waits: Counter[str] = field(default_factory=Counter)  # for the GPU, in one update, by line of code
+    flops_per_second: float = 0.0  # of padded audio
 
 
 @click.command()
-@click.option(
-    "--audio", type=click.Path(path_type=Path), help="Folder of FLAC or WAV files; made ones if none."
-)
-@click.option(
-    "--count", default=4, show_default=True, help="Utterances an update, in micro-batches of 8 at most."
-)
-@click.option("--updates", default=2, show_default=True, help="Timed updates of each, after one warm-up.")
+@click.option("--audio", type=click.Path(path_type=Path, exists=True), help="Folder of FLAC or WAV files.")
+@click.option("--count", type=click.IntRange(1), help="Utterances an update. Default: 4 on CPU, 32 on CUDA.")
+@click.option("--updates", type=click.IntRange(1), help="Timed. Default: 2 on CPU, 50 on CUDA.")
 @click.option("--device", "device_name", default="auto", show_default=True)
-def main(audio: Path | None, count: int, updates: int, device_name: str) -> None:
-    """Time whole updates and print one table."""
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto")
+@click.option("--tiny", is_flag=True, help="Tiny models: a look at the program, not at speed.")
+def main(
+    audio: Path | None, count: int | None, updates: int | None, device_name: str, precision: str, tiny: bool
+) -> None:
+    """Time whole updates and their parts, and print both tables."""
+    device = pick_device(device_name)
+    dtype = pick_precision(precision, device)
+    count = count or (32 if device.type == "cuda" else 4)
+    updates = updates or (50 if device.type == "cuda" else 2)
+    stage1, stage2 = (_load_config(stage, count, tiny) for stage in (1, 2))
+    with tempfile.TemporaryDirectory() as place:
+        utterances = make_utterances(audio, count * min(updates, MOST_DISTINCT), Path(place))
+        if len(utterances) < count:
+            raise click.UsageError(f"{audio} holds {len(utterances)} FLAC or WAV files, {count} are needed")
+        pin, workers = device.type == "cuda", stage1.data.workers
+        live = LiveSource(utterances, workers=workers, pin=pin)
+        cached = CachedSource(write_random_cache(utterances, stage1.model.feature_dim, Path(place)), pin=pin)
+        work = plan_work([utterance.num_samples or 0 for utterance in utterances], stage1)
+        recogniser = _build_recogniser(stage1, tiny).to(device)
+        figures = {}
+        for variant in (
+            Variant(FASTEST, stage1, cached),
+            Variant(BASELINE, stage1, live),
+            Variant("stage 2 live", stage2, live),
+            Variant("stage 2 cached", stage2, cached),
+        ):
+            click.echo(f"measuring {variant.name}", err=True)
+            figures[variant.name] = _measure(recogniser, variant, work, updates, device, dtype)
+        if live.failures:
+            raise click.ClickException(f"cannot read {live.failures}")
+    length = work.seconds(work.plan) / len(work.plan)
+    click.echo(
+        f"\ntraining: {updates} updates of {count} utterances ({length:.0f} s on average, micro-batches of "
+        f"{stage1.data.micro_batch_utterances} at most), {_name_device(device)}, "
+        f"{str(dtype).removeprefix('torch.')}, {workers} decoding workers{', tiny models' if tiny else ''}"
+    )
+    _print_rates(figures)
+    for kind, title in enumerate(("GPU", "host") if device.type == "cuda" else ("host",)):
+        _print_shares(title, {name: each.shares[kind] for name, each in figures.items()})
+    _print_flops(figures[FASTEST], device, dtype)
+    for name, each in figures.items():
+        for line, number in each.waits.most_common():
+            click.echo(f"{name}: waits {number} times an update for the GPU at {line}")
+
+
+class Trainer:
+    """A recogniser made ready for one way of training."""
+
+    def __init__(
+        self, recogniser: Recogniser, variant: Variant, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        config = variant.config
+        self.recogniser, self.device = recogniser, device
+        num_layers = recogniser.extractor.wavlm.num_layers
+        # Anew: another variant may have trained it, and a mix of all layers is more work.
+        recogniser.extractor.mix = LayerMix.mean_of(config.features.layers, num_layers).to(device)
+        choose_trainable(recogniser, config, cached=variant.is_cached)
+        recogniser.train()
+        self.losses = wrap_losses(recogniser, Ranks())
+        self.optimizer = build_optimizer(recogniser, config.optimizer)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
+        self.settings = StepSettings(
+            device=device,
+            precision=dtype,
+            ctc_weight=config.train.ctc_weight,
+            label_smoothing=config.train.label_smoothing,
+            max_grad_norm=config.optimizer.max_grad_norm,
+            augment=config.augment,
+            cached_layer=variant.cached_layer,
+        )
+
+    def update(self, totals: LabelTotals, batches: Share) -> UpdateResult:
+        """Run one update."""
+        return run_update(self.losses, self.optimizer, self.scaler, batches, totals, self.settings, Ranks())
+
+
+def _measure(
+    recogniser: Recogniser,
+    variant: Variant,
+    work: Work,
+    updates: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Figures:
+    _reset_peak_memory(device)
+    trainer = Trainer(recogniser, variant, device, dtype)
+    try:
+        figures = _measure_rate(trainer, variant, work, updates)
+        figures.shares = _measure_parts(trainer, variant, work, min(updates, UPDATES_BY_PARTS))
+        if device.type == "cuda":
+            with contextlib.closing(read_updates(variant.source, work, 1)) as stream:
+                totals, batches = next(stream)
+                ready = list(batches)
+                figures.waits = find_waits(lambda: trainer.update(totals, iter(ready)))
+        if variant.name == FASTEST:
+            figures.flops_per_second = _count_flops(trainer, variant, work)
+    finally:
+        recogniser.zero_grad(set_to_none=True)
+    return figures
+
+
+def _measure_rate(trainer: Trainer, variant: Variant, work: Work, updates: int) -> Figures:
+    device, waited = trainer.device, 0.0
+
+    def wait(batches: Share) -> tuple[Batch, LabelBatch] | None:
+        nonlocal waited
+        asked = time.perf_counter()
+        batch = next(batches, None)
+        waited += time.perf_counter() - asked
+        return batch
+
+    warm = len(work.plan) if device.type == "cuda" else 1  # memory in all the sizes that come
+    timed = work.take(warm, updates)
+    with contextlib.closing(read_updates(variant.source, work, warm + updates)) as stream:
+        for totals, batches in itertools.islice(stream, warm):
+            trainer.update(totals, batches)
+        synchronize(device)
+        start, waited = time.perf_counter(), 0.0
+        for number, (totals, batches) in enumerate(itertools.islice(stream, updates), 1):
+            result = trainer.update(totals, iter(partial(wait, batches), None))
+            if number % variant.config.train.log_updates == 0:
+                result.read()
+        synchronize(device)
+        elapsed = time.perf_counter() - start
+    return Figures(
+        updates_per_second=updates / elapsed,
+        seconds_per_second=work.seconds(timed) / elapsed,
+        padded_per_second=work.seconds(timed, padded=True) / elapsed,
+        waiting=waited / elapsed,
+        reading_alone=work.seconds(work.plan) / time_reading(variant.source, work),
+        peak_gb=peak_memory_gb(device),
+    )
+
+
+def _measure_parts(trainer: Trainer, variant: Variant, work: Work, updates: int) -> list[dict[str, float]]:
+    recogniser, optimizer = trainer.recogniser, trainer.optimizer
+    places: tuple[tuple[Any, str, str], ...] = (
+        (AudioBatch, "to", "copy"),
+        (FeatureBatch, "to", "copy"),
+        (LabelBatch, "to", "copy"),
+        (train.step, "features_of", "WavLM"),
+        (train.step, "mask_features", "masks"),
+        (recogniser.adapter, "forward", "adapter"),
+        (recogniser.encoder, "forward", "encoder"),
+        (train.step, "compute_losses", "CTC"),
+        (recogniser.decoder, "forward", "decoder"),
+        (torch.nn.functional, "cross_entropy", "decoder"),
+        (torch.Tensor, "backward", "backward"),
+        (torch.nn.utils, "clip_grad_norm_", "optimizer"),
+        (optimizer, "step", "optimizer"),
+        (optimizer, "zero_grad", "optimizer"),
+    )
+    with contextlib.closing(read_updates(variant.source, work, updates + 1)) as stream:
+        for _, batches in itertools.islice(stream, 1):  # while the reading starts
+            list(batches)
+        clock = Clock(trainer.device)
+        with contextlib.ExitStack() as patches:
+            for owner, name, part in places:
+                timed = clock.timed(part, getattr(owner, name))
+                patches.enter_context(patch.object(owner, name, timed))
+            for totals, batches in itertools.islice(stream, updates):
+                reading = clock.timed("read", next)
+                trainer.update(totals, iter(partial(reading, batches, None), None))
+        return clock.shares()
+
+
+def _count_flops(trainer: Trainer, variant: Variant, work: Work) -> float:
+    """Return floating-point operations a second of padded audio: those of the plan's first micro-batch."""
+    with contextlib.closing(read_updates(variant.source, work, 1)) as stream:
+        totals, batches = next(stream)
+        first = next(batches)
+        num_operations = count_flops(lambda: trainer.update(totals, iter([first])))
+    lengths = [work.num_samples[i] for i in work.plan[0][0][0]]
+    return num_operations / (len(lengths) * max(lengths) / SAMPLE_RATE)
+
+
+def _load_config(stage: int, count: int, is_tiny: bool) -> Config:
+    overrides = [f"data.utterances_per_update={count}"]
+    if is_tiny:
+        overrides += [f"model.{key}={value}" for key, value in TINY_MODEL.items()]
+        overrides += ["features.layers=[3,4]"] + ["train.unfreeze_layers=[2,3]"] * (stage == 2)
+    return load_config(CONFIGS_DIR / f"stage{stage}.yaml", overrides)
+
+
+def _build_recogniser(config: Config, is_tiny: bool) -> Recogniser:
     from transformers import WavLMConfig
 
-    device = pick_device(device_name)
     torch.manual_seed(0)
-    config = Config()
-    wavlm = WavLM(WavLMConfig(), do_normalize=False)
-    extractor = FeatureExtractor(wavlm, LayerMix.mean_of(config.features.layers, wavlm.num_layers))
-    recogniser = Recogniser(config.model, extractor).to(device)
-    recordings = load_recordings(audio, count)
-    seconds = sum(map(len, recordings)) / SAMPLE_RATE
-    live, cached = _make_batches(recogniser, recordings, device)
-    stage2 = load_config(None, ["train.stage=2", "train.unfreeze_layers=[9,10,11]"])
-    click.echo(f"\ntraining: updates of {count} utterances, {seconds:.0f} s, on {device}")
-    click.echo(f"{'':20}{'learn':>13}{'s an update':>13}{'x real time':>13}{'speed-up':>10}")
-    slowest = 0.0
-    for name, settings, is_cached, batches in (
-        ("stage 1 live", config, False, live),
-        ("stage 1 cached", config, True, cached),
-        ("stage 2 live", stage2, False, live),
-    ):
-        choose_trainable(recogniser, settings, cached=is_cached)
-        elapsed = _time_updates(recogniser, settings, batches, device, updates)
-        slowest = slowest or elapsed
-        trainable = f"{count_trainable(recogniser):,}"
-        figures = f"{elapsed:13.2f}{seconds / elapsed:13.2f}{slowest / elapsed:10.2f}"
-        click.echo(f"{name:20}{trainable:>13}{figures}")
-    click.echo(f"peak memory {peak_memory_gb(device):.1f} GB")
+    wavlm = WavLM(WavLMConfig(**(tiny_wavlm_kwargs() if is_tiny else {})), do_normalize=False)
+    mix = LayerMix.mean_of(config.features.layers, wavlm.num_layers)
+    return Recogniser(config.model, FeatureExtractor(wavlm, mix))
 
 
-def _make_batches(
-    recogniser: Recogniser, recordings: list, device: torch.device
-) -> tuple[list[tuple[AudioBatch, LabelBatch]], list[tuple[FeatureBatch, LabelBatch]]]:
-    """Cut the recordings into micro-batches, as audio and as features, with labels of a likely length."""
-    live, cached = [], []
-    for first in range(0, len(recordings), 8):
-        group = recordings[first : first + 8]
-        ids = [str(first + index) for index in range(len(group))]
-        audio = make_audio_batch(ids, group)
-        labels = [
-            [4 + i % 1000 for i in range(len(wave) * LABELS_PER_SECOND // SAMPLE_RATE)] for wave in group
-        ]
-        with torch.no_grad():
-            on_device = audio.to(device)
-            features_BTC, num_frames_B = recogniser.extractor(on_device.waveforms_BS, on_device.num_samples_B)
-        label_batch = make_label_batch(labels)
-        live.append((audio, label_batch))
-        cached.append((FeatureBatch(ids, features_BTC.half().cpu(), num_frames_B.cpu()), label_batch))
-    return live, cached
+def _reset_peak_memory(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError):  # where the system has no such file, the peak is that of all so far
+        Path("/proc/self/clear_refs").write_text("5")
 
 
-def _time_updates(
-    recogniser: Recogniser, config: Config, batches: list, device: torch.device, updates: int
-) -> float:
-    """Return the median seconds of an update."""
-    precision = pick_precision("auto", device)
-    optimizer = build_optimizer(recogniser, config.optimizer)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision is torch.float16)
-    num_labels = sum(int(labels.num_labels_B.sum()) for _, labels in batches)
-    totals = LabelTotals(num_labels, num_labels + sum(len(labels.num_labels_B) for _, labels in batches))
-    step = StepSettings(device, precision, 0.3, 0.1, 1.0, AugmentConfig())
-    recogniser.train()
-    times = []
-    for _ in range(updates + 1):
-        synchronize(device)
-        start = time.perf_counter()
-        run_update(recogniser, optimizer, scaler, batches, totals, step)
-        synchronize(device)
-        times.append(time.perf_counter() - start)
-    timed = sorted(times[1:])
-    return timed[len(timed) // 2]
+def _name_device(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def _print_rates(figures: dict[str, Figures]) -> None:
+    columns = ("updates/s", "audio s/s", "of live", "waiting", "read alone", "peak GB", "h for 100 h")
+    click.echo(f"{'':16}" + "".join(f"{column:>12}" for column in columns))
+    for name, each in figures.items():
+        click.echo(
+            f"{name:16}{each.updates_per_second:12.3f}{each.seconds_per_second:12.1f}"
+            f"{each.seconds_per_second / figures[BASELINE].seconds_per_second:12.2f}{each.waiting:12.1%}"
+            f"{each.reading_alone:12.0f}{each.peak_gb:12.2f}"
+            f"{EPOCH_SECONDS / each.seconds_per_second / 3600:12.2f}"
+        )
+    click.echo(
+        "(of live: to stage 1 live; waiting: for data; read alone: audio s/s that the source can give)"
+    )
+
+
+def _print_shares(title: str, shares: dict[str, dict[str, float]]) -> None:
+    click.echo(f"\nshare of a step, {title}")
+    click.echo(f"{'':16}" + "".join(f"{name:>16}" for name in shares))
+    for part in PARTS:
+        click.echo(f"{part:16}" + "".join(f"{each.get(part, 0.0):16.1%}" for each in shares.values()))
+
+
+def _print_flops(figures: Figures, device: torch.device, dtype: torch.dtype) -> None:
+    achieved = figures.flops_per_second * figures.padded_per_second
+    click.echo(
+        f"\n{FASTEST}: {figures.flops_per_second / 1e9:.2f} GFLOP a second of padded audio (products of "
+        f"matrices and convolutions, forward and backward, counted on one micro-batch): "
+        f"{achieved / 1e12:.3f} TFLOP/s"
+    )
+    if device.type == "cuda":
+        dtype = torch.bfloat16 if dtype is torch.float32 else dtype
+        rate = measure_matrix_rate(device, dtype)
+        click.echo(
+            f"matrices of {MATRIX_SIZE} in {str(dtype).removeprefix('torch.')}: {rate / 1e12:.0f} TFLOP/s; "
+            f"{FASTEST} reaches {achieved / rate:.1%} of it, and takes "
+            f"{EPOCH_SECONDS / figures.seconds_per_second:.0f} s for an epoch of 100 h"
+        )
 
 
 if __name__ == "__main__":
