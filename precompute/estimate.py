@@ -1,14 +1,17 @@
-"""How long a cache will take: a few batches timed before the work, writing nothing."""
+"""How long a cache will take: a few batches and a write timed before the work, leaving nothing."""
 
+import os
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from precompute.extract import compute_batch, computing_precision
 from precompute.plan import probed_samples
-from precompute.prepare import CacheState
+from precompute.prepare import CacheState, nearest_folder
 from vox.corpus import Utterance
 from vox.data.batch import AudioBatch
 from vox.data.plan import plan_by_length
@@ -20,6 +23,7 @@ from vox.wavlm.extractor import FeatureExtractor
 
 TIMED_BATCHES = 4  # after one to warm up
 MAX_TIMED_SECONDS = 4.0
+WRITTEN_BYTES = 64_000_000
 CPU_BATCH_SECONDS = 10.0  # of audio: a CPU's speed hardly depends on it, and nobody waits for an estimate
 
 
@@ -34,7 +38,10 @@ class Pace:
 def estimate_time(
     states: Sequence[CacheState], extractor: FeatureExtractor, device: torch.device, pace: Pace
 ) -> str:
-    """Say how long this rank's missing shards will take, from a few batches that are decoded and computed."""
+    """Say how long this rank's missing shards will take: what is slower of computing and the disk.
+
+    From a few batches that are decoded and computed, and a file that is written and removed.
+    """
     total_seconds = sum(state.seconds_to_compute for state in states)
     if total_seconds == 0:
         return "nothing to compute here"
@@ -42,11 +49,27 @@ def estimate_time(
     elapsed, audio_seconds, num_timed = _time_batches(batches, extractor, device, pace.workers)
     if num_timed == 0:
         return "no estimate of the time: none of the recordings tried can be decoded"
-    rate = audio_seconds / elapsed
+    needed = total_seconds * elapsed / audio_seconds
+    bytes_per_second = measure_disk(states[0].folder)
+    writing = sum(state.num_bytes_to_compute for state in states) / bytes_per_second
+    limit = f"; the disk takes {bytes_per_second / 1e6:.0f} MB/s" if writing > needed else ""
+    needed = max(needed, writing)
     return (
-        f"about {format_duration(total_seconds / rate)} here ({rate:.1f} times real time, "
-        f"from {num_timed} timed batch{'es' * (num_timed != 1)})"
+        f"about {format_duration(needed)} here ({total_seconds / needed:.1f} times real time, "
+        f"from {num_timed} timed batch{'es' * (num_timed != 1)}{limit})"
     )
+
+
+def measure_disk(folder: Path) -> float:
+    """Return how many bytes a second reach the disk that a folder is or will be on; leave nothing there."""
+    block = os.urandom(1 << 20)  # some disks compress
+    start = time.perf_counter()
+    with tempfile.TemporaryFile(dir=nearest_folder(folder)) as file:
+        for _ in range(0, WRITTEN_BYTES, len(block)):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+        return file.tell() / (time.perf_counter() - start)
 
 
 def choose_batches(
@@ -81,13 +104,17 @@ def _time_batches(
         for index in range(len(batches)):
             start = time.perf_counter()
             batch, _, _ = next(decoded)
-            between = time.perf_counter()
-            if batch.ids:
-                _compute(extractor, batch, device)
-            if index == 0 or not batch.ids:
+            decoding_seconds = time.perf_counter() - start
+            if not batch.ids:
                 continue
-            decoding += between - start
-            computing += time.perf_counter() - between
+            if device.type == "cuda":  # memory and kernels for a new shape are looked for once
+                _compute(extractor, batch, device)
+            start = time.perf_counter()
+            _compute(extractor, batch, device)
+            if index == 0:
+                continue
+            decoding += decoding_seconds
+            computing += time.perf_counter() - start
             audio_seconds += samples_to_seconds(int(batch.num_samples_B.sum()))
             num_timed += 1
             if decoding + computing > MAX_TIMED_SECONDS:

@@ -10,6 +10,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,6 +23,7 @@ from vox.data.batch import AudioBatch
 from vox.data.plan import plan_by_length
 from vox.data.sources import decode_and_hash_batches
 from vox.device import autocast
+from vox.errors import DeviceError
 from vox.progress import AudioProgress
 from vox.units import samples_to_seconds, seconds_to_samples
 from vox.wavlm.extractor import FeatureExtractor
@@ -148,12 +150,16 @@ def compute_batch(
     audio_sha256: dict[Key, str],
     device: torch.device,
 ) -> ComputedBatch:
-    """Run WavLM on a batch, round to float16 on the device, and start the copy to the host."""
+    """Run WavLM on a batch, round to float16 on the device, and start the copy to the host.
+
+    Raises DeviceError when memory is too small for it.
+    """
     if not keys:
         nothing = torch.zeros(0)
         return ComputedBatch([], nothing, nothing, nothing, failures, audio_sha256, None)
     batch = batch.to(device)
-    features_BTC, num_frames_B = extractor(batch.waveforms_BS, batch.num_samples_B)
+    with _explain_shortage(batch):
+        features_BTC, num_frames_B = extractor(batch.waveforms_BS, batch.num_samples_B)
     rounded_BTC = features_BTC.to(torch.float16)
     is_finite_B = rounded_BTC.isfinite().flatten(1).all(dim=1)
     copies = [_copy_to_host(tensor) for tensor in (rounded_BTC, num_frames_B, is_finite_B)]
@@ -164,6 +170,26 @@ def compute_batch(
         # another GPU's, idle, and so done before the copy.
         copied.record(torch.cuda.current_stream(device))
     return ComputedBatch(keys, copies[0], copies[1], copies[2], failures, audio_sha256, copied)
+
+
+@contextmanager
+def _explain_shortage(batch: AudioBatch) -> Iterator[None]:
+    """Name the longest recording of a batch that memory is too small for, and what helps."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+    else:
+        return
+    longest = int(batch.num_samples_B.argmax())
+    seconds = samples_to_seconds(int(batch.num_samples_B[longest]))
+    alone = len(batch.ids) == 1
+    raise DeviceError(
+        f"too little memory for {'this recording' if alone else 'a batch whose longest recording is this'}",
+        where=f"{batch.ids[longest]}, {seconds:.0f} s",
+        remedy="cut it into shorter ones, or leave it out" if alone else "lower --batch-seconds",
+    )
 
 
 def computing_precision(device: torch.device) -> torch.dtype:

@@ -16,6 +16,8 @@ from vox.units import samples_to_frames
 
 BYTES_PER_GB = 1_000_000_000
 
+OVERFLOW = "features overflow float16"  # why an utterance is skipped whose recording is not at fault
+
 
 @dataclass(frozen=True)
 class ShardWork:

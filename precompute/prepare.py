@@ -4,19 +4,19 @@ import contextlib
 import logging
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from precompute.plan import BYTES_PER_GB, CacheWork, share_shards
-from precompute.recordings import Recordings, recall_stamps, refuse_changed
+from precompute.plan import BYTES_PER_GB, OVERFLOW, CacheWork, share_shards
+from precompute.recordings import Recordings, find_readable, recall_stamps, refuse_changed
 from vox.corpus import Problem
 from vox.errors import CacheError, name_first
 from vox.features.cache import missing_shards, open_planned
 from vox.features.files import remove_leftovers
 from vox.features.plan import CachePlan, read_plan, read_utterances, write_plan
-from vox.features.shard import FEATURE_BYTES
-from vox.features.stamps import Stamp, write_stamps
+from vox.features.shard import FEATURE_BYTES, Shard
+from vox.features.stamps import Recorded, write_stamps
 from vox.units import SAMPLE_RATE
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,22 @@ class CacheState:
     num_bytes_reclaimed: int  # of the disk: what stands there in place of the missing shards
     skipped: list[Problem]  # in this rank's shards that are there
     recordings: Recordings
+
+    @property
+    def num_utterances(self) -> int:
+        """Count the utterances of all ranks' shards."""
+        return sum(shard.num_utterances for shard in self.work.plan.shards)
+
+    @property
+    def num_mine(self) -> int:
+        """Count the utterances of this rank's shards."""
+        return sum(len(self.work.shards[number].utterances) for number in self.mine)
+
+    @property
+    def num_bytes_to_compute(self) -> int:
+        """Size of the frames of this rank's shards that are not there."""
+        num_frames = sum(self.work.plan.shards[number].num_frames for number in self.to_compute)
+        return num_frames * self.work.plan.feature_dim * FEATURE_BYTES
 
     @property
     def seconds_to_compute(self) -> float:
@@ -68,9 +84,12 @@ def inspect_cache(
     present = [plan.shards[number] for number in mine if plan.shards[number].name not in missing]
     shards = [open_planned(folder, plan, planned) for planned in present]
     refuse_changed(folder, shards, recordings, work)
+    again = _find_shards_to_redo(shards, work)
+    missing |= again
     skipped = [
         Problem(name, why)
         for shard in shards
+        if shard.path.name not in again
         for name, why in zip(shard.ids, shard.skipped, strict=True)
         if why
     ]
@@ -94,8 +113,10 @@ def inspect_cache(
 def prepare_folder(state: CacheState, *, rank: int, rebuild: bool = False) -> None:
     """Make the folder ready for this rank's shards: plan written, leftovers of dead runs removed.
 
-    To rebuild, a rank removes its own shards only, and the first one also those that are no longer
-    planned: the others may be at work already.
+    A shard that is to be computed again stays until the new one takes its name, unless it is not what is
+    planned, or of other recordings: a run killed in between would leave it to be taken for the new one. A
+    rank removes its own shards only, and the first one also those that are no longer planned: the others may
+    be at work already.
     """
     folder, plan = state.folder, state.work.plan
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +124,8 @@ def prepare_folder(state: CacheState, *, rank: int, rebuild: bool = False) -> No
         log.info("removed %s, left by a run that died", folder / name)
     if rebuild:
         planned = {shard.name for shard in plan.shards}
-        doomed = {folder / plan.shards[number].name for number in state.to_compute}
+        stale = [number for number in state.to_compute if _is_stale(state, number)]
+        doomed = {folder / plan.shards[number].name for number in stale}
         if rank == 0:
             doomed |= {path for path in folder.glob("shard-*.h5") if path.name not in planned}
         for path in sorted(doomed):
@@ -122,9 +144,8 @@ def describe_state(state: CacheState) -> str:
     plan = state.work.plan
     hours = plan.num_samples / SAMPLE_RATE / 3600
     num_bytes = plan.num_frames * plan.feature_dim * FEATURE_BYTES
-    num_utterances = sum(shard.num_utterances for shard in plan.shards)
     return (
-        f"{plan.title}: {num_utterances:,} utterances, {hours:,.3f} hours, {plan.num_frames:,} frames, "
+        f"{plan.title}: {state.num_utterances:,} utterances, {hours:,.3f} hours, {plan.num_frames:,} frames, "
         f"{format_gb(num_bytes)} in {len(plan.shards)} shard{'s' * (len(plan.shards) != 1)}; "
         f"to compute here: {len(state.to_compute)} of {len(state.mine)}; into {state.folder} "
         f"({format_gb(free_bytes(state.folder))} free)"
@@ -148,7 +169,7 @@ def check_free_space(states: list[CacheState]) -> None:
 
 def free_bytes(folder: Path) -> int:
     """Return what is free on the disk that a folder is on, or will be on."""
-    return shutil.disk_usage(_nearest_folder(folder)).free
+    return shutil.disk_usage(nearest_folder(folder)).free
 
 
 def format_gb(num_bytes: int) -> str:
@@ -156,25 +177,58 @@ def format_gb(num_bytes: int) -> str:
     return f"{num_bytes / BYTES_PER_GB:.{2 if num_bytes >= BYTES_PER_GB else 4}f} GB"
 
 
-def _choose_stamps(state: CacheState, recorded: Mapping[str, Stamp]) -> dict[str, Stamp]:
-    """Return the stamps to record: this rank's shards' as they are now, others' as they are recorded.
+def _is_stale(state: CacheState, number: int) -> bool:
+    """Say whether a shard that is to be replaced is not as planned, or of recordings that have changed."""
+    plan = state.work.plan
+    try:
+        shard = open_planned(state.folder, plan, plan.shards[number])
+    except (CacheError, OSError):
+        return True
+    return not all(map(state.recordings.is_as_recorded, shard.ids))
+
+
+def _find_shards_to_redo(shards: Sequence[Shard], work: CacheWork) -> set[str]:
+    """Name the shards without some recordings that could not be read then, and can be now; say which."""
+    skipped = {
+        name: shard.path.name
+        for shard in shards
+        for name, why in zip(shard.ids, shard.skipped, strict=True)
+        if why and why != OVERFLOW
+    }
+    suspects = [u for shard in work.shards for u in shard.utterances if u.id in skipped] if skipped else []
+    readable = find_readable(suspects)
+    again = {skipped[name] for name in readable}
+    if again:
+        log.warning(
+            "%s: %d recordings that were skipped can be read now (%s): their %d shards are computed again",
+            work.plan.title,
+            len(readable),
+            name_first(readable),
+            len(again),
+        )
+    return again
+
+
+def _choose_stamps(state: CacheState, recorded: Mapping[str, Recorded]) -> dict[str, Recorded]:
+    """Return what to record: this rank's recordings as they are now, others' as they are recorded.
 
     Another rank may have read a recording already that has changed since, and its own stamp is the one that
     tells; where it has none, nothing of that shard was read before ours was taken.
     """
-    stamps: dict[str, Stamp] = {}
+    chosen: dict[str, Recorded] = {}
     mine = set(state.mine)
     for number, shard in enumerate(state.work.shards):
-        for name in shard.ids:
-            stamp = recorded.get(name)
-            if number in mine or (stamp is None and shard.name in state.missing):
+        for name, num_samples in zip(shard.ids, shard.num_samples, strict=True):
+            entry = recorded.get(name)
+            if number in mine or (entry is None and shard.name in state.missing):
                 stamp = state.recordings.stamps.get(name)
-            if stamp is not None:
-                stamps[name] = stamp
-    return stamps
+                entry = None if stamp is None else Recorded(stamp, num_samples)
+            if entry is not None:
+                chosen[name] = entry
+    return chosen
 
 
-def _nearest_folder(folder: Path) -> Path:
+def nearest_folder(folder: Path) -> Path:
     """Return the folder, or the nearest one above it that exists."""
     return next(place for place in (folder, *folder.absolute().parents) if place.exists())
 
@@ -182,7 +236,7 @@ def _nearest_folder(folder: Path) -> Path:
 def _check_writable(folder: Path) -> None:
     """Raise CacheError unless the folder can be made and written to; leave no trace."""
     try:
-        with tempfile.TemporaryFile(dir=_nearest_folder(folder)):
+        with tempfile.TemporaryFile(dir=nearest_folder(folder)):
             pass
     except OSError as error:
         raise CacheError(

@@ -1,56 +1,68 @@
 """A split's recordings as they are now, against what its cache was made from."""
 
-import contextlib
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from precompute.plan import CacheWork
-from vox.audio import hash_recording
+from vox.audio import hash_recording, read_audio
 from vox.corpus import Utterance
-from vox.errors import CacheError, name_first
-from vox.features.plan import read_plan, read_utterances
+from vox.errors import AudioError, CacheError, name_first
 from vox.features.shard import Shard
-from vox.features.stamps import Stamp, read_stamps, take_stamp
+from vox.features.stamps import Recorded, Stamp, read_stamps, take_stamp
 
 log = logging.getLogger(__name__)
 
-HASHING_THREADS = 4
+READING_THREADS = 4
 
 
 class Recordings:
-    """Stamps of a split's recordings, taken before any is read, and those that a cache has recorded."""
+    """Stamps of a split's recordings, taken before any is read, and what a cache has recorded of them."""
 
-    def __init__(self, recorded: dict[str, Stamp], lengths: dict[str, int]) -> None:
+    def __init__(self, recorded: dict[str, Recorded], root: Path) -> None:
         self.recorded = recorded  # by utterance
         self.stamps: dict[str, Stamp] = {}
-        self._lengths = lengths  # samples, as cached
+        self._root = root
 
     @classmethod
-    def recall(cls, folder: Path) -> "Recordings":
-        """Read what a cache's folder has recorded: nothing where it is new or damaged."""
-        lengths: dict[str, int] = {}
-        with contextlib.suppress(CacheError):  # met again, and said, where the plan is compared
-            plan = read_plan(folder)
-            lengths = {} if plan is None else read_utterances(folder, plan)
-        return cls(recall_stamps(folder), lengths)
+    def recall(cls, folder: Path, root: Path) -> "Recordings":
+        """Read what a cache's folder has recorded of a corpus: nothing where it is new or damaged."""
+        return cls(recall_stamps(folder), root)
 
     def known_length(self, utterance: Utterance) -> int | None:
         """Take an utterance's stamp; return its length if that is as recorded, so that no header is read."""
-        stamp = take_stamp(utterance.audio_path)
-        if stamp is None:
-            return self._lengths.get(utterance.id) if self.recorded.get(utterance.id) == stamp else None
-        self.stamps[utterance.id] = stamp
-        return self._lengths.get(utterance.id) if self.recorded.get(utterance.id) == stamp else None
+        stamp = take_stamp(utterance.audio_path, self._root)
+        if stamp is not None:
+            self.stamps[utterance.id] = stamp
+        return self.recorded[utterance.id].num_samples if self.is_as_recorded(utterance.id) else None
+
+    def is_as_recorded(self, name: str) -> bool:
+        """Say whether an utterance's recording has the stamp that the cache has recorded."""
+        recorded = self.recorded.get(name)
+        return recorded is not None and recorded.stamp == self.stamps.get(name)
 
 
-def recall_stamps(folder: Path) -> dict[str, Stamp]:
+def recall_stamps(folder: Path) -> dict[str, Recorded]:
     """Read a cache's stamps; none where they are missing or damaged, so that all are made anew."""
     try:
         return read_stamps(folder)
     except CacheError:
         return {}
+
+
+def find_readable(utterances: Sequence[Utterance]) -> list[str]:
+    """Name the utterances whose recordings decode to their length; raise OSError where one cannot be told."""
+
+    def is_readable(utterance: Utterance) -> bool:
+        try:
+            return len(read_audio(utterance.audio_path, utterance.speed)) == utterance.num_samples
+        except AudioError:
+            return False
+
+    with ThreadPoolExecutor(READING_THREADS) as pool:
+        found = pool.map(is_readable, utterances)
+        return [utterance.id for utterance, can in zip(utterances, found, strict=True) if can]
 
 
 def refuse_changed(folder: Path, shards: Sequence[Shard], recordings: Recordings, work: CacheWork) -> None:
@@ -62,13 +74,13 @@ def refuse_changed(folder: Path, shards: Sequence[Shard], recordings: Recordings
         name: shard.audio_sha256(row)
         for shard in shards
         for row, name in enumerate(shard.ids)
-        if recordings.stamps.get(name) != recordings.recorded.get(name)
+        if not recordings.is_as_recorded(name)
     }
     if not expected:
         return
     log.info("%s: comparing %d recordings with the cache", work.plan.title, len(expected))
     suspects = [u for shard in work.shards for u in shard.utterances if u.id in expected]
-    with ThreadPoolExecutor(HASHING_THREADS) as pool:
+    with ThreadPoolExecutor(READING_THREADS) as pool:
         found = pool.map(hash_recording, [utterance.audio_path for utterance in suspects])
         changed = [u.id for u, sha256 in zip(suspects, found, strict=True) if sha256 != expected[u.id]]
     if changed:

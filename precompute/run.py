@@ -77,7 +77,9 @@ def run(options: Options) -> None:
     if options.dry_run:
         click.echo(estimate_time(states, extractor, device, pace))
         return
-    for state in states:
+    states.reverse()
+    while states:  # each is let go when it is done: of a large corpus it is gigabytes
+        state = states.pop()
         prepare_folder(state, rank=options.rank, rebuild=options.rebuild)
         skipped = state.skipped
         if state.to_compute:
@@ -108,7 +110,7 @@ def _inspect_variant(
     """Read a split at one speed and compare it with the cache of that."""
     fingerprint = fingerprint.at_speed(speed)
     folder = cache_dir(options.features, split, fingerprint)
-    recordings = Recordings.recall(folder)
+    recordings = Recordings.recall(folder, options.root)
     corpus = load_split(
         options.root,
         split,
@@ -143,9 +145,9 @@ def _choose_pace(options: Options, device: torch.device) -> Pace:
 
 
 def _local_device(name: str) -> str:
-    """Under torchrun, `auto` is this process's own GPU of the machine's."""
+    """Under torchrun, `auto` and `cuda` are this process's own GPU of the machine's."""
     local_rank = os.environ.get("LOCAL_RANK")
-    if name == "auto" and local_rank is not None and torch.cuda.is_available():
+    if name in ("auto", "cuda") and local_rank is not None and torch.cuda.is_available():
         return f"cuda:{local_rank}"
     return name
 
@@ -157,9 +159,10 @@ def _report_skipped(state: CacheState, skipped: list[Problem]) -> None:
     log.warning("%s: %d utterances have no features and will not be trained on:", split, len(skipped))
     for problem in skipped:
         log.warning("skipped %s: %s", problem.name, problem.reason)
-    if len(skipped) == sum(shard.num_utterances for shard in state.work.plan.shards):
+    if len(skipped) == state.num_mine:
+        whose = "" if state.num_mine == state.num_utterances else " that this process is to compute"
         raise CacheError(
-            f"no utterance of split {split} has features ({skipped[0].reason})",
+            f"no utterance of split {split}{whose} has features ({skipped[0].reason})",
             where=state.folder,
             remedy="correct what is said above, then run this again with --rebuild",
         )

@@ -15,9 +15,9 @@ from types import TracebackType
 
 import torch
 
-from precompute.plan import CacheWork
+from precompute.plan import OVERFLOW, CacheWork
 from vox.corpus import Problem
-from vox.features.shard import ShardWriter
+from vox.features.writer import ShardWriter
 
 QUEUED_BATCHES = 4  # computed and not yet written
 FINISHING_SHARDS = 2  # at once: one at work, one waiting for it
@@ -103,7 +103,7 @@ class WriterThread:
                 writer = self._writer_of(key)
                 writer.write(key[1], features_TC.numpy(), audio_sha256=batch.audio_sha256[key])
             else:
-                self._skip(batch, key, "features overflow float16")
+                self._skip(batch, key, OVERFLOW)
         for key, reason in batch.failures:
             self._skip(batch, key, reason)
         for number, writer in list(self._writers.items()):

@@ -12,8 +12,8 @@ from tests.conftest import make_speech, write_split
 from tests.test_shard import flip_byte
 from vox.audio import hash_recording, read_header
 from vox.cli import main
-from vox.features.cache import verify_cache
 from vox.features.shard import Shard
+from vox.features.verify import verify_cache
 from vox.units import SAMPLE_RATE
 
 SPLIT = "train-tiny"
@@ -160,3 +160,70 @@ def test_verify_hashes_the_recordings(
     assert re.match(rf"changed recording: 7-1-0003: {changed} \(.*shard-\d+\.h5\)", lines[0])
     assert re.match(r"missing recording: 7-1-0005 ", lines[1])
     assert "2 faults" in told.err
+    # Another root than the corpus's: every split that is not there is a fault, and the rest is still told.
+    assert main([*command, "--audio", "--root", str(root / "nowhere")]) == 2
+    told = capsys.readouterr()
+    assert "recordings that cannot be compared: no split train-tiny" in told.out and "1 faults" in told.err
+
+
+def change_length(path: Path) -> None:
+    soundfile.write(path, make_speech(read_header(path).num_samples + 3_200, 99), SAMPLE_RATE)
+
+
+def test_a_rebuild_killed_before_its_plan_leaves_no_old_lengths(
+    root: Path, tiny_wavlm_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stamps of new recordings beside lengths of the old ones would have them skipped for ever."""
+
+    def be_killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    change_length(audio_path(root, 5))
+    with monkeypatch.context() as patch:
+        patch.setattr("precompute.prepare.write_plan", be_killed)
+        assert precompute(root, tiny_wavlm_dir, "--rebuild") == 130
+    assert precompute(root, tiny_wavlm_dir) == 2
+    assert "1 changed length: 7-1-0005" in capsys.readouterr().err
+    assert precompute(root, tiny_wavlm_dir, "--rebuild") == 0
+    assert "skipped" not in capsys.readouterr().err
+    assert list(verify_cache(cache_folder(root))) == []
+
+
+def test_a_rebuild_replaces_shard_by_shard(
+    root: Path, tiny_wavlm_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at once, it has taken away only what is of another recording."""
+
+    def be_killed(*arguments: object, **keywords: object) -> None:
+        raise KeyboardInterrupt
+
+    shards = {path.name: path.read_bytes() for path in cache_folder(root).glob("*.h5")}
+    with monkeypatch.context() as patch:
+        patch.setattr("precompute.run.compute_shards", be_killed)
+        assert precompute(root, tiny_wavlm_dir, "--rebuild") == 130
+        assert {path.name: path.read_bytes() for path in cache_folder(root).glob("*.h5")} == shards
+        replace_speech(audio_path(root, 1))
+        assert precompute(root, tiny_wavlm_dir, "--rebuild") == 130
+    gone = {f"shard-{n:05d}.h5" for n in range(len(shards))} - {
+        p.name for p in cache_folder(root).glob("*.h5")
+    }
+    assert len(gone) == 1
+    assert precompute(root, tiny_wavlm_dir) == 0
+    assert list(verify_cache(cache_folder(root))) == []
+    told = main(["cache", "verify", "--audio", "--root", str(root), "--features", str(root / "features")])
+    assert told == 0
+
+
+def test_an_id_that_names_another_file_is_another_recording(
+    tmp_path: Path, tiny_wavlm_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both files of one size and one time."""
+    for number in range(2):
+        soundfile.write(tmp_path / f"{number}.wav", make_speech(16_000, number), SAMPLE_RATE)
+        os.utime(tmp_path / f"{number}.wav", ns=(5, 5))
+    manifest = tmp_path / f"{SPLIT}.jsonl"
+    manifest.write_text('{"audio": "0.wav", "text": "go", "id": "a"}\n')
+    assert precompute(tmp_path, tiny_wavlm_dir) == 0
+    manifest.write_text('{"audio": "1.wav", "text": "go", "id": "a"}\n')
+    assert precompute(tmp_path, tiny_wavlm_dir) == 2
+    assert "1 recordings have changed" in capsys.readouterr().err

@@ -3,18 +3,22 @@
 import hashlib
 import json
 import shutil
+from contextlib import suppress
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+import train.loop
+from tests.test_backup import write_checkpoint
 from tests.training import Killed, assert_equal_runs, kill_run, read_metrics, stage1_options, tiny_recogniser
-from train.average import Ema
+from train.average import Ema, average_checkpoints
 from train.options import TrainOptions
 from train.run import run_training
 from train.step import UpdateResult
-from vox.checkpoint import EMA, MODEL, load_recogniser
+from vox.checkpoint import CHECKSUMS, EMA, MODEL, load_recogniser
 from vox.errors import ConfigError
 
 
@@ -109,6 +113,28 @@ def test_killed_before_a_validation_inside_an_epoch_it_is_made_up_for(averaged, 
     assert_equal_runs(averaged.run_dir, options.run_dir)
 
 
+@pytest.mark.parametrize("end", ["train.validate_updates=3", "train.max_updates=2"])
+def test_an_update_is_validated_once(end, tiny_root, tiny_wavlm_dir, tmp_path, monkeypatch):
+    """Where an epoch or the run ends at such an update too; killed there and resumed as well."""
+    options = stage1_options(
+        tiny_root, tiny_wavlm_dir, tmp_path / "run", overrides=("train.validate_updates=1", end)
+    )
+    original = train.loop.validate_weights
+
+    def die_at_the_end_of_an_epoch(run, *arguments):
+        if run.progress.update_in_epoch == 3:
+            raise Killed
+        return original(run, *arguments)
+
+    monkeypatch.setattr("train.loop.validate_weights", die_at_the_end_of_an_epoch)
+    with suppress(Killed):
+        run_training(options)
+    monkeypatch.undo()
+    run_training(TrainOptions(stage=1, run=options.run_dir, resume=True))
+    updates = [line["update"] for line in read_metrics(options.run_dir) if line["kind"] == "dev"]
+    assert updates == sorted(set(updates))
+
+
 def test_the_mean_of_checkpoints_is_kept_if_it_is_better(tiny_root, tiny_wavlm_dir, tmp_path):
     overrides = ("train.keep_checkpoints=2", "train.average_checkpoints=3")
     options = stage1_options(tiny_root, tiny_wavlm_dir, tmp_path / "run", overrides=overrides)
@@ -125,6 +151,32 @@ def test_the_mean_of_checkpoints_is_kept_if_it_is_better(tiny_root, tiny_wavlm_d
     if averaged:
         assert torch.equal(load_file(averaged[0] / MODEL)["ctc_head.weight"], mean)
         assert (options.run_dir / "best").resolve() == averaged[0].resolve()
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_the_mean_is_of_the_whole_ones_that_the_first_rank_sees(is_first, tmp_path, monkeypatch, caplog):
+    """1, 2 and 6, of which the 6 is damaged; another rank does not look."""
+    folders = [tmp_path / "checkpoints" / f"update-{number}-validated" for number in (1, 2, 6)]
+    for number, folder in zip((1, 2, 6), folders, strict=True):
+        write_checkpoint(tmp_path, folder.name)
+        save_file({"bias": torch.full((3,), float(number))}, folder / MODEL)
+        checksums = json.loads((folder / CHECKSUMS).read_text())
+        if number < 6:
+            checksums[MODEL] = hashlib.sha256((folder / MODEL).read_bytes()).hexdigest()
+        (folder / CHECKSUMS).write_text(json.dumps(checksums))
+    recogniser = torch.nn.Linear(3, 3)
+    recogniser.weight.requires_grad_(False)
+    ranks = SimpleNamespace(is_first=is_first, gather=lambda value: [value if is_first else folders[:2], []])
+    run = SimpleNamespace(
+        run_dir=tmp_path if is_first else tmp_path / "nowhere",
+        parts=SimpleNamespace(recogniser=recogniser),
+        ranks=ranks,
+        signals=SimpleNamespace(agree=None),
+    )
+    monkeypatch.setattr("train.average.validate_run", lambda *_: None)
+    assert average_checkpoints(run, 3)  # type: ignore[arg-type]
+    assert recogniser.bias.tolist() == [1.5, 1.5, 1.5]
+    assert ("update-6-validated is left out" in caplog.text) == is_first
 
 
 def test_an_average_needs_its_checkpoints(tiny_root, tiny_wavlm_dir, tmp_path):

@@ -1,5 +1,6 @@
 """Backups: which checkpoints are copied, that copies are checked, and that they never get in the way."""
 
+import errno
 import hashlib
 import json
 import threading
@@ -13,7 +14,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 import train.backup
 from train.backup import NUM_TRIES, Backup
-from train.options import OPTIONS
+from train.options import OPTIONS, TrainOptions, save_options
 from vox.checkpoint import CHECKSUMS, CONFIG, MODEL, REQUIRED, STATE, TRAINER
 from vox.errors import ConfigError
 
@@ -215,6 +216,47 @@ def test_a_new_run_does_not_replace_the_backup_of_another(tmp_path, failing):
     with pytest.raises(ConfigError, match=r"there already: /there/run; .*--resume --from URL"):
         Backup(failing, second)
     Backup(failing, first).close(30)  # resumed
+
+
+@pytest.mark.parametrize("is_reached", [True, False])
+def test_a_resumed_run_does_not_replace_the_backup_of_another(is_reached, tmp_path, failing, monkeypatch):
+    """It has copies of its own elsewhere, and is told a new URL, where there are older ones of that name."""
+    runs = [tmp_path / number / "run" for number in ("one", "two")]
+    first, second = (write_checkpoint(run, f"update-{number}") for number, run in enumerate(runs))
+    for run in runs:
+        save_options(TrainOptions(stage=1, run=run))
+    for _ in range(2):  # its own may be replaced
+        backup = Backup(failing, runs[0])
+        backup.submit(first, is_best=False)
+        backup.close(30)
+    if is_reached:
+        with pytest.raises(ConfigError, match=r"the backup of another run .*there already: /there/run"):
+            Backup(failing, runs[1])
+    else:
+        with monkeypatch.context() as patch:
+            patch.setattr(FailingFilesystem, "exists", lambda *_: 1 / 0)
+            backup = Backup(failing, runs[1])
+        backup.submit(second, is_best=False)
+        backup.close(30)
+        assert "another run of this name" in json.loads((runs[1] / "backup.json").read_text())["error"]
+    assert json.loads((runs[0] / "backup.json").read_text())["error"] is None
+    assert read_json(failing, "run/last.json") == {"checkpoint": "update-0.1"}
+
+
+def test_a_disk_without_hard_links_is_backed_up_too(tmp_path, failing, monkeypatch):
+    """The first half of a failed try must not be in the way of the next."""
+    run = tmp_path / "run"
+    folder = write_checkpoint(run, "update-1")
+    backup = Backup(failing, run)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    (run / ".backup" / "update-1" / MODEL).mkdir(parents=True)
+    backup.submit(folder, is_best=False)
+    backup.close(30)
+    assert read_json(failing, "run/last.json") == {"checkpoint": "update-1"}
 
 
 def test_small_files_go_with_the_checkpoint(tmp_path, url):

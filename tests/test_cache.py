@@ -1,5 +1,7 @@
 """A stale, incomplete or damaged cache is refused, and the message says which part differs (promise T9)."""
 
+import errno
+import fcntl
 import multiprocessing
 import os
 import shutil
@@ -8,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import WavLMConfig
 
+from tests.conftest import tiny_wavlm_kwargs
 from tests.test_shard import flip_byte
 from vox.cli import main
 from vox.errors import CacheError
@@ -17,13 +21,15 @@ from vox.features.cache import (
     cache_dir,
     open_cache,
     summarise_cache,
-    verify_cache,
 )
-from vox.features.fingerprint import Fingerprint
+from vox.features.files import remove_leftovers
+from vox.features.fingerprint import Fingerprint, make_fingerprint
 from vox.features.plan import CachePlan, ShardPlan, hash_utterances, utterances_to_jsonl, write_plan
-from vox.features.shard import ShardWriter
-from vox.features.stamps import Stamp, write_stamps
+from vox.features.stamps import Recorded, Stamp, write_stamps
+from vox.features.verify import verify_cache
+from vox.features.writer import ShardWriter
 from vox.units import samples_to_frames
+from vox.wavlm.model import WavLM
 
 SPLIT = "dev-small"
 FINGERPRINT = Fingerprint("ab" * 32, (3, 4), {"sample_rate": "16000", "do_normalize": "false"})
@@ -52,7 +58,8 @@ def write_cache(features_dir: Path, fingerprint: Fingerprint = FINGERPRINT) -> P
     num_samples = sum(lengths.values())
     plan = CachePlan(SPLIT, fingerprint, "a/wavlm", FEATURE_DIM, num_samples, digest, tuple(shards))
     folder.mkdir(parents=True)
-    write_stamps(folder, {name: Stamp(1_000 + length, 5) for name, length in lengths.items()})
+    recorded = {name: Recorded(Stamp(f"{name}.flac", 5, 6), length) for name, length in lengths.items()}
+    write_stamps(folder, recorded)
     write_plan(folder, plan, utterances_to_jsonl(list(lengths), list(lengths.values())))
     for shard, group in zip(shards, groups, strict=True):
         writer = ShardWriter(
@@ -245,3 +252,42 @@ def test_a_plan_that_cannot_be_read_is_a_fault_beside_the_others(
         told = capsys.readouterr()
         assert fault in told.out and whole.name in told.out
         assert len(told.err.splitlines()) == 1
+
+
+def test_unfinished_files_are_ours_or_foreign(folder: Path) -> None:
+    """A folder, a link, and a name that no writer gives are not a dead run's."""
+    (folder / ".shard-00001.h5.host-1-aa.part").mkdir()
+    (folder / ".shard-00002.h5.host-1-aa.part").symlink_to(folder / "nowhere")
+    (folder / ".download.part").write_text("somebody else's")
+    faults = list(verify_cache(folder))
+    assert len(faults) == 3 and all(fault.startswith("foreign file: ") for fault in faults)
+    assert remove_leftovers(folder) == []
+
+
+def test_a_lock_that_cannot_be_looked_at_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / ".shard-00001.h5.host-1-aa.part").write_text("of a run that died")
+    # As NFS does: a lock of the whole file as one of a range of bytes, for which it must be open to write.
+    monkeypatch.setattr(fcntl, "flock", fcntl.lockf)
+    assert ["left by a run that died" in fault for fault in verify_cache(folder)] == [True]
+
+    def have_no_locks(*arguments: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", have_no_locks)
+    (fault,) = verify_cache(folder)
+    assert "cannot be told (No locks available)" in fault
+    assert remove_leftovers(folder) == []
+
+
+def test_another_configuration_of_the_same_weights_is_another_cache() -> None:
+    """Norms before the layers or after them: the same shapes, and other features."""
+    post, pre = (
+        WavLM(WavLMConfig(**tiny_wavlm_kwargs(do_stable_layer_norm=is_pre)), do_normalize=False)
+        for is_pre in (False, True)
+    )
+    pre.load_state_dict(post.state_dict())
+    ours, theirs = make_fingerprint(post, (3,)), make_fingerprint(pre, (3,))
+    assert ours.prefix != theirs.prefix
+    assert ours.differences(theirs) == [
+        "config: cache do_stable_layer_norm=false, model do_stable_layer_norm=true"
+    ]

@@ -1,10 +1,13 @@
 """Two ranks and one: the same gradient, the same run, and the same end after a kill (T6, T7)."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +16,8 @@ import torch
 import torch.distributed as dist
 
 import train.loop
+import train.progress
+from tests.conftest import write_split
 from tests.processes import run_ranks
 from tests.test_step import NUM_UTTERANCES, gradient_of, make_batch, make_split
 from tests.training import (
@@ -23,11 +28,11 @@ from tests.training import (
     stage2_options,
     tiny_recogniser,
 )
-from train.loop import Interrupted
 from train.options import TrainOptions
 from train.ranks import Ranks
 from train.run import run_training
 from train.schedule import build_optimizer
+from train.signals import Interrupted
 from train.step import LabelTotals, StepSettings, accumulate_gradients, run_update, wrap_losses
 from vox.config import OptimizerConfig
 from vox.data.plan import plan_epoch
@@ -205,28 +210,83 @@ def test_an_error_of_all_ranks_is_said_once(two_ranks, tmp_path, capfd):
     assert len(said) == 1 and "no split nowhere" in said[0]
 
 
-def test_a_signal_to_one_rank_stops_both_at_the_same_update(two_ranks, tmp_path):
+@pytest.mark.parametrize("signalled", [(1,), (0, 1)])
+def test_a_signal_stops_all_ranks_at_the_same_update(two_ranks, tmp_path, signalled):
+    """torchrun repeats a signal, and ends all when one has ended: the save must survive both."""
     options = replace(two_ranks, run=tmp_path / "run")
 
     def work(rank: int) -> None:
         original, count = train.loop.run_update, 0
+        save_checkpoint = train.progress.save_checkpoint
 
         def update(*arguments):
             nonlocal count
             count += 1
-            if count == 5 and rank == 1:
+            if count == 5 and rank in signalled:
                 os.kill(os.getpid(), signal.SIGTERM)
+                threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
             return original(*arguments)
 
-        train.loop.run_update = update
+        def save_slowly(folder: Path, **arguments) -> None:
+            if "00000005" in folder.name:
+                time.sleep(0.6)
+            save_checkpoint(folder, **arguments)
+
+        train.loop.run_update, train.progress.save_checkpoint = update, save_slowly
         with pytest.raises(Interrupted):
             run_training(options)
+        assert (options.run_dir / "last").resolve().name == "update-00000005"  # also when the others leave
 
     assert run_ranks(2, work) == [0, 0]
-    assert json.loads((options.run_dir / "last" / "state.json").read_text())["update"] == 5
     resumed = TrainOptions(stage=1, run=options.run_dir, resume=True)
     assert run_ranks(2, lambda rank: run_training(resumed)) == [0, 0]
     assert_equal_runs(two_ranks.run_dir, options.run_dir)
+
+
+def test_three_ranks_killed_and_resumed_end_the_same(two_ranks, tmp_path):
+    """In which order three numbers are added matters, and DistributedDataParallel changes it once."""
+    options = replace(two_ranks, run=tmp_path / "whole")
+    assert run_ranks(3, lambda rank: run_training(options)) == [0] * 3
+    overrides = (*options.overrides, "train.checkpoint_minutes=1e-6")
+    dying = replace(options, run=tmp_path / "run", overrides=overrides)
+    run_ranks(3, lambda rank: train_and_die(dying, rank, 4, is_whole_group=True))
+    resumed = TrainOptions(stage=1, run=dying.run_dir, resume=True)
+    assert run_ranks(3, lambda rank: run_training(resumed)) == [0] * 3
+    assert_equal_runs(options.run_dir, dying.run_dir)
+
+
+def test_ranks_draw_different_dropout(two_ranks, tmp_path, monkeypatch):
+    options = replace(two_ranks, run=tmp_path / "run")
+
+    def work(rank: int) -> None:
+        def note_seed(run) -> None:
+            (tmp_path / str(rank)).write_text(str(torch.initial_seed()))
+            raise SystemExit(0)
+
+        monkeypatch.setattr("train.run.train_epochs", note_seed)
+        run_training(options)
+
+    run_ranks(2, work)
+    assert (tmp_path / "0").read_text() != (tmp_path / "1").read_text()
+
+
+def test_a_recording_that_another_rank_cannot_read_is_named(tiny_wavlm_dir, tmp_path, capfd):
+    root = tmp_path / "data"
+    write_split(root, "train-tiny", 12)
+    write_split(root, "dev-tiny", 4, speaker=8, first_seed=100)
+    for path in (root / "LibriSpeech" / "train-tiny").rglob("*.flac"):
+        path.write_bytes(path.read_bytes()[:2000])
+        break
+    options = stage1_options(root, tiny_wavlm_dir, tmp_path / "run", overrides=("train.epochs=1",))
+
+    def work(_: int) -> None:
+        for name in ("vox", "train"):
+            logging.getLogger(name).addHandler(logging.StreamHandler())
+        run_training(options)
+
+    assert run_ranks(2, work) == [0, 0]
+    said = capfd.readouterr().err
+    assert f"skipped {path.stem}" in said and f"left out {path.stem}" in said
 
 
 def test_a_run_of_two_ranks_goes_on_with_one(two_ranks, tmp_path, caplog):

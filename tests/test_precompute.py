@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from precompute.estimate import measure_disk
 from precompute.extract import compute_shards
 from precompute.plan import cut_shards, plan_cache, share_shards
 from tests.conftest import write_split
@@ -26,9 +27,10 @@ from vox.cli import main
 from vox.corpus import Utterance, load_split
 from vox.data.plan import plan_by_length
 from vox.errors import CorpusError
-from vox.features.cache import FeatureCache, open_cache, verify_cache
+from vox.features.cache import FeatureCache, open_cache
 from vox.features.fingerprint import Fingerprint, make_fingerprint
 from vox.features.shard import Shard
+from vox.features.verify import verify_cache
 from vox.units import samples_to_frames, seconds_to_samples
 from vox.wavlm.extractor import FeatureExtractor, build_extractor
 
@@ -166,9 +168,26 @@ def test_dry_run_writes_nothing(
     told = capsys.readouterr().out
     for unit in ("12 utterances", "hours", "frames", "GB", "shards", "free"):
         assert unit in told
-    estimate = r"^about \d+\.\d s here \([\d.]+ times real time, from [1-4] timed batches?\)$"
+    estimate = r"^about \d+\.\d s here \([\d.]+ times real time, from [1-4] timed batches?(; the disk .*)?\)$"
     assert re.search(estimate, told, re.MULTILINE)
     assert not (tmp_path / "features").exists()
+
+
+def test_the_estimate_is_the_disks_where_that_is_slower(
+    tiny_root: Path,
+    tiny_wavlm_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert measure_disk(tmp_path / "not" / "yet") > 0 and not any(tmp_path.iterdir())
+    monkeypatch.setattr("precompute.estimate.measure_disk", lambda folder: 10.0)  # bytes a second
+    assert main(command(tiny_root, tiny_wavlm_dir, tmp_path / "features", "--dry-run")) == 0
+    told = capsys.readouterr().out
+    num_frames = int(re.search(r"([\d,]+) frames", told)[1].replace(",", ""))  # type: ignore[index]
+    minutes = num_frames * 32 * 2 // 10 // 60
+    expected = rf"about (1 h )?{minutes % 60:02d} min.* here \(0\.0 times .*; the disk takes 0 MB/s\)"
+    assert re.search(expected, told)
 
 
 def test_a_changed_corpus_is_refused_until_rebuilt(
@@ -280,7 +299,7 @@ KILL_DRIVER = """
 import json, os, pathlib, signal, sys
 import torch
 torch.set_num_threads(1)  # no thread pool, so that forking is safe
-import precompute.run, vox.features.shard
+import precompute.run, vox.features.writer
 from vox.cli import main
 from vox.features.shard import Shard, check_bytes
 reference, killed, command = json.loads(sys.argv[1])

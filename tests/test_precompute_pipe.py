@@ -17,6 +17,7 @@ from torch import nn
 from precompute.extract import compute_shards
 from precompute.plan import CacheWork, plan_cache
 from vox.corpus import Utterance
+from vox.errors import DeviceError
 from vox.features.fingerprint import Fingerprint
 from vox.features.shard import Shard
 from vox.units import samples_to_frames
@@ -74,7 +75,7 @@ def test_the_next_shard_is_written_while_one_is_being_finished(
                 time.sleep(0.01)
             waited_for.extend(parent.glob(".shard-00001.h5.*.part"))
 
-    monkeypatch.setattr("vox.features.shard.sync_folder", wait_for_the_next)
+    monkeypatch.setattr("vox.features.writer.sync_folder", wait_for_the_next)
     compute(work, folder)
     assert waited_for
     read = [float(Shard(path).read(row)[0, 0]) for path in sorted(folder.iterdir()) for row in range(2)]
@@ -95,7 +96,7 @@ def test_an_error_in_finishing_is_raised_and_leaves_whole_shards_only(
             raise OSError(errno.ENOSPC, "no space left", "shard")
         return "0" * 64
 
-    monkeypatch.setattr("vox.features.shard._hash_after_user_block", fill_disk)
+    monkeypatch.setattr("vox.features.writer.hash_after_user_block", fill_disk)
     with pytest.raises(OSError, match="no space left"):
         compute(work, folder)
     assert [path.name for path in sorted(folder.iterdir())] == [
@@ -117,7 +118,7 @@ def slowly(call: Callable) -> Callable:
     ("target", "is_slow"),
     [
         ("vox.data.sources.read_audio", (True, False)),
-        ("vox.features.shard.ShardWriter.write", (False, True)),
+        ("vox.features.writer.ShardWriter.write", (False, True)),
         ("tests.test_precompute_pipe.LoudnessFeatures.forward", (False, False)),
     ],
     ids=["decoding", "writing", "computing"],
@@ -140,3 +141,34 @@ def test_what_was_waited_for_is_told(
     )
     assert told is not None
     assert tuple(float(share) > 40 for share in told.groups()) == is_slow
+
+
+class ShortOfMemory(nn.Module):
+    """What torch does when memory is short."""
+
+    def __init__(self, error: RuntimeError) -> None:
+        super().__init__()
+        self.error = error
+
+    def forward(self, waveforms_BS: torch.Tensor, num_samples_B: torch.Tensor) -> None:
+        """Raise the error."""
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("batch_seconds", "message"),
+    [
+        (0.1, r"too little memory for this recording: 0, 0 s; cut it into shorter ones"),
+        (9, r"too little memory for a batch whose longest .*: 0, 0 s; lower --batch-seconds"),
+    ],
+)
+@pytest.mark.parametrize(
+    "error", [RuntimeError("DefaultCPUAllocator: can't allocate memory"), torch.OutOfMemoryError("CUDA")]
+)
+def test_a_batch_too_large_for_memory_is_named(
+    work: CacheWork, folder: Path, error: RuntimeError, batch_seconds: float, message: str
+) -> None:
+    short, device = ShortOfMemory(error), torch.device("cpu")
+    with pytest.raises(DeviceError, match=message):
+        compute_shards(work, [0], folder, short, device, batch_seconds=batch_seconds, workers=0)  # type: ignore[arg-type]
+    assert not list(folder.iterdir())

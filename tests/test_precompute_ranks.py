@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from precompute.run import _local_device
 from tests.conftest import write_split
 from tests.test_precompute import command, read_files
 from vox.cli import main
@@ -56,3 +58,23 @@ def test_torchrun_shares_the_shards_out(
     assert done.stdout.count("to compute here: ") == 2
     assert f"to compute here: {sum(name.endswith('.h5') for name in one_run)} of" not in done.stdout
     assert read_files(tmp_path) == one_run
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert _local_device("cuda") == "cuda"
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    named = {name: _local_device(name) for name in ("auto", "cuda", "cuda:0", "cpu")}
+    assert named == {"auto": "cuda:1", "cuda": "cuda:1", "cuda:0": "cuda:0", "cpu": "cpu"}
+
+
+def test_a_rank_whose_every_recording_is_bad_says_so(
+    tiny_wavlm_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chapter = write_split(tmp_path, SPLIT, 12)
+    for path in chapter.glob("*.flac"):
+        path.write_bytes(path.read_bytes()[:4000])  # its header is as it was
+    line = command(tmp_path, tiny_wavlm_dir, tmp_path / "features", "--world-size", "2", "--rank", "1")
+    assert main(line) == 2
+    *_, told = capsys.readouterr().err.splitlines()
+    assert "no utterance of split train-tiny that this process is to compute has features" in told

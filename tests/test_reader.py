@@ -21,7 +21,8 @@ from vox.data.sources import CachedSource, map_ahead
 from vox.errors import CacheError
 from vox.features.cache import FeatureCache
 from vox.features.fingerprint import Fingerprint
-from vox.features.shard import Shard, ShardWriter
+from vox.features.shard import Shard
+from vox.features.writer import ShardWriter
 
 NUM_SHARDS, PER_SHARD, CHANNELS = 3, 20, 8
 FINGERPRINT = Fingerprint("ab" * 32, (3, 4), {"sample_rate": "16000"})

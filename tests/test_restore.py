@@ -1,5 +1,6 @@
 """Runs brought back: from an older checkpoint when the newest is damaged, and from a backup."""
 
+import errno
 import hashlib
 import json
 import shutil
@@ -14,12 +15,12 @@ import torch
 from tests.test_backup import FailingFilesystem, failing, url, write_checkpoint  # noqa: F401 - fixtures
 from tests.training import assert_equal_runs, signal_during, stage1_options
 from train.backup import NUM_TRIES, Backup
-from train.loop import Interrupted
 from train.metrics import METRICS
 from train.options import OPTIONS, TrainOptions
 from train.progress import Progress, read_rng, restore, restore_links
 from train.restore import restore_run
 from train.run import run_training
+from train.signals import Interrupted
 from vox.checkpoint import (
     CHECKSUMS,
     CONFIG,
@@ -70,10 +71,54 @@ def test_the_newest_validated_checkpoints_are_kept_beside_best_and_last(tmp_path
         assert left == sorted([*others, "update-4-validated", "update-5"])
 
 
+def test_the_one_before_is_kept_where_best_and_last_are_one(stage1, tmp_path, caplog):
+    """One flipped bit must not end a run that was told to keep no other checkpoint."""
+    run = copy_run(stage1, tmp_path / "run")
+    point_link(run / "best", (run / "last").resolve())
+    remove_unlinked(run / "checkpoints", (run / "best", run / "last"))
+    flip_bit(run / "last" / MODEL)
+    run_training(TrainOptions(stage=1, run=run, resume=True))
+    assert "the newest whole checkpoint, update-00000009" in caplog.text
+    assert len(list_checkpoints(run)) <= 3
+
+
+@pytest.mark.parametrize("num_failures", [1, 2])
+def test_a_failing_disk_is_not_a_damaged_checkpoint(num_failures, tmp_path, monkeypatch):
+    """Once, as a network disk does, it is tried again; twice, nothing is passed over, much less deleted."""
+    for name in (FIRST, SECOND):
+        point_link(tmp_path / "last", write_checkpoint(tmp_path, name))
+    failures = iter([OSError(errno.EIO, "Input/output error")] * num_failures)
+
+    def read(path: Path) -> str:
+        for failure in failures:
+            raise failure
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    monkeypatch.setattr("vox.checkpoint._sha256", read)
+    if num_failures == 1:
+        assert find_last(tmp_path).resolve().name == SECOND
+    else:
+        with pytest.raises(CheckpointError, match=rf"\(Input/output error\): .*{SECOND}.*same command again"):
+            find_last(tmp_path)
+
+
+def test_what_is_damaged_is_kept_until_the_next_checkpoint(tmp_path):
+    for name in (FIRST, SECOND):
+        point_link(tmp_path / "last", write_checkpoint(tmp_path, name))
+    flip_bit(tmp_path / "last" / MODEL)
+    damaged = (tmp_path / "last" / MODEL).read_bytes()
+    restore_links(tmp_path, find_last(tmp_path), Progress())
+    assert list_checkpoints(tmp_path) == [FIRST]
+    assert (tmp_path / "checkpoints" / f".damaged-{SECOND}" / MODEL).read_bytes() == damaged
+    remove_unlinked(tmp_path / "checkpoints", (tmp_path / "last",))
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [FIRST]
+
+
 @pytest.mark.parametrize("damaged", [MODEL, TRAINER, CHECKSUMS])
 def test_a_damaged_last_is_passed_over_and_the_run_ends_the_same(damaged, whole, tmp_path, caplog):
     run = copy_run(whole, tmp_path / "run")
     assert {FIRST, SECOND, THIRD} <= set(list_checkpoints(run))
+    shutil.rmtree(run / "checkpoints" / "update-00000009")  # or only the validation would be done again
     if damaged == TRAINER:
         (run / "last" / damaged).unlink()
     else:
@@ -113,6 +158,18 @@ def test_best_goes_back_with_the_run(left, tmp_path, caplog):
     assert progress.best_checkpoint == (left[-1] if left else None)
     assert progress.best == ({FIRST: [3.0], SECOND: [2.0]}[left[-1]] if left else None)
     assert (SECOND in left) != ("lost" in caplog.text)
+
+
+def test_a_damaged_best_is_not_the_best(tmp_path, caplog):
+    for name, rank in ((FIRST, 3.0), (SECOND, 2.0)):
+        point_link(tmp_path / "best", write_checkpoint(tmp_path, name, best=[rank], best_checkpoint=name))
+    flip_bit(tmp_path / "best" / MODEL)
+    last = write_checkpoint(tmp_path, THIRD)
+    progress = Progress(best=[2.0], best_checkpoint=SECOND)
+    restore_links(tmp_path, last, progress, keep=2)
+    assert (tmp_path / "best").resolve().name == progress.best_checkpoint == FIRST
+    assert progress.best == [3.0]
+    assert f"{SECOND}, once the best, is damaged: {MODEL} has changed" in caplog.text
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
@@ -262,11 +319,10 @@ def test_a_lost_machine_s_run_ends_the_same_on_another(whole, failing, tmp_path,
     old, new = tmp_path / "old", tmp_path / "new"
     shutil.copytree(whole.root, old / "data")
     options = replace(whole, root=old / "data", features=None, run=old / "run", backup=failing)
-    signal_during(monkeypatch, "run_update", on_call=5)
     FailingFilesystem.failures = 2
-    with pytest.raises(Interrupted):
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):  # the waits between tries stay short
+        signal_during(patch, "run_update", on_call=5)
         run_training(options)
-    monkeypatch.undo()
     FailingFilesystem.failures = 2
     old.rename(tmp_path / "lost")
     shutil.move(tmp_path / "lost" / "data", new / "data")

@@ -17,7 +17,8 @@ import pytest
 from vox.errors import CacheError
 from vox.features.files import is_abandoned, remove_leftovers
 from vox.features.fingerprint import Fingerprint
-from vox.features.shard import USER_BLOCK_BYTES, Shard, ShardWriter, check_bytes
+from vox.features.shard import USER_BLOCK_BYTES, Shard, check_bytes
+from vox.features.writer import ShardWriter
 
 FINGERPRINT = Fingerprint("ab" * 32, (3, 4), {"sample_rate": "16000", "do_normalize": "false"})
 IDS = ["1-1-0000", "1-1-0001", "1-1-0002", "émile-0003"]

@@ -20,8 +20,8 @@ from vox.corpus import load_split
 from vox.data.batch import FeatureBatch
 from vox.data.sources import LiveSource
 from vox.errors import CacheError, CorpusError
-from vox.features.cache import verify_cache
 from vox.features.fingerprint import Fingerprint, make_fingerprint
+from vox.features.verify import verify_cache
 from vox.units import SAMPLE_RATE
 from vox.wavlm.extractor import FeatureExtractor, build_extractor
 
@@ -213,3 +213,20 @@ def test_speeds_that_make_no_sense_are_one_line(
     assert precompute(tmp_path, tmp_path, speeds) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+def test_speeds_of_different_recordings_are_refused(
+    options: TrainOptions, extractor: FeatureExtractor, tiny_wavlm_dir: Path, tmp_path: Path
+) -> None:
+    """One of them changed, at the same length, after the first speed was cached."""
+    chapter = write_split(tmp_path / "data", SPLIT, 3)
+    root = tmp_path / "data"
+    assert precompute(root, tiny_wavlm_dir, "1.0") == 0
+    path = chapter / "7-1-0001.flac"
+    soundfile.write(path, make_speech(read_header(path).num_samples, 77), SAMPLE_RATE)
+    assert precompute(root, tiny_wavlm_dir, "0.9") == 0
+    mine = replace(options, root=root, features=root / "features")
+    fingerprint = make_fingerprint(extractor.wavlm, (3, 4))
+    message = r"speeds 0.9 and 1.0 are of different recordings \(1: 7-1-0001\)"
+    with pytest.raises(CacheError, match=message):
+        open_source(mine, SPLIT, fingerprint, workers=0, pin=False, speeds=(0.9, 1.0))

@@ -14,7 +14,7 @@ from tests.wavlm_models import SHAPES, copy_to_ours, make_reference, make_wavefo
 from vox.wavlm.extractor import FeatureExtractor
 from vox.wavlm.mix import LayerMix
 from vox.wavlm.model import WavLM
-from vox.wavlm.stem import masked_group_norm_
+from vox.wavlm.stem import fold_group_norm
 
 LIMIT = 1e-5
 GARBAGE = (0.0, 1.0, -3e4, float("nan"), float("inf"))
@@ -102,16 +102,18 @@ def test_hidden_states_stay_float32_under_autocast(shape: str) -> None:
     assert {state.dtype for state in states} == {torch.float32}
 
 
-def test_group_norm_statistics_are_float32_under_autocast() -> None:
-    """A channel's sum over this second of audio is twice the largest float16."""
-    norm = torch.nn.GroupNorm(2, 2)
+def test_group_norm_statistics_are_exact_under_autocast() -> None:
+    """The convolution's variance over this second of audio is far above the largest float16."""
     torch.manual_seed(0)
-    frames_BCT = (40.0 + torch.randn(1, 2, 3_200)).half()
-    expected = norm(frames_BCT.float())
+    conv, norm = torch.nn.Conv1d(1, 2, 10, 5, bias=False), torch.nn.GroupNorm(2, 2)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    waveforms_BS = 3_000.0 + 2_000.0 * torch.randn(1, 16_000)
+    expected_BCT = norm(conv(waveforms_BS[:, None]))
     with torch.autocast("cpu", torch.float16), torch.no_grad():
-        actual = masked_group_norm_(frames_BCT, torch.tensor([3_200]), norm)
-    assert actual.dtype == torch.float16
-    torch.testing.assert_close(actual.float(), expected, rtol=1e-3, atol=1e-3)
+        weight_BKC, bias_BC = fold_group_norm(waveforms_BS, torch.tensor([3_199]), conv, norm)
+    actual_BTC = waveforms_BS.unfold(1, 10, 5) @ weight_BKC + bias_BC[:, None]
+    torch.testing.assert_close(actual_BTC.transpose(1, 2), expected_BCT, rtol=1e-4, atol=1e-4)
 
 
 def test_attention_gates_are_float32_under_autocast() -> None:

@@ -1,11 +1,14 @@
 """The layer mix and the feature extractor, which skips what the mix does not need."""
 
+import copy
+from pathlib import Path
+
 import pytest
 import torch
 
 from tests.wavlm_models import copy_to_ours, make_reference, make_waveform, relative_l2, run_reference
 from vox.errors import ConfigError
-from vox.wavlm.extractor import FeatureExtractor
+from vox.wavlm.extractor import FeatureExtractor, build_extractor
 from vox.wavlm.mix import LayerMix
 
 NUM_SAMPLES = torch.tensor([9_000])
@@ -54,3 +57,29 @@ def test_the_mix_of_weights_that_training_moved() -> None:
 def test_impossible_layers_are_an_error(layers: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError, match="from 1 to 4 with --layers"):
         LayerMix.mean_of(layers, 4)
+
+
+def test_what_is_built_is_frozen_and_asks_for_its_weights_once(tiny_wavlm_dir: Path) -> None:
+    """Reading the weights of a mix makes the host wait for the GPU, batch after batch."""
+    extractor = build_extractor(str(tiny_wavlm_dir), (2, 3))
+    assert not any(parameter.requires_grad for parameter in extractor.parameters())
+    with torch.inference_mode():
+        assert extractor.mix.needed_layers() is extractor.mix.needed_layers()
+
+
+def test_nothing_is_kept_past_a_training_that_torch_does_not_count() -> None:
+    """What changes through `.data` has the version that it had: as after a fused optimizer."""
+    extractor = make_extractor((1, 2))
+    extractor.requires_grad_(False)
+    extractor(WAVEFORM, NUM_SAMPLES)
+    for layers in ((0,), ()):  # trained, and frozen again
+        extractor.wavlm.freeze_except(layers)
+        extractor.mix.requires_grad_(bool(layers))
+        if layers:
+            extractor(WAVEFORM, NUM_SAMPLES)
+            for parameter in extractor.parameters():
+                parameter.data = parameter.data.mul_(1.5)
+            extractor.mix.weights.data.copy_(torch.tensor([0.0, 0.0, 1.0, 0.0]))
+    found_BTC, _ = extractor(WAVEFORM, NUM_SAMPLES)
+    expected_BTC, _ = copy.deepcopy(extractor)(WAVEFORM, NUM_SAMPLES)  # a copy has kept nothing
+    assert torch.equal(found_BTC, expected_BTC)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from train.progress import Run
 from train.step import UpdateResult
 from train.validate import DevResult, validate
-from vox.checkpoint import MODEL, list_validated
+from vox.checkpoint import MODEL, find_damage, list_validated
 from vox.model.recogniser import Recogniser
 
 log = logging.getLogger(__name__)
@@ -87,12 +87,13 @@ def validate_run(run: Run, is_stopped: Callable[[], bool] = lambda: False) -> De
 def average_checkpoints(run: Run, count: int) -> dict[str, DevResult]:
     """Put the mean of the newest validated checkpoints' weights into the recogniser, and validate it.
 
-    The mean is over the weights that learn, as training left them. Returns nothing where there are fewer
-    than two such checkpoints.
+    The mean is over the weights that learn, as training left them. A damaged checkpoint is left out and
+    said. Returns nothing where fewer than two are left.
     """
-    folders = list_validated(run.run_dir)[-count:]
+    # The first rank looks alone: every one must average the same, and what is damaged is said once.
+    folders: list[Path] = run.ranks.gather(_list_whole(run.run_dir, count) if run.ranks.is_first else [])[0]
     if len(folders) < 2:
-        log.info("%d validated checkpoints are there: nothing to average", len(folders))
+        log.info("%d whole validated checkpoints are there: nothing to average", len(folders))
         return {}
     learning = {name: p for name, p in run.parts.recogniser.named_parameters() if p.requires_grad}
     means = _mean_of([folder / MODEL for folder in folders], list(learning))
@@ -100,7 +101,16 @@ def average_checkpoints(run: Run, count: int) -> dict[str, DevResult]:
         for name, parameter in learning.items():
             parameter.copy_(means[name])
     log.info("the mean of the weights of %s", ", ".join(folder.name for folder in folders))
-    return {AVERAGE: validate_run(run)}
+    return {AVERAGE: validate_run(run, run.signals.agree)}
+
+
+def _list_whole(run_dir: Path, count: int) -> list[Path]:
+    """List those of the newest validated checkpoints that are whole; say which are not."""
+    damages = {folder: find_damage(folder) for folder in list_validated(run_dir)[-count:]}
+    for folder, damage in damages.items():
+        if damage is not None:
+            log.warning("%s is left out of the mean of checkpoints: %s", folder, damage)
+    return [folder for folder, damage in damages.items() if damage is None]
 
 
 def _mean_of(paths: Sequence[Path], names: Sequence[str]) -> dict[str, torch.Tensor]:

@@ -22,7 +22,7 @@ from typing import Any
 import fsspec
 
 from train.metrics import METRICS
-from train.options import OPTIONS
+from train.options import OPTIONS, find_run_id
 from vox.checkpoint import CHECKSUMS, CONFIG, list_checkpoints
 from vox.errors import ConfigError
 
@@ -32,7 +32,8 @@ STATE = "backup.json"
 POINTERS = ("last", "best")  # NAME.json holds the name of a folder below checkpoints/
 CHUNK_BYTES = 4 << 20
 NUM_TRIES = 3  # of each copy
-LASTING = (PermissionError, FileExistsError, NotADirectoryError)  # errors that another try will not mend
+# Errors that another try will not mend.
+LASTING = (PermissionError, FileExistsError, NotADirectoryError, ConfigError)
 RETRY_SECONDS = 4.0  # before the second try; each further wait is four times as long
 
 
@@ -72,9 +73,17 @@ def wait_after(attempt: int) -> None:
     time.sleep(RETRY_SECONDS * 4**attempt)
 
 
+def _hold(path: Path, held: Path) -> None:
+    """Make a file last until its copy is made: by a hard link, or a copy where the disk has none."""
+    try:
+        held.hardlink_to(path)
+    except OSError:
+        shutil.copyfile(path, held)
+
+
 @dataclass(frozen=True)
 class _Job:
-    folder: Path  # hard links to the checkpoint's files: deleting the checkpoint does not disturb the copy
+    folder: Path  # the checkpoint's files again: deleting the checkpoint does not disturb the copy
     is_best: bool
 
 
@@ -89,9 +98,13 @@ class Backup:
         """Start the thread; ConfigError for an unknown kind of URL, or one with another run of that name."""
         self._filesystem, root = open_target(url, "--backup")
         self._root = f"{root}/{run_dir.name}"
-        if not list_checkpoints(run_dir):
-            self._refuse_another_run(run_dir)
         self._run_dir = run_dir
+        try:
+            self._refuse_another_run(is_new=not list_checkpoints(run_dir))
+        except ConfigError:
+            raise
+        except Exception as error:  # not reached: the first copy will say so too
+            log.warning("backup: cannot look into %s (%s)", self._root, error)
         self._held_dir = run_dir / ".backup"
         shutil.rmtree(self._held_dir, ignore_errors=True)  # of a killed run
         self._pending: list[_Job] = []
@@ -102,13 +115,15 @@ class Backup:
         self._thread.start()
 
     def submit(self, folder: Path, *, is_best: bool) -> None:
-        """Ask for a copy of a finished checkpoint; returns at once."""
+        """Ask for a copy of a finished checkpoint; returns at once, if the disk has hard links."""
         held = self._held_dir / folder.name
+        shutil.rmtree(held, ignore_errors=True)
         try:
             held.mkdir(parents=True)
             for path in folder.iterdir():
-                (held / path.name).hardlink_to(path)
+                _hold(path, held / path.name)
         except OSError as error:
+            shutil.rmtree(held, ignore_errors=True)
             self._fail(folder.name, error)
             return
         with self._changed:
@@ -132,19 +147,32 @@ class Backup:
                 "backup: gave up waiting after %.0f s; the newest copy is not there", patience_seconds
             )
 
-    def _refuse_another_run(self, run_dir: Path) -> None:
-        """Raise ConfigError if a run that starts anew would replace the copies of an older one."""
-        try:
-            is_taken = any(self._filesystem.exists(f"{self._root}/{name}.json") for name in POINTERS)
-        except Exception as error:  # not reached: the first copy will say so too
-            log.warning("backup: cannot look into %s (%s)", self._root, error)
+    def _refuse_another_run(self, *, is_new: bool = False) -> None:
+        """Raise ConfigError if the copies of another run would be replaced; whatever the filesystem raises.
+
+        is_new: the run starts anew, so that any copies are another's. A run of an older version has no id,
+        like others of its kind.
+        """
+        if not any(self._filesystem.exists(f"{self._root}/{name}.json") for name in POINTERS):
             return
-        if is_taken:
+        if is_new or not self._is_own_backup():
             raise ConfigError(
-                "--backup: the backup of a run of this name is there already",
+                "--backup: the backup of another run of this name is there already",
                 where=self._root,
-                remedy=f"go on with it (--resume --from URL --run {run_dir}), or name another URL or run",
+                remedy=f"go on with that one (--resume --from URL --run {self._run_dir}), "
+                "or name another URL or run",
             )
+
+    def _is_own_backup(self) -> bool:
+        """Compare the ids of the run and of what is at the far side, as far as that is whole."""
+        try:
+            far_id = find_run_id(self._filesystem.cat_file(f"{self._root}/{OPTIONS}"))
+        except (FileNotFoundError, ValueError):
+            return True
+        try:
+            return far_id == find_run_id((self._run_dir / OPTIONS).read_bytes())
+        except (FileNotFoundError, ValueError):
+            return far_id is None
 
     def _work(self) -> None:
         while (job := self._next_job()) is not None:
@@ -188,6 +216,7 @@ class Backup:
 
     def _copy(self, job: _Job) -> None:
         self._filesystem.invalidate_cache()  # some list from memory
+        self._refuse_another_run()
         target = f"{self._root}/checkpoints/{self._free_name(job.folder.name)}"
         partial = f"{target}.partial"
         for path in self._list_copies():

@@ -58,8 +58,8 @@ def train(context: click.Context, origin: str | None, resume: bool, **arguments:
             where=origin,
             remedy="add it, or name a checkpoint's folder on this machine",
         )
-    from train.loop import Interrupted
     from train.run import run_training
+    from train.signals import Interrupted
 
     options = TrainOptions(
         resume=resume,

@@ -3,10 +3,8 @@
 import json
 import logging
 import math
-import signal
 import time
 from collections.abc import Iterator
-from types import FrameType
 from typing import Any, NoReturn
 
 from tqdm import tqdm
@@ -14,6 +12,7 @@ from tqdm import tqdm
 from train.average import validate_weights
 from train.progress import Run, save_run
 from train.schedule import ctc_weight_at, learning_rate_at, set_learning_rate
+from train.signals import Interrupted
 from train.splits import TrainingSplit
 from train.step import LabelTotals, StepSettings, run_update
 from train.validate import DevResult, Stopped
@@ -28,24 +27,15 @@ log = logging.getLogger(__name__)
 LINE_SECONDS = 15.0  # between progress lines where there is no terminal
 
 
-class Interrupted(Exception):  # noqa: N818 - an event, no error
-    """SIGTERM or Ctrl-C arrived; everything is saved. Carries the signal's number."""
-
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(signal_number)
-        self.signal_number = signal_number
-
-
 def train_epochs(run: Run) -> None:
     """Train until the run's last update. Raises Interrupted after saving, when a signal asked for it."""
-    progress = run.progress
-    with SignalFlag(run) as signalled:
-        while not _is_complete(run):
-            _train_epoch(run, signalled)
-            save_run(run, f"update-{progress.update:08d}")  # validation takes long
-            _validate_and_record(run, signalled, is_epoch_end=True)
-            if signalled.number and not _is_complete(run):
-                raise Interrupted(signalled.number)
+    while not _is_complete(run):
+        _train_epoch(run)
+        save_run(run, f"update-{run.progress.update:08d}")  # validation takes long
+        _validate_and_record(run, is_epoch_end=True)
+        report_failures(run)
+        if not _is_complete(run):
+            run.signals.stop_if_heard()
 
 
 def _is_complete(run: Run) -> bool:
@@ -56,7 +46,7 @@ def _is_complete(run: Run) -> bool:
     return progress.update >= run.total_updates and progress.update_in_epoch == 0
 
 
-def _train_epoch(run: Run, signalled: "SignalFlag") -> None:
+def _train_epoch(run: Run) -> None:
     progress, config = run.progress, run.parts.config
     plan = _plan_epoch(run)
     rest = plan[progress.update_in_epoch :][: run.total_updates - progress.update]
@@ -71,21 +61,20 @@ def _train_epoch(run: Run, signalled: "SignalFlag") -> None:
         leave=False,
     )
     with bar:
-        _validate_if_due(run, signalled)  # resumed from the moment before
+        _validate_if_due(run, len(plan))  # resumed from the moment before
         for update, (totals, batches) in zip(rest, _read_updates(run, rest), strict=True):
             _update(run, update, totals, batches)
             bar.update()
             if progress.update % config.train.log_updates == 0:
                 _write_window(run, bar)
             is_due = (time.monotonic() - last_save) / 60 >= config.train.checkpoint_minutes
-            signalled.agree(is_save_due=is_due)
-            if signalled.number or signalled.is_save_due:
+            is_asked_to_stop = run.signals.agree(is_save_due=is_due)
+            if is_asked_to_stop or run.signals.is_save_due:
                 save(run, f"update-{progress.update:08d}")
                 last_save = time.monotonic()
-            if signalled.number:
-                raise Interrupted(signalled.number)
-            if progress.update_in_epoch < len(plan):
-                _validate_if_due(run, signalled)
+            if is_asked_to_stop:
+                raise Interrupted(run.signals.number)
+            _validate_if_due(run, len(plan))
         _read_results(run)
         if is_whole and progress.unread_updates - unread_before == len(rest):
             raise AudioError(
@@ -179,7 +168,7 @@ def _take(
     for _ in range(count):
         batch = next(stream)
         if batch.ids:  # empty when none of its recordings could be read
-            yield batch, split.label_batch(batch.ids)
+            yield batch, split.label_batch(batch.ids).pin()
 
 
 def save(run: Run, name: str, *, is_best: bool = False) -> None:
@@ -188,33 +177,38 @@ def save(run: Run, name: str, *, is_best: bool = False) -> None:
     save_run(run, name, is_best=is_best)
 
 
-def _validate_if_due(run: Run, signalled: "SignalFlag") -> None:
+def _validate_if_due(run: Run, epoch_updates: int) -> None:
     """Validate inside an epoch, where the config asks for it and it was not done before."""
     progress, every = run.progress, run.parts.config.train.validate_updates
-    if every is None or progress.update_in_epoch == 0 or progress.update % every:
+    is_inside = 0 < progress.update_in_epoch < epoch_updates and progress.update < run.total_updates
+    if every is None or not is_inside or progress.update % every:
         return
     if progress.dev is None or progress.dev["update"] != progress.update:
         save(run, f"update-{progress.update:08d}")
-        _validate_and_record(run, signalled, is_epoch_end=False)
-        if signalled.number:
-            raise Interrupted(signalled.number)
+        _validate_and_record(run, is_epoch_end=False)
+        run.signals.stop_if_heard()
 
 
-def _validate_and_record(run: Run, signalled: "SignalFlag", *, is_epoch_end: bool) -> None:
+def _validate_and_record(run: Run, *, is_epoch_end: bool) -> None:
     """Validate the weights, and their average if one is kept; raise Interrupted if that was given up."""
-
-    def is_stopped() -> bool:
-        signalled.agree()
-        return bool(signalled.number)
-
     try:
-        results = validate_weights(run, is_stopped)
+        results = validate_weights(run, run.signals.agree)
     except Stopped:
-        raise Interrupted(signalled.number) from None
+        raise Interrupted(run.signals.number) from None
     if is_epoch_end:
         run.progress.epoch += 1
         run.progress.update_in_epoch = 0
     record(run, results)
+
+
+def report_failures(run: Run) -> None:
+    """Tell the first rank which recordings the others could not read; it says so, once each."""
+    for split in (run.parts.train, run.parts.dev):
+        mine: dict[str, str] = getattr(split.source, "failures", {})
+        for theirs in run.ranks.gather(dict(mine))[1:]:
+            for name in theirs.keys() - mine.keys():
+                mine[name] = theirs[name]
+                log.warning("skipped %s: %s", name, theirs[name])
 
 
 def record(run: Run, results: dict[str, DevResult], *, can_be_worse: bool = True) -> bool:
@@ -271,7 +265,10 @@ def _read_results(run: Run) -> None:
             progress.skipped_updates += 1
             ids = run.parts.train.ids
             run.write("skipped", number, {"ids": [ids[position] for position in _positions_of(update)]})
-            log.warning("update %d skipped: its gradient is not finite (its utterances: metrics)", number)
+            if run.scaler.is_enabled():
+                log.info("update %d skipped: float16 overflowed, and the loss is scaled less now", number)
+            else:
+                log.warning("update %d skipped: its gradient is not finite (whose: metrics.jsonl)", number)
         else:
             window = progress.window
             for name in ("ctc", "attention", "loss", "grad_norm", "num_frames"):
@@ -328,37 +325,3 @@ def _say_progress(run: Run, values: dict[str, Any], bar: "tqdm[NoReturn]") -> No
         values["updates_per_second"],
         tqdm.format_interval(left),
     )
-
-
-class SignalFlag:
-    """Notes SIGTERM and SIGINT instead of dying, so that the update under way can be finished and saved.
-
-    Ranks hear of a signal at different moments, and must stop at the same one: what `number` says is what
-    all of them agreed on.
-    """
-
-    def __init__(self, run: Run) -> None:
-        self.number = 0  # agreed on by all ranks; 0: none
-        self.is_save_due = False  # likewise: a rank's clock says that it is time to save
-        self._ranks = run.ranks
-        self._heard = 0
-        self._previous: dict[int, Any] = {}
-
-    def agree(self, *, is_save_due: bool = False) -> None:
-        """Exchange what each rank has heard; every rank must call this at the same point."""
-        self.number, due = self._ranks.highest([self._heard, is_save_due])
-        self.is_save_due = bool(due)
-
-    def __enter__(self) -> "SignalFlag":
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _: FrameType | None) -> None:
-        if self._heard:  # asked twice: do not wait for the update
-            raise KeyboardInterrupt
-        self._heard = number

@@ -65,9 +65,11 @@ def make_worst_batch(run: Run) -> tuple[AudioBatch | FeatureBatch, LabelBatch]:
     """Make a silent micro-batch as large as the plan of any epoch can make one."""
     split, data = run.parts.train, run.parts.config.data
     longest = max(split.lengths)
-    count = min(len(split.lengths), data.micro_batch_utterances)
+    count = data.micro_batch_utterances
     if data.micro_batch_seconds is not None:
         count = max(1, int(data.micro_batch_seconds * SAMPLE_RATE) // longest)
+    share = -(-data.utterances_per_update // run.ranks.world_size)
+    count = min(count, share, len(split.lengths))
     ids = [""] * count
     most_labels = max(map(len, split.labels.values()))
     labels = make_label_batch([[UNK_ID, UNK_ID + 1] * (-(-most_labels // 2))] * count)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import Any
 
 from vox.config import Config, load_config
 from vox.errors import CheckpointError, ConfigError
+from vox.features.files import write_whole
 
 log = logging.getLogger(__name__)
 
 CONFIGS_DIR = Path(__file__).resolve().parent.parent / "configs"
 OPTIONS = "options.json"  # in the run's folder: what --resume starts from
+RUN_ID = "run_id"  # in it
 
 
 @dataclass(frozen=True)
@@ -83,10 +86,23 @@ def resolve_config(options: TrainOptions) -> Config:
 
 
 def save_options(options: TrainOptions) -> None:
-    """Keep the options with the run, so that --resume needs no others."""
+    """Keep the options of a new run with it, so that --resume needs no others, and give it its id."""
     tree = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(options).items()}
     options.run_dir.mkdir(parents=True, exist_ok=True)
-    (options.run_dir / OPTIONS).write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
+    content = json.dumps(tree | {RUN_ID: uuid.uuid4().hex}, indent=1) + "\n"
+    write_whole(options.run_dir / OPTIONS, content.encode())
+
+
+def find_run_id(content: bytes) -> str | None:
+    """Find what tells a run from others of its name, in its options' file; None in older runs.
+
+    Raises ValueError for what is no such file.
+    """
+    tree = json.loads(content)
+    if not isinstance(tree, dict):
+        raise ValueError("not a table of options")
+    run_id = tree.get(RUN_ID)
+    return run_id if isinstance(run_id, str) else None
 
 
 def resume_options(options: TrainOptions) -> TrainOptions:

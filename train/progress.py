@@ -13,8 +13,17 @@ from train.build import Parts
 from train.heartbeat import Heartbeat
 from train.metrics import MetricsLog
 from train.ranks import Ranks
+from train.signals import Signals
 from train.step import UpdateResult
-from vox.checkpoint import list_checkpoints, point_link, read_state, remove_unlinked, save_checkpoint
+from vox.checkpoint import (
+    find_damage,
+    list_checkpoints,
+    point_link,
+    read_state,
+    remove_unlinked,
+    save_checkpoint,
+    set_aside,
+)
 from vox.data.plan import Update
 from vox.errors import CheckpointError
 
@@ -44,6 +53,7 @@ class Progress:
     handoff: dict[str, float] | None = None
     metrics_bytes: int = 0
     train_digest: str = ""  # of the train split, and the number of updates: a run keeps both
+    dev_digest: str = ""  # of the dev split; empty in runs of older versions
     total_updates: int = 0
 
 
@@ -63,6 +73,7 @@ class Run:
     progress: Progress
     metrics: MetricsLog | None  # of the first rank only, as is the backup
     heartbeat: Heartbeat
+    signals: Signals
     ema: "Ema | None" = None
     backup: Backup | None = None
     unread_results: list[tuple[int, Update, float, UpdateResult]] = field(default_factory=list)
@@ -133,44 +144,53 @@ def _write_checkpoint(
 def restore_links(run_dir: Path, last: Path, progress: Progress, keep: int = 0) -> None:
     """Put `last` and `best` where they were when `last` was saved, and delete what is not to be kept.
 
-    A killed run may have moved `best` further, or left a whole checkpoint that nothing points to; of a
-    damaged one that was passed over, the same is true. `keep`: train.keep_checkpoints.
+    A killed run may have moved `best` further, or left a whole checkpoint that nothing points to. What is
+    damaged was passed over, and is set aside. `keep`: train.keep_checkpoints.
     """
     checkpoints_dir, best = run_dir / "checkpoints", run_dir / "best"
     last = last.resolve()
     if last.parent == checkpoints_dir.resolve():
-        point_link(run_dir / "last", last)
+        is_fallback = (run_dir / "last").resolve() != last
         for newer in (name for name in list_checkpoints(run_dir) if name > last.name):
-            log.info("deleting %s: the run goes on from %s and makes it anew", newer, last.name)
-            shutil.rmtree(checkpoints_dir / newer)
+            if is_fallback:  # or it would have been taken
+                set_aside(checkpoints_dir / newer)
+            else:
+                log.info("deleting %s: the run goes on from %s and makes it anew", newer, last.name)
+                shutil.rmtree(checkpoints_dir / newer)
+        point_link(run_dir / "last", last)
     if progress.best is None:
         best.unlink(missing_ok=True)
-    elif name := _find_best(run_dir, progress):
+    elif name := _find_best(run_dir, progress, last):
         point_link(best, checkpoints_dir / name)
     elif not best.exists():
         log.warning("%s is lost: the next dev result is the best so far", best)
         best.unlink(missing_ok=True)
         progress.best = progress.best_checkpoint = None
-    remove_unlinked(checkpoints_dir, (run_dir / "last", best), keep)
+    remove_unlinked(checkpoints_dir, (run_dir / "last", best), keep, with_damaged=False)
 
 
-def _find_best(run_dir: Path, progress: Progress) -> str | None:
-    """Return the best checkpoint's name; where it is gone, the newest that was best when it was saved.
+def _find_best(run_dir: Path, progress: Progress, last: Path) -> str | None:
+    """Return the best checkpoint's name; where it is gone or damaged, the newest that was best when saved.
 
-    Then `progress` is told. Checkpoints newer than the run's state must be deleted before.
+    Then `progress` is told. Checkpoints newer than the run's state must be gone before; `last` is whole.
     """
-    names = list_checkpoints(run_dir)
-    if progress.best_checkpoint in names:
-        return progress.best_checkpoint
-    for name in reversed(names):
+    wanted = progress.best_checkpoint
+    for name in sorted(list_checkpoints(run_dir), key=lambda name: (name == wanted, name), reverse=True):
+        folder = run_dir / "checkpoints" / name
         try:
-            state = read_state(run_dir / "checkpoints" / name)
+            state = read_state(folder)
         except CheckpointError:
+            state = {}
+        if name != wanted and state.get("best_checkpoint") != name:
             continue
-        if state.get("best_checkpoint") == name:
-            log.warning("the best checkpoint, %s, is lost: %s is now", progress.best_checkpoint, name)
+        if name != last.name and (damage := find_damage(folder)):
+            log.warning("checkpoint %s, once the best, is damaged: %s", folder, damage)
+            set_aside(folder)
+            continue
+        if name != wanted:
+            log.warning("the best checkpoint, %s, is lost: %s is now", wanted, name)
             progress.best, progress.best_checkpoint = state["best"], name
-            return name
+        return name
     return None
 
 

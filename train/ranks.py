@@ -4,11 +4,13 @@ torchrun starts them and tells each its number through the environment. Alone, e
 no-op, so that the loop reads the same with one process or with many.
 """
 
+import itertools
 import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -20,6 +22,10 @@ log = logging.getLogger(__name__)
 
 LOGGERS = ("vox", "train")
 _FAILED = "vox/failed"  # in the store: how many processes have failed
+_TURN = "vox/turn"  # and how the first rank's turns ended
+
+TIMEOUT = timedelta(hours=1)  # a rank that is silent for so long is lost: a slow disk may stall the first one
+TURN_TIMEOUT = timedelta(days=1)  # a restored run may be many gigabytes
 _PEER_LOSS = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", "Socket")
 
 
@@ -30,6 +36,7 @@ class Ranks:
     rank: int = 0
     world_size: int = 1
     store: "dist.Store | None" = None
+    _turns: Iterator[int] = field(default_factory=itertools.count)
 
     @property
     def is_first(self) -> bool:
@@ -69,12 +76,26 @@ class Ranks:
 
     @contextmanager
     def first_goes_first(self) -> Iterator[None]:
-        """Let the first rank do something that leaves files, and then the others, who find them."""
+        """Let the first rank do something that leaves files, and then the others, who find them.
+
+        Where the first fails, the others leave with its exit status (SystemExit).
+        """
+        if self.store is None:
+            yield
+            return
+        key = f"{_TURN}{next(self._turns)}"
         if not self.is_first:
-            self.wait()
-        yield
-        if self.is_first:
-            self.wait()
+            self.store.wait([key], TURN_TIMEOUT)
+            if self.store.get(key) != b"done":
+                raise SystemExit(2)
+            yield
+            return
+        try:
+            yield
+        except BaseException:
+            self.store.set(key, "failed")
+            raise
+        self.store.set(key, "done")
 
     def is_first_to_fail(self) -> bool:
         """Say whether no other rank has reported an error yet: the first error is the one to read."""
@@ -82,8 +103,8 @@ class Ranks:
             return True
         try:
             return bool(self.store.add(_FAILED, 1) == 1)
-        except (RuntimeError, OSError):  # who kept the store is gone
-            return True
+        except (RuntimeError, OSError):  # the process that kept the store is gone, and has said why
+            return False
 
 
 @contextmanager
@@ -99,7 +120,7 @@ def join_ranks() -> Iterator[Ranks]:
         return
     store, rank, world_size = next(dist.rendezvous("env://"))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
     ranks = Ranks(rank, world_size, store)
     if not ranks.is_first:
         for name in LOGGERS:
@@ -115,7 +136,8 @@ def join_ranks() -> Iterator[Ranks]:
         if isinstance(error, VoxError):
             raise
         raise VoxError(
-            "another process of the run ended", remedy="its message is above; go on with --resume"
+            "another process of the run ended, or was silent for an hour",
+            remedy="its message is above; go on with --resume",
         ) from None
 
 
@@ -124,13 +146,11 @@ def local_device(name: str) -> str:
     local_rank = os.environ.get("LOCAL_RANK")
     if local_rank is None or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return name
-    if name.startswith("cuda:"):
+    if name.startswith("cuda:") and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
         raise ConfigError(
             f"--device {name} would put every process on one GPU", remedy="leave --device out under torchrun"
         )
-    if name == "cpu" or not torch.cuda.is_available():
-        return "cpu"
-    return f"cuda:{local_rank}"
+    return f"cuda:{local_rank}" if name in ("auto", "cuda") and torch.cuda.is_available() else name
 
 
 def _is_peer_loss(error: RuntimeError) -> bool:

@@ -1,6 +1,7 @@
 """One stage of training, as a list of parts being built, then a loop."""
 
 import logging
+import os
 import time
 
 import torch
@@ -10,7 +11,7 @@ from train.backup import Backup
 from train.build import Parts, build_parts, count_trainable
 from train.handoff import check_handoff
 from train.heartbeat import Heartbeat
-from train.loop import Interrupted, record, save, step_settings, train_epochs
+from train.loop import record, report_failures, save, step_settings, train_epochs
 from train.memory import try_worst_batch
 from train.metrics import MetricsLog
 from train.options import TrainOptions, resolve_config, resume_options, save_options
@@ -18,20 +19,25 @@ from train.progress import Progress, Run, restore, restore_links
 from train.ranks import Ranks, join_ranks, local_device
 from train.restore import restore_run
 from train.schedule import build_optimizer, count_updates
-from train.step import wrap_losses
-from vox.checkpoint import list_checkpoints, load_averaged, load_trainer_state
+from train.signals import Interrupted, Signals
+from train.step import settle_buckets, wrap_losses
+from train.validate import Stopped
+from vox.checkpoint import CONFIG, list_checkpoints, load_averaged, load_trainer_state
 from vox.config import Config, dump_config, load_config
 from vox.data.plan import num_updates
 from vox.device import pick_device, pick_precision
 from vox.errors import CheckpointError
+from vox.features.files import write_whole
 from vox.liveness import ALIVE, judge_liveness
 from vox.run_files import read_json
 
 log = logging.getLogger(__name__)
 
-# How long to wait for the copies under way: after SIGTERM a machine soon disappears.
+# How long to wait for the copies under way: after SIGTERM a machine soon disappears, and torchrun kills
+# its processes after half a minute.
 BACKUP_PATIENCE_SECONDS = 1800.0
 BACKUP_PATIENCE_STOPPED_SECONDS = 60.0
+BACKUP_PATIENCE_TORCHRUN_SECONDS = 15.0
 
 
 def run_training(options: TrainOptions) -> None:
@@ -50,8 +56,8 @@ def run_training(options: TrainOptions) -> None:
             interruptions=(Interrupted, KeyboardInterrupt),
             is_enabled=ranks.is_first,
         )
-        with heartbeat:
-            _run_stage(options, config, device, ranks, heartbeat)
+        with heartbeat, Signals(ranks) as signals:
+            _run_stage(options, config, device, ranks, heartbeat, signals)
 
 
 def _settle(options: TrainOptions, ranks: Ranks) -> tuple[TrainOptions, Config]:
@@ -65,28 +71,45 @@ def _settle(options: TrainOptions, ranks: Ranks) -> tuple[TrainOptions, Config]:
             if options.restore_from is not None:
                 restore_run(options.restore_from, options.run_dir, options.stage)
     options = resume_options(options)
-    return options, load_config(options.run_dir / "config.yaml")
+    return options, load_config(options.run_dir / CONFIG)
 
 
 def _run_stage(
-    options: TrainOptions, config: Config, device: torch.device, ranks: Ranks, heartbeat: Heartbeat
+    options: TrainOptions,
+    config: Config,
+    device: torch.device,
+    ranks: Ranks,
+    heartbeat: Heartbeat,
+    signals: Signals,
 ) -> None:
     precision = pick_precision(config.train.precision, device)
     parts = build_parts(options, config, device, ranks)
-    run = _build_run(options, parts, device, precision, ranks, heartbeat)
-    patience_seconds = BACKUP_PATIENCE_STOPPED_SECONDS
+    run = _build_run(options, parts, device, precision, ranks, heartbeat, signals)
+    is_done = False
     try:
         _start(run, options)
         train_epochs(run)
         _average_at_the_end(run)
-        patience_seconds = BACKUP_PATIENCE_SECONDS
+        is_done = True
     finally:
         if run.metrics is not None:
             run.metrics.close()
         if run.backup is not None:
-            with run.heartbeat.during("saving"):
-                run.backup.close(patience_seconds)
+            _wait_for_backup(run, run.backup, is_done=is_done)
+        if signals.number:
+            ranks.wait()  # torchrun ends all when one has left: none may before the first has saved
     _report_end(run)
+
+
+def _wait_for_backup(run: Run, backup: Backup, *, is_done: bool) -> None:
+    with run.heartbeat.during("saving"):
+        if is_done:
+            with run.signals.ending_at_once():
+                backup.close(BACKUP_PATIENCE_SECONDS)
+        elif "TORCHELASTIC_RUN_ID" in os.environ:
+            backup.close(BACKUP_PATIENCE_TORCHRUN_SECONDS)
+        else:
+            backup.close(BACKUP_PATIENCE_STOPPED_SECONDS)
 
 
 def _start(run: Run, options: TrainOptions) -> None:
@@ -100,10 +123,12 @@ def _start(run: Run, options: TrainOptions) -> None:
         log.info("resuming after update %d of %d", run.progress.update, run.total_updates)
     elif run.ranks.is_first:
         save_options(options)
-        (options.run_dir / "config.yaml").write_text(dump_config(run.parts.config), encoding="utf-8")
+        write_whole(options.run_dir / CONFIG, dump_config(run.parts.config).encode())
     _announce(run)
+    settings = step_settings(run, run.parts.config.train.ctc_weight)
     if run.progress.update < run.total_updates:
-        try_worst_batch(run, step_settings(run, run.parts.config.train.ctc_weight))
+        try_worst_batch(run, settings)
+    settle_buckets(run.losses, settings)
     if options.resume:
         return
     if options.stage == 2:
@@ -119,12 +144,14 @@ def _build_run(
     precision: torch.dtype,
     ranks: Ranks,
     heartbeat: Heartbeat,
+    signals: Signals,
 ) -> Run:
     config = parts.config
     per_epoch = num_updates(len(parts.train.utterances), config.data.utterances_per_update)
     total_updates = count_updates(per_epoch, config)
     progress = Progress(
         train_digest=parts.train.digest(),
+        dev_digest=parts.dev.digest(),
         total_updates=total_updates,
         cache_weights=None if parts.fingerprint is None else parts.fingerprint.weights_sha256,
     )
@@ -151,6 +178,7 @@ def _build_run(
         progress=progress,
         metrics=metrics,
         heartbeat=heartbeat,
+        signals=signals,
         ema=None if config.train.ema_decay is None else Ema(parts.recogniser, config.train.ema_decay),
         backup=backup,
     )
@@ -166,6 +194,12 @@ def _find_progress(options: TrainOptions, parts: Parts, fresh: Progress, ranks: 
             f"updates then, {fresh.total_updates} now)",
             where=options.run_dir,
             remedy="restore utterances, lengths and transcripts, or start another run with --run",
+        )
+    if progress.dev_digest not in ("", fresh.dev_digest):
+        raise CheckpointError(
+            f"{parts.dev.name} has changed since the run began, so results could not be compared",
+            where=options.run_dir,
+            remedy="restore it, cached or live as it was, or start another run with --run",
         )
     with ranks.first_goes_first():
         if ranks.is_first:
@@ -187,7 +221,10 @@ def _hand_over(run: Run) -> None:
             where=folder,
             remedy="start from a `best` one",
         )
-    result = validate_run(run)
+    try:
+        result = validate_run(run, run.signals.agree)
+    except Stopped:  # nothing was saved, and nothing is lost
+        raise Interrupted(run.signals.number) from None
     difference = check_handoff(dev, result, run.parts.config.train.ctc_weight, folder)
     run.progress.handoff = {"relative_difference": difference}
     run.write("handoff", run.progress.update, run.progress.handoff)
@@ -200,8 +237,10 @@ def _average_at_the_end(run: Run) -> None:
     count = run.parts.config.train.average_checkpoints
     if count == 0 or run.progress.weights == AVERAGE:  # resumed after it was done
         return
-    run.ranks.wait()  # for the first one's last checkpoint to be in place
-    results = average_checkpoints(run, count)
+    try:
+        results = average_checkpoints(run, count)
+    except Stopped:  # resumed, it is done again
+        raise Interrupted(run.signals.number) from None
     if results and not record(run, results, can_be_worse=False):
         log.info("the mean is not better: the weights stay as they are")
 
@@ -244,6 +283,7 @@ def _announce(run: Run) -> None:
 
 
 def _report_end(run: Run) -> None:
+    report_failures(run)
     for split in (run.parts.train, run.parts.dev):
         failures: dict[str, str] = getattr(split.source, "failures", {})
         for name, reason in failures.items():

@@ -5,8 +5,8 @@ knows beforehand. So the gradient does not depend on how the update is cut into 
 among ranks: the mean of micro-batch means would weigh short transcripts more (derivation in
 docs/training.md).
 
-Nothing here waits for the device: losses and the verdict on the gradient stay there until they are
-logged.
+Nothing here asks the device for a value: losses and the verdict on the gradient stay there until they
+are logged. (torch's CTC kernel for GPUs copies its lengths, and waits for that.)
 
 B batch, T frames, C channels, D model width, U labels, V vocabulary.
 """
@@ -135,6 +135,26 @@ def wrap_losses(recogniser: Recogniser, ranks: Ranks) -> nn.Module:
     return DistributedDataParallel(losses, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
+def settle_buckets(losses: nn.Module, settings: StepSettings) -> None:
+    """Let DistributedDataParallel arrange its buckets of gradients for good, before the first update.
+
+    It does so after its first exchange, by the order in which gradients came; and in which order three or
+    more ranks add up depends on it. A resumed run would otherwise add its first update up differently.
+    """
+    if not isinstance(losses, DistributedDataParallel):
+        return
+    recogniser = _recogniser_of(losses)
+    was_training = recogniser.training
+    recogniser.train()
+    devices = [settings.device] if settings.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        for _ in range(2):
+            sums = losses(*_make_dummy(recogniser, settings), settings)
+            (0.0 * (sums.ctc + sums.attention)).backward()
+    losses.zero_grad(set_to_none=True)
+    recogniser.train(was_training)
+
+
 def features_of(
     recogniser: Recogniser, batch: Batch, cached_layer: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -245,13 +265,19 @@ def accumulate_gradients(
         num_frames = int(count_frames(_recogniser_of(losses), cpu_batch).sum())
         counts = (num_labels, num_labels + len(cpu_batch.ids), num_frames)
         sums_5[:2] += torch.stack([sums.ctc.detach(), sums.attention.detach()])
-        sums_5[2:] += torch.tensor(counts, dtype=torch.float64).to(settings.device, non_blocking=True)
+        sums_5[2:] += _to_device(torch.tensor(counts, dtype=torch.float64), settings.device)
         num_read += 1
     if num_read == 0:
         # Also alone, so that there is a gradient, of zeros, to look at.
         sums = losses(*_make_dummy(_recogniser_of(losses), settings), settings)
         scaler.scale(0.0 * (sums.ctc + sums.attention)).backward()
     return sums_5
+
+
+def _to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy from the host without waiting for the device."""
+    pinned = tensor.pin_memory() if device.type == "cuda" else tensor
+    return pinned.to(device, non_blocking=True)
 
 
 def _weigh(sums: LossSums, totals: LabelTotals, settings: StepSettings) -> torch.Tensor:

@@ -3,18 +3,22 @@
 Shape suffixes: S samples, C channels, N output samples, K kernel values.
 """
 
+import errno
 import hashlib
+import io
 import math
 import os
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import soundfile
 
-from vox.errors import AudioError, ConfigError
+from vox.errors import AudioError, ConfigError, VoxError
 from vox.units import SAMPLE_RATE
 
 # torchaudio tabulates its resampling kernel for a ratio in lowest terms: above this many values (32 MB),
@@ -34,6 +38,24 @@ MIN_SPEED, MAX_SPEED = 0.5, 2.0
 
 # What libsndfile reports where a header leaves the length open (a FLAC written to a pipe).
 _UNKNOWN_LENGTH = 2**62
+
+# Of a file that is not there or that nobody may read: the corpus's fault, and so an AudioError. Any other
+# error of the operating system says nothing about the recording.
+_MENDABLE_ERRNOS = {
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+}
+
+# A longest FLAC frame, 65,535 equal samples, takes 14 bytes: a header that promises more is a wrong one.
+MAX_SAMPLES_PER_BYTE = 5_000
+
+_Source = Path | str | io.BytesIO  # what is decoded: a file, or the bytes of one
+_Found = TypeVar("_Found")
 
 # Sizes that a WAV writer leaves behind when it could not go back to fill them in (written to a pipe).
 _UNKNOWN_WAV_SIZES = (0, 0x7FFFF000, 0x7FFFFFFF, 0xFFFFFFFF)
@@ -56,12 +78,16 @@ def read_header(path: Path | str, speed: float = 1.0) -> AudioHeader:
     """Read a recording's length (played at a speed), rate and channels without decoding it.
 
     Raises AudioError if the file is missing, unreadable or empty, or is a WAV file shorter than its
-    header says (a FLAC file's truncation shows only when it is decoded).
+    header says (a FLAC file's truncation shows only when it is decoded), and OSError as `read_audio` does.
     """
-    with _open_sound(path) as sound:
-        _check_wav_size(sound, path)
-        num_samples = resampled_length(sound.frames, *resampling_rates(sound.samplerate, speed))
-        return AudioHeader(num_samples, sound.samplerate, sound.channels)
+
+    def read(source: _Source) -> AudioHeader:
+        with _open_sound(source, path) as sound:
+            _check_wav_size(sound, source, path)
+            num_samples = resampled_length(sound.frames, *resampling_rates(sound.samplerate, speed))
+            return AudioHeader(num_samples, sound.samplerate, sound.channels)
+
+    return _read_twice(read, path)
 
 
 def read_audio(path: Path | str, speed: float = 1.0) -> np.ndarray:
@@ -70,19 +96,18 @@ def read_audio(path: Path | str, speed: float = 1.0) -> np.ndarray:
     speed: of playing it, as a tape's: 1.1 is 1.1 times faster, shorter, and higher in pitch.
 
     S is `read_header(path, speed).num_samples`. Raises AudioError if the file is missing, unreadable, empty,
-    holds fewer samples than its header says, or holds NaN or infinite samples.
+    holds fewer samples than its header says, or holds NaN or infinite samples. What is not the file's fault
+    (a disk or a network that fails, too many open files) is an OSError, and too little memory a VoxError.
     """
-    with _open_sound(path) as sound:
-        _check_wav_size(sound, path)
-        num_promised, rate = sound.frames, sound.samplerate
-        try:
-            waveform_SC = sound.read(dtype="float32", always_2d=True)
-        except soundfile.LibsndfileError as error:
-            raise _damaged(path, f"decoding fails: {error.error_string}") from None
-        except (MemoryError, ValueError):
-            raise _damaged(path, f"its header promises {num_promised} samples, too many to hold") from None
-    if len(waveform_SC) < num_promised:
-        raise _damaged(path, f"its header says {num_promised} samples, {len(waveform_SC)} can be decoded")
+    try:
+        return _read_audio(path, speed)
+    except MemoryError:
+        remedy = "take fewer --workers, or leave this recording out"
+        raise VoxError("too little memory to decode a recording", where=path, remedy=remedy) from None
+
+
+def _read_audio(path: Path | str, speed: float) -> np.ndarray:
+    waveform_SC, rate = _read_twice(lambda source: _decode(source, path), path)
     waveform_S = waveform_SC[:, 0] if waveform_SC.shape[1] == 1 else waveform_SC.mean(axis=1)
     if not np.isfinite(waveform_S).all():
         raise AudioError("samples that are NaN or infinite", where=path, remedy="write the file again")
@@ -124,12 +149,58 @@ def format_speed(speed: float) -> str:
 
 
 def hash_recording(path: Path) -> str:
-    """Return the sha256 of a recording's file, as hex; empty where it cannot be read."""
+    """Return the sha256 of a recording's file, as hex; empty where there is none that may be read.
+
+    Raises OSError naming it where that is not the file's fault.
+    """
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return ""
+    except OSError as error:
+        if error.errno in _MENDABLE_ERRNOS:
+            return ""
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def _read_twice(read: Callable[[_Source], _Found], path: Path | str) -> _Found:
+    """Return read(path); before that is called damaged, read the file plainly and try it on its bytes.
+
+    libsndfile takes a read that fails for the end of the file. Raises OSError naming the file where that is
+    the reason still; where it has passed, nothing was wrong.
+    """
+    try:
+        return read(path)
+    except AudioError:
+        try:
+            content = io.BytesIO(Path(path).read_bytes())
+        except OSError as error:
+            if error.errno not in _MENDABLE_ERRNOS:
+                raise OSError(error.errno, error.strerror, os.fspath(path)) from None
+            content = None
+        if content is None:
+            raise
+        return read(content)
+
+
+def _decode(source: _Source, path: Path | str) -> tuple[np.ndarray, int]:
+    """Return a recording's samples, float32 [S, C], and its own rate."""
+    with _open_sound(source, path) as sound:
+        _check_wav_size(sound, source, path)
+        num_promised, rate = sound.frames, sound.samplerate
+        try:
+            waveform_SC = sound.read(dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            raise _damaged(path, f"decoding fails: {error.error_string}") from None
+        except (MemoryError, ValueError) as error:
+            if (
+                isinstance(error, MemoryError)
+                and num_promised <= Path(path).stat().st_size * MAX_SAMPLES_PER_BYTE
+            ):
+                raise
+            raise _damaged(path, f"its header promises {num_promised} samples, too many to hold") from None
+    if len(waveform_SC) < num_promised:
+        raise _damaged(path, f"its header says {num_promised} samples, {len(waveform_SC)} can be decoded")
+    return waveform_SC, rate
 
 
 def _resample(waveform_S: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
@@ -175,9 +246,9 @@ def interpolate(waveform_S: np.ndarray, from_rate: int, to_rate: int = SAMPLE_RA
     return resampled_N
 
 
-def _open_sound(path: Path | str) -> soundfile.SoundFile:
+def _open_sound(source: _Source, path: Path | str) -> soundfile.SoundFile:
     try:
-        sound = soundfile.SoundFile(os.fspath(path))
+        sound = soundfile.SoundFile(source if isinstance(source, io.BytesIO) else os.fspath(source))
     except (soundfile.LibsndfileError, TypeError) as error:
         raise _explain_unopened(path, error) from None
     if 0 < sound.frames < _UNKNOWN_LENGTH:
@@ -202,12 +273,13 @@ def _explain_unopened(path: Path | str, error: Exception) -> AudioError:
     return AudioError(f"not a readable recording ({reason})", where=path, remedy="use FLAC or WAV")
 
 
-def _check_wav_size(sound: soundfile.SoundFile, path: Path | str) -> None:
+def _check_wav_size(sound: soundfile.SoundFile, source: _Source, path: Path | str) -> None:
     """Raise AudioError for a WAV file cut short: libsndfile takes what is left for the whole."""
     if sound.format not in ("WAV", "WAVEX"):
         return
-    with Path(path).open("rb") as file:
-        file_size = os.fstat(file.fileno()).st_size
+    with io.BytesIO(source.getvalue()) if isinstance(source, io.BytesIO) else Path(path).open("rb") as file:
+        file_size = file.seek(0, os.SEEK_END)
+        file.seek(0)
         if file.read(4) != b"RIFF":  # big-endian RIFX: rare, and read as libsndfile sees it
             return
         position = 12

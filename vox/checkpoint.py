@@ -19,11 +19,11 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -45,7 +45,12 @@ STATE, TRAINER, CHECKSUMS = "state.json", "trainer.pt", "checksums.json"
 VALIDATED = "-validated"  # ends the name of a checkpoint that was saved with its own dev result
 REQUIRED = (MODEL, CONFIG, WAVLM, TOKENIZER, STATE)
 
+DAMAGED = ".damaged-"  # begins the name of one that was passed over
+MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
 SMALL_FILES_BYTES = 4 << 20  # room for everything in a checkpoint but its tensors
+
+Content = TypeVar("Content")
 
 
 @dataclass(frozen=True)
@@ -197,21 +202,39 @@ def check_files(folder: Path) -> None:
 
 
 def find_damage(folder: Path) -> str | None:
-    """Say what is wrong with a checkpoint's files; None if all are there with the checksums they had."""
+    """Say what is wrong with a checkpoint's files; None if all are there with the checksums they had.
+
+    Raises CheckpointError when the disk fails: it says nothing about the checkpoint.
+    """
     try:
-        checksums = parse_checksums((folder / CHECKSUMS).read_bytes())
-    except (OSError, ValueError):
+        checksums = parse_checksums(_read_patiently(folder / CHECKSUMS, Path.read_bytes))
+    except (*MISSING, ValueError):
         return f"{CHECKSUMS} is missing or unreadable"
     for name in sorted({*REQUIRED, *checksums}):
-        path = folder / name
-        if name not in checksums or not path.is_file():
+        if name not in checksums:
             return f"{name} is missing"
         try:
-            if _sha256(path) != checksums[name]:
+            if _read_patiently(folder / name, _sha256) != checksums[name]:
                 return f"{name} has changed since it was written"
-        except OSError as error:  # a failing disk
-            return f"{name} cannot be read ({error.strerror})"
+        except MISSING:
+            return f"{name} is missing"
     return None
+
+
+def _read_patiently(path: Path, read: Callable[[Path], Content]) -> Content:
+    """Read a file, once more if the disk fails; raises CheckpointError then, and MISSING as they come."""
+    with suppress(OSError):
+        return read(path)
+    try:
+        return read(path)
+    except MISSING:
+        raise
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot read a checkpoint ({error.strerror})",
+            where=path.resolve(),
+            remedy="see to the disk, then give the same command again, or move this checkpoint away",
+        ) from None
 
 
 def parse_checksums(content: bytes) -> dict[str, str]:
@@ -239,17 +262,30 @@ def point_link(link: Path, target: Path) -> None:
     sync_to_disk(link.parent)
 
 
-def remove_unlinked(checkpoints_dir: Path, links: tuple[Path, ...], keep: int = 0) -> None:
+def set_aside(folder: Path) -> None:
+    """Take a damaged checkpoint out of the run, without deleting it."""
+    aside = folder.with_name(DAMAGED + folder.name)
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+    log.warning("%s is damaged: kept as %s until the next checkpoint is saved", folder.name, aside.name)
+
+
+def remove_unlinked(
+    checkpoints_dir: Path, links: tuple[Path, ...], keep: int = 0, *, with_damaged: bool = True
+) -> None:
     """Delete the checkpoints that no link points to, and what killed runs left half-written.
 
-    Of the validated ones among them the `keep` newest stay.
+    The one before the newest that a link points to stays, for when that is damaged, and the `keep` newest
+    of the validated ones. with_damaged: also delete what was set aside.
     """
-    kept = {link.resolve() for link in links if link.exists()}
-    validated = [folder.resolve() for folder in list_validated(checkpoints_dir.parent)]
-    others = [folder for folder in validated if folder not in kept]
-    kept.update(others[max(len(others) - keep, 0) :])
+    linked = {link.resolve().name for link in links if link.exists()}
+    names = list_checkpoints(checkpoints_dir.parent)
+    older = [name for name in names if name < max(linked, default="")]
+    validated = [name for name in names if name.endswith(VALIDATED) and name not in linked]
+    kept = {*linked, *older[-1:], *validated[max(len(validated) - keep, 0) :]}
     for folder in checkpoints_dir.iterdir():
-        if folder.resolve() not in kept:
+        is_spared = folder.name.startswith(DAMAGED) and not with_damaged
+        if folder.name not in kept and not is_spared:
             shutil.rmtree(folder, ignore_errors=True)
 
 

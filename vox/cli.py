@@ -183,6 +183,8 @@ def _report_error(error: BaseException) -> int | None:
             return EXIT_BROKEN_PIPE if _close_broken_stdout() else None
         case OSError() if error.filename is not None or error.errno in _FILE_SYSTEM_ERRNOS:
             return _report_line(_describe_os_error(error))
+        case MemoryError():
+            return _report_line("memory ran out; close something, or give this less to hold at once")
     if is_worker_death(error):
         return _report_line(WORKER_DEATH)
     if _is_out_of_device_memory(error):

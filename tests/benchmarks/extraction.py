@@ -5,6 +5,7 @@ averaged layers against Hugging Face's own, one utterance at a time, in float32:
 runs take turns, and a speed-up is to Hugging Face's time in the same turn: a machine's noise hits both.
 """
 
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -20,9 +21,7 @@ from vox.data.plan import plan_by_length
 from vox.device import autocast, peak_memory_gb, pick_device, synchronize
 from vox.masks import lengths_to_mask
 from vox.units import SAMPLE_RATE, samples_to_frames, seconds_to_samples
-from vox.wavlm.extractor import FeatureExtractor
-from vox.wavlm.mix import LayerMix
-from vox.wavlm.model import WavLM
+from vox.wavlm.extractor import FeatureExtractor, build_extractor
 
 LAYERS = (9, 10, 11, 12)
 
@@ -46,9 +45,9 @@ def main(audio: Path | None, count: int, batch_seconds: float | None, repeats: i
     device = pick_device(device_name)
     torch.manual_seed(0)
     theirs = WavLMModel(WavLMConfig()).eval()
-    wavlm = WavLM(theirs.config, do_normalize=False)
-    wavlm.load_state_dict(theirs.state_dict())
-    ours = FeatureExtractor(wavlm, LayerMix.mean_of(LAYERS, wavlm.num_layers)).requires_grad_(False)
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        ours = build_extractor(folder, LAYERS)  # what vox precompute runs, frozen as there
     theirs, ours = theirs.to(device), ours.to(device).eval()
     recordings = load_recordings(audio, count)
     seconds = sum(map(len, recordings)) / SAMPLE_RATE

@@ -1,8 +1,9 @@
 """Phase 1 under kills and damage: does it end where an undisturbed run ends, and is every fault seen?
 
 `python -m tests.benchmarks.kills --kills 50 --flips 200` makes a tiny corpus and a tiny WavLM, kills
-`vox precompute` at random moments, alone and as two ranks at once, and then damages the finished cache in
-many ways. Prints one table; exit status 1 if a byte differs or a fault goes unseen.
+`vox precompute` at random moments (alone, as two ranks at once, with a worker that decodes, at two speeds,
+with --rebuild over a whole cache, and with recordings that change from one run to the next), and then damages
+a finished cache in many ways. Prints one table; exit status 1 if a byte differs or a fault goes unseen.
 """
 
 import os
@@ -13,23 +14,49 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import numpy as np
+import soundfile
 
-from tests.conftest import tiny_wavlm_kwargs, write_split
+from tests.conftest import make_speech, tiny_wavlm_kwargs, write_split
 from vox.cli import main as run_vox
-from vox.features.cache import verify_cache
+from vox.features.verify import verify_cache
+from vox.units import SAMPLE_RATE
 
 SPLIT = "train-tiny"
 NUM_UTTERANCES = 60
 OPTIONS = f"--split {SPLIT} --layers 3,4 --shard-gb 0.00002 --batch-seconds 3 --workers 0"
 FLIPS_PER_TRUNCATION = 5
 
+Files = dict[str, bytes]  # by their path in the features folder
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One way to run `vox precompute` again and again."""
+
+    title: str
+    options: str = ""
+    num_ranks: int = 1
+    is_begun_whole: bool = False  # over a finished cache
+    is_changing: bool = False  # recordings change between the runs
+
+
+SCENARIOS = (
+    Scenario("one rank"),
+    Scenario("two ranks at once", num_ranks=2),
+    Scenario("a decoding worker", "--workers 1"),
+    Scenario("two speeds", "--speeds 0.9,1.0"),
+    Scenario("--rebuild", "--rebuild", is_begun_whole=True),
+    Scenario("changing recordings", "--rebuild", is_changing=True),
+)
+
 
 @click.command()
-@click.option("--kills", default=50, show_default=True, help="Kills: half of a lone run, half of two ranks.")
+@click.option("--kills", default=50, show_default=True, help="Kills, shared out among six ways to run.")
 @click.option("--flips", default=200, show_default=True, help="Single bytes to change, one after the other.")
 @click.option("--seed", default=0, show_default=True)
 def main(kills: int, flips: int, seed: int) -> None:
@@ -37,8 +64,8 @@ def main(kills: int, flips: int, seed: int) -> None:
     generator = np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as name:
         runs = _Runs(Path(name), generator)
-        for num_ranks, share in ((1, kills - kills // 2), (2, kills // 2)):
-            runs.kill(num_ranks, share)
+        for number, scenario in enumerate(SCENARIOS):
+            runs.kill(scenario, (kills + number) // len(SCENARIOS))
         rows = [(what, str(count)) for what, count in runs.counts.items()]
         missed = runs.differences
         for kind, damage, count in _list_damage(runs.reference, flips):
@@ -61,43 +88,72 @@ class _Runs:
         self.differences: list[str] = []
         self._place = place
         self._generator = generator
-        _make_inputs(place)
+        self._versions = _make_inputs(place)
         start = time.monotonic()
-        assert _wait(self._fork(place / "reference", 0, 1)) == 0
-        self.seconds = time.monotonic() - start
-        (self.reference,) = (place / "reference" / SPLIT).iterdir()
-        self._truth = _read_files(self.reference)
+        self._truths = [self._compute(f"reference-{version}", "", version) for version in (1, 0)][::-1]
+        self.seconds = (time.monotonic() - start) / 2
+        (self.reference,) = (place / "reference-0" / SPLIT).iterdir()
 
-    def kill(self, num_ranks: int, num_kills: int) -> None:
+    def kill(self, scenario: Scenario, num_kills: int) -> None:
         """Kill ranks at random moments, again and again, and compare at the end of every whole cache."""
-        title = "one rank" if num_ranks == 1 else f"{num_ranks} ranks at once"
-        features = self._place / f"killed-{num_ranks}"
-        remaining = num_kills
+        features = self._place / "killed"
+        truths = (
+            [self._compute("speeds", scenario.options, 0)] if "--speeds" in scenario.options else self._truths
+        )
+        remaining, version = num_kills, 0
         while remaining > 0:
-            killed = self._run_and_kill(features, num_ranks, remaining)
+            if scenario.is_begun_whole and not features.exists():
+                shutil.copytree(self._place / "reference-0", features)
+            killed = self._run_and_kill(scenario, features, remaining)
             remaining -= killed
-            self.counts[f"{title}: kills"] += killed
-            if killed:
-                self._look(features, title)
-            else:
-                self._compare_and_clear(features, title)
-        children = [self._fork(features, rank, num_ranks) for rank in range(num_ranks)]
-        assert [_wait(child) for child in children] == [0] * num_ranks
-        self._compare_and_clear(features, title)
+            self.counts[f"{scenario.title}: kills"] += killed
+            if not killed:
+                self._compare_and_clear(scenario, features, truths[version])
+                continue
+            self._look(scenario, features, truths)
+            if scenario.is_changing:
+                version = 1 - version
+                self._use(version)
+                self._go_on_without_rebuild(scenario, features, truths[version])
+        children = [self._fork(scenario, features, rank) for rank in range(scenario.num_ranks)]
+        assert [_wait(child) for child in children] == [0] * scenario.num_ranks
+        self._compare_and_clear(scenario, features, truths[version])
+        self._use(0)
 
-    def _run_and_kill(self, features: Path, num_ranks: int, most: int) -> int:
+    def _compute(self, name: str, options: str, version: int) -> Files:
+        """Run undisturbed on one version of the recordings; return the files that it leaves."""
+        self._use(version)
+        assert _wait(self._fork(Scenario("undisturbed", options), self._place / name, 0)) == 0
+        return _read_files(self._place / name)
+
+    def _use(self, version: int) -> None:
+        """Put one version of the recordings in place, each with its own time."""
+        for path, content in self._versions[version].items():
+            path.write_bytes(content)
+            os.utime(path, ns=(version, version))
+
+    def _go_on_without_rebuild(self, scenario: Scenario, features: Path, truth: Files) -> None:
+        """A run that does not refuse must end with the features of the recordings as they are now."""
+        status = _wait(self._fork(Scenario(scenario.title), features, 0))
+        assert status in (0, 2), status
+        self.counts[f"{scenario.title}: {'went on' if status == 0 else 'refused'} without --rebuild"] += 1
+        if status == 0:
+            self._compare_and_clear(scenario, features, truth)
+
+    def _run_and_kill(self, scenario: Scenario, features: Path, most: int) -> int:
         """Start all ranks, kill up to `most` of them, each at its moment; return how many died of it."""
-        children = [self._fork(features, rank, num_ranks) for rank in range(num_ranks)]
-        moments = sorted(zip(self._generator.uniform(0, self.seconds, num_ranks), children, strict=True))
+        children = [self._fork(scenario, features, rank) for rank in range(scenario.num_ranks)]
+        longest = self.seconds * (2 if "--speeds" in scenario.options else 1)
+        moments = self._generator.uniform(0, longest, scenario.num_ranks)
         start = time.monotonic()
-        for moment, child in moments[:most]:
+        for moment, child in sorted(zip(moments, children, strict=True))[:most]:
             time.sleep(max(0.0, start + moment - time.monotonic()))
             os.kill(child, signal.SIGKILL)  # one that is done already is not reaped yet, and takes no harm
         statuses = [_wait(child) for child in children]
         assert set(statuses) <= {0, -signal.SIGKILL}, statuses
         return statuses.count(-signal.SIGKILL)
 
-    def _fork(self, features: Path, rank: int, num_ranks: int) -> int:
+    def _fork(self, scenario: Scenario, features: Path, rank: int) -> int:
         sys.stdout.flush()
         child = os.fork()
         if child:
@@ -106,48 +162,57 @@ class _Runs:
         os.dup2(quiet, 1)
         os.dup2(quiet, 2)
         places = ["--root", self._place, "--wavlm", self._place / "wavlm", "--features", features]
-        share = ["--rank", rank, "--world-size", num_ranks]
-        os._exit(run_vox(["precompute", *OPTIONS.split(), *map(str, [*places, *share])]))
+        share = ["--rank", rank, "--world-size", scenario.num_ranks]
+        line = ["precompute", *OPTIONS.split(), *scenario.options.split()]
+        os._exit(run_vox([*line, *map(str, [*places, *share])]))
 
-    def _look(self, features: Path, title: str) -> None:
+    def _look(self, scenario: Scenario, features: Path, truths: list[Files]) -> None:
         """Count what a kill left behind; whatever has its final name must be whole."""
-        files = {path.name: path for path in features.rglob("*") if path.is_file()}
-        shards = [name for name in files if name.endswith(".h5")]
-        num_truth = sum(name.endswith(".h5") for name in self._truth)
+        files = _read_files(features) if features.exists() else {}
+        num_shards, num_truth = (sum(n.endswith(".h5") for n in some) for some in (files, truths[0]))
+        title = scenario.title
         self.counts[f"{title}: kills that left unfinished files"] += any(n.endswith(".part") for n in files)
-        self.counts[f"{title}: kills that left some of the shards"] += 0 < len(shards) < num_truth
-        for name, path in files.items():
-            if not name.endswith(".part") and path.read_bytes() != self._truth.get(name):
+        self.counts[f"{title}: kills that left some of the shards"] += 0 < num_shards < num_truth
+        for name, content in files.items():
+            if not name.endswith(".part") and content not in [truth.get(name) for truth in truths]:
                 self.differences.append(f"{title}: {name} after a kill is not that of an undisturbed run")
 
-    def _compare_and_clear(self, features: Path, title: str) -> None:
-        self.counts[f"{title}: whole caches compared"] += 1
-        found = {path.name: path.read_bytes() for path in features.rglob("*") if path.is_file()}
-        different = sorted(n for n in found.keys() | self._truth.keys() if found.get(n) != self._truth.get(n))
-        self.differences += [f"{title}: {name} of a whole cache differs" for name in different]
+    def _compare_and_clear(self, scenario: Scenario, features: Path, truth: Files) -> None:
+        self.counts[f"{scenario.title}: whole caches compared"] += 1
+        found = _read_files(features)
+        different = sorted(n for n in found.keys() | truth.keys() if found.get(n) != truth.get(n))
+        self.differences += [f"{scenario.title}: {name} of a whole cache differs" for name in different]
         shutil.rmtree(features)
 
 
-def _make_inputs(place: Path) -> None:
+def _make_inputs(place: Path) -> list[dict[Path, bytes]]:
+    """Make a tiny WavLM and two versions of a corpus: other speech in some recordings, longer in a few."""
     import h5py  # noqa: F401
     import torch
     from transformers import WavLMConfig, WavLMModel
 
     import precompute.run  # noqa: F401
-    import vox.features.shard  # noqa: F401
+    import vox.features.writer  # noqa: F401
 
     torch.set_num_threads(1)  # no pool of threads, so that forking is safe
     torch.manual_seed(0)
     WavLMModel(WavLMConfig(**tiny_wavlm_kwargs())).eval().save_pretrained(place / "wavlm")
-    write_split(place, SPLIT, NUM_UTTERANCES)
+    paths = sorted(write_split(place, SPLIT, NUM_UTTERANCES).glob("*.flac"))
+    versions = [{path: path.read_bytes() for path in paths}]
+    for number, path in enumerate(paths[::7]):
+        num_samples = soundfile.info(path).frames + (3_200 if number % 3 == 2 else 0)
+        soundfile.write(path, make_speech(num_samples, 1_000 + number), SAMPLE_RATE)
+    versions.append({path: path.read_bytes() for path in paths})
+    return versions
 
 
 def _wait(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def _read_files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+def _read_files(features: Path) -> Files:
+    paths = [path for path in features.rglob("*") if path.is_file()]
+    return {str(path.relative_to(features)): path.read_bytes() for path in paths}
 
 
 Damage = Callable[

@@ -14,7 +14,8 @@ from vox.audio import read_audio, read_header
 from vox.corpus import Utterance
 from vox.features.cache import FeatureCache
 from vox.features.fingerprint import Fingerprint
-from vox.features.shard import FEATURE_DTYPE, Shard, ShardWriter
+from vox.features.shard import FEATURE_DTYPE, Shard
+from vox.features.writer import ShardWriter
 from vox.units import SAMPLE_RATE, samples_to_frames
 
 

@@ -19,7 +19,8 @@ import numpy as np
 
 from vox.features.cache import FeatureCache
 from vox.features.fingerprint import Fingerprint
-from vox.features.shard import Shard, ShardWriter
+from vox.features.shard import Shard
+from vox.features.writer import ShardWriter
 from vox.units import FRAME_RATE, HOP_SAMPLES
 
 CHANNELS = 768
@@ -89,7 +90,7 @@ def open_vox(folder: Path, features: Features) -> Fill:
     cache = open_cache(folder)
 
     def fill(number: int, out_TC: np.ndarray) -> None:
-        shard, row = cache._find(str(number))
+        shard, row = cache.locate(str(number))
         shard.read_into(row, out_TC)
 
     return fill

@@ -1,10 +1,12 @@
 """`vox cache list` and `vox cache verify`."""
 
+from collections.abc import Iterator
+from functools import lru_cache, partial
 from pathlib import Path
 
 import click
 
-from vox.errors import CacheError
+from vox.errors import CacheError, CorpusError
 from vox.units import SAMPLE_RATE
 
 _FEATURES = click.option(
@@ -76,24 +78,27 @@ def list_command(features: Path, split: str | None) -> None:
 )
 def verify_command(features: Path, split: str | None, audio: bool, root: Path) -> None:
     """Re-read every byte of every shard; exit 2 if anything is wrong."""
-    from vox.features.cache import find_cache_dirs, verify_audio, verify_cache
+    from vox.features.cache import find_cache_dirs
+    from vox.features.verify import verify_audio, verify_cache
 
     num_faults = 0
     folders = find_cache_dirs(features, split)
-    recordings: dict[str, dict[str, Path]] = {}
-    hashes: dict[Path, str] = {}
+    find_recordings = lru_cache(partial(_find_recordings, root))
+    hashes: dict[Path, tuple[str, str]] = {}
+
+    def find_faults(folder: Path) -> Iterator[str]:
+        yield from verify_cache(folder)
+        if audio:
+            try:
+                yield from verify_audio(folder, find_recordings(folder.parent.name), hashes)
+            except CorpusError as error:
+                yield f"recordings that cannot be compared: {error}"
+
     for folder in folders:
         num_here = 0
-        for line in verify_cache(folder):
+        for line in find_faults(folder):
             click.echo(line)
             num_here += 1
-        if audio:
-            name = folder.parent.name
-            if name not in recordings:
-                recordings[name] = _find_recordings(root, name)
-            for line in verify_audio(folder, recordings[name], hashes):
-                click.echo(line)
-                num_here += 1
         click.echo(f"{folder}: {'whole' if num_here == 0 else f'{num_here} faults'}")
         num_faults += num_here
     if num_faults:

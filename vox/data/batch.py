@@ -33,6 +33,10 @@ class AudioBatch:
     waveforms_BS: torch.Tensor
     num_samples_B: torch.Tensor
 
+    def pin(self) -> "AudioBatch":
+        """Copy to pinned memory what is not there yet; return it as it is where there is no GPU."""
+        return AudioBatch(self.ids, _pin(self.waveforms_BS), _pin(self.num_samples_B))
+
     def to(self, device: torch.device) -> "AudioBatch":
         """Copy to a device, asynchronously from pinned memory."""
         return AudioBatch(
@@ -52,6 +56,10 @@ class FeatureBatch:
     ids: list[str]
     features_BTC: torch.Tensor
     num_frames_B: torch.Tensor
+
+    def pin(self) -> "FeatureBatch":
+        """Copy to pinned memory what is not there yet; return it as it is where there is no GPU."""
+        return FeatureBatch(self.ids, _pin(self.features_BTC), _pin(self.num_frames_B))
 
     def to(self, device: torch.device) -> "FeatureBatch":
         """Copy to a device, asynchronously from pinned memory."""
@@ -74,6 +82,11 @@ class LabelBatch:
     num_labels_B: torch.Tensor
     inputs_BU: torch.Tensor
     targets_BU: torch.Tensor
+
+    def pin(self) -> "LabelBatch":
+        """Copy to pinned memory what is not there yet; return it as it is where there is no GPU."""
+        tensors = (self.labels_BU, self.num_labels_B, self.inputs_BU, self.targets_BU)
+        return LabelBatch(*map(_pin, tensors))
 
     def to(self, device: torch.device) -> "LabelBatch":
         """Copy to a device, all but the lengths."""
@@ -126,6 +139,10 @@ def make_label_batch(labels: Sequence[Sequence[int]]) -> LabelBatch:
         inputs_BU=_pad([[BOS_ID, *row] for row in labels], PAD_ID),
         targets_BU=_pad([[*row, EOS_ID] for row in labels], IGNORED),
     )
+
+
+def _pin(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.pin_memory() if torch.cuda.is_available() else tensor
 
 
 def _pad(rows: Sequence[Sequence[int]], fill: int) -> torch.Tensor:

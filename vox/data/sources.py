@@ -9,12 +9,13 @@ import logging
 import os
 import queue
 import shutil
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -38,6 +39,9 @@ PREFETCHED_BATCHES = 2  # by each worker
 SHARED_MEMORY = "/dev/shm"  # where torch passes tensors between processes
 MIN_SHARED_BYTES = 256_000_000
 SAMPLE_BYTES = 4
+
+# What torchrun, SLURM, systemd or a terminal send to all processes of a run at once.
+GROUP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -79,15 +83,17 @@ class CachedSource:
         num_frames = [self.cache.num_frames(name) for name in ids]
         batch = allocate_feature_batch(ids, num_frames, self.cache.feature_dim, pin=self.pin)
         for name, count, padded_TC in zip(ids, num_frames, batch.features_BTC.numpy(), strict=True):
-            shard, row = self.cache._find(name)
+            shard, row = self.cache.locate(name)
             shard.read_into(row, padded_TC[:count])
-        return batch
+        return batch.pin() if self.pin else batch
 
 
 class LiveSource:
     """Batches of waveforms, decoded in worker processes.
 
-    A recording that cannot be read is left out of its batch and kept in `failures`, to be reported.
+    A recording that cannot be read is left out of its batch and kept in `failures`: why, by its id, of all
+    that this object has read. Several ranks read different recordings, and only the first one's warnings are
+    heard: who reports must put the failures of all ranks together.
     """
 
     def __init__(self, utterances: Iterable[Utterance], *, workers: int = 0, pin: bool = False) -> None:
@@ -142,16 +148,14 @@ def _load_batches(
         collate_fn=_keep,
         num_workers=min(workers, len(batches)),
         prefetch_factor=PREFETCHED_BATCHES if workers and batches else None,
+        pin_memory=pin and torch.cuda.is_available(),  # in a thread of its own, if there are workers
+        worker_init_fn=_heed_only_the_parent,
         generator=torch.Generator(),  # its own: the loader would draw from the global one
     )
     for decoded in _explain_dead_workers(loader):
         if isinstance(decoded, Exception):
             raise decoded
-        waveforms_BS, num_samples_B = map(torch.as_tensor, (decoded.waveforms_BS, decoded.num_samples_B))
-        if pin:
-            waveforms_BS, num_samples_B = waveforms_BS.pin_memory(), num_samples_B.pin_memory()
-        batch = AudioBatch(decoded.ids, waveforms_BS, num_samples_B)
-        yield batch, decoded.failures, decoded.audio_sha256
+        yield decoded.to_audio_batch(), decoded.failures, decoded.audio_sha256
 
 
 def _has_shared_memory(batches: Sequence[Sequence[Utterance]], workers: int) -> bool:
@@ -167,13 +171,41 @@ def _has_shared_memory(batches: Sequence[Sequence[Utterance]], workers: int) -> 
         return False
 
 
-def _explain_dead_workers(items: Iterable[Item]) -> Iterator[Item]:
+def _explain_dead_workers(loader: DataLoader[Item]) -> Iterator[Item]:
     try:
-        yield from items
+        yield from _start_workers(loader)
     except RuntimeError as error:
         if is_worker_death(error):
             raise VoxError(WORKER_DEATH) from error
         raise
+
+
+def _start_workers(loader: DataLoader[Item]) -> Iterator[Item]:
+    """Start iterating; the processes begin with GROUP_SIGNALS blocked, as this thread is meanwhile."""
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
+def _heed_only_the_parent(_: int) -> None:
+    """Make a worker process deaf to signals that do not come from its parent.
+
+    What is sent to the whole group asks the parent to finish and to save, for which it needs its workers: one
+    that dies is an error. The parent itself ends those that it waits for in vain, and at its exit.
+    """
+    if not hasattr(signal, "sigwaitinfo"):  # not Linux: it could not tell the parent's
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
+    threading.Thread(target=_wait_for_the_parent, daemon=True).start()
+
+
+def _wait_for_the_parent() -> None:
+    while signal.sigwaitinfo(GROUP_SIGNALS).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def iterate_by_length(
@@ -254,6 +286,15 @@ class _DecodedBatch:
     num_samples_B: torch.Tensor | np.ndarray
     failures: list[AudioFailure]
     audio_sha256: dict[str, str]  # by utterance; of none unless asked for
+
+    def to_audio_batch(self) -> AudioBatch:
+        waveforms_BS, num_samples_B = map(torch.as_tensor, (self.waveforms_BS, self.num_samples_B))
+        return AudioBatch(self.ids, waveforms_BS, num_samples_B)
+
+    def pin_memory(self) -> "_DecodedBatch":
+        """Copy to pinned memory: the loader calls it."""
+        batch = self.to_audio_batch().pin()
+        return replace(self, waveforms_BS=batch.waveforms_BS, num_samples_B=batch.num_samples_B)
 
 
 class _BatchDataset(Dataset[_DecodedBatch | VoxError | OSError]):

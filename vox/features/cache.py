@@ -6,32 +6,24 @@ shard-00000.h5, ...
 C channels, T frames.
 """
 
-import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from vox.audio import hash_recording
 from vox.errors import CacheError, name_first
-from vox.features.files import is_abandoned
 from vox.features.fingerprint import Fingerprint, join_layers
 from vox.features.plan import (
     PLAN_NAME,
-    UTTERANCES_NAME,
     CachePlan,
     ShardPlan,
     hash_utterances,
     read_plan,
-    read_utterances,
 )
-from vox.features.shard import Shard, check_bytes, damaged
-from vox.features.stamps import STAMPS_NAME, read_stamps
+from vox.features.shard import Shard, damaged
 
 DEFAULT_LAYERS = (9, 10, 11, 12)
-HASHING_THREADS = 4
 
 
 class FeatureCache:
@@ -57,7 +49,7 @@ class FeatureCache:
 
     def num_frames(self, name: str) -> int:
         """Count an utterance's frames; raise CacheError for one that is not here."""
-        shard, row = self._find(name)
+        shard, row = self.locate(name)
         return int(shard.offsets[row + 1] - shard.offsets[row])
 
     def read(self, name: str) -> np.ndarray:
@@ -66,10 +58,11 @@ class FeatureCache:
         Raises CacheError naming the shard and the utterance when they are damaged or gone, or when the
         cache does not hold the utterance.
         """
-        shard, row = self._find(name)
+        shard, row = self.locate(name)
         return shard.read(row)
 
-    def _find(self, name: str) -> tuple[Shard, int]:
+    def locate(self, name: str) -> tuple[Shard, int]:
+        """Return an utterance's shard and its row in there; raise CacheError for one that is not here."""
         try:
             number, row = self._places[name]
         except KeyError:
@@ -83,12 +76,36 @@ class FeatureCache:
 
 
 def merge_caches(caches: Mapping[str, FeatureCache]) -> FeatureCache:
-    """Make one cache of several of the same width: an utterance's id is its cache's key and its own id."""
+    """Make one cache of several of the same width: an utterance's id is its cache's key and its own id.
+
+    Raises CacheError if they are of different recordings: one was changed after some of them were made.
+    """
     assert len({cache.feature_dim for cache in caches.values()}) == 1
+    _refuse_other_recordings(list(caches.values()))
     shards = [(shard, key) for key, cache in caches.items() for shard in cache.shards]
     return FeatureCache(
         next(iter(caches.values())).folder, [shard for shard, _ in shards], [key for _, key in shards]
     )
+
+
+def _refuse_other_recordings(caches: Sequence[FeatureCache]) -> None:
+    first, *others = caches
+    hashes = {name: shard.audio_sha256(row) for shard in first.shards for row, name in enumerate(shard.ids)}
+    for cache in others:
+        different = [
+            name
+            for shard in cache.shards
+            for row, name in enumerate(shard.ids)
+            if shard.audio_sha256(row) != hashes.get(name, shard.audio_sha256(row))
+        ]
+        if different:
+            speeds = [each.shards[0].fingerprint.speed for each in (first, cache)]
+            raise CacheError(
+                f"the caches at speeds {speeds[0]} and {speeds[1]} are of different recordings "
+                f"({len(different)}: {name_first(different)})",
+                where=cache.folder,
+                remedy="run vox precompute with both --speeds: it says which of them is stale",
+            )
 
 
 def cache_dir(features_dir: Path, split: str, fingerprint: Fingerprint) -> Path:
@@ -172,92 +189,10 @@ def summarise_cache(folder: Path) -> CacheSummary:
     paths = [folder / shard.name for shard in plan.shards if shard.name not in missing]
     try:
         num_skipped: int | None = sum(1 for path in paths for reason in Shard(path).skipped if reason)
-    except CacheError:
+    except (CacheError, OSError):
         num_skipped = None
     num_bytes = sum(path.stat().st_size for path in paths)
     return CacheSummary(folder, plan, len(paths), num_bytes, num_skipped)
-
-
-def verify_cache(folder: Path) -> Iterator[str]:
-    """Re-read a cache whole and say every fault in it, one line each."""
-    try:
-        plan = read_plan(folder)
-    except CacheError as fault:
-        yield str(fault)
-        return
-    if plan is None:
-        yield f"missing plan: {folder / PLAN_NAME}"
-        return
-    if plan.fingerprint.prefix != folder.name or plan.split != folder.parent.name:
-        yield f"cache in another folder than its own ({plan.split}/{plan.fingerprint.prefix}): {folder}"
-    for read in (lambda: read_utterances(folder, plan), lambda: read_stamps(folder)):
-        try:
-            read()
-        except CacheError as fault:
-            yield str(fault)
-    names = {shard.name for shard in plan.shards}
-    for path in sorted(folder.iterdir()):
-        if path.name in names or path.name in (PLAN_NAME, UTTERANCES_NAME, STAMPS_NAME):
-            continue
-        if not path.name.endswith(".part"):
-            yield f"foreign file: {path}"
-        elif is_abandoned(path):
-            yield f"left by a run that died, removed by the next vox precompute: {path}"
-    for planned in plan.shards:
-        yield from _verify_shard(folder, plan, planned)
-
-
-def verify_audio(folder: Path, recordings: Mapping[str, Path], hashes: dict[Path, str]) -> Iterator[str]:
-    """Hash a cache's recordings again and say every one that is not what its features were made from.
-
-    recordings: the split's, by utterance. hashes: of files that were hashed before; it is added to. A plan
-    or a shard that is missing or damaged is `verify_cache`'s to report.
-    """
-    for shard in _open_readable(folder):
-        paths = [recordings.get(name) for name in shard.ids]
-        with ThreadPoolExecutor(HASHING_THREADS) as pool:
-            wanted = list({path for path in paths if path is not None and path not in hashes})
-            hashes.update(zip(wanted, pool.map(hash_recording, wanted), strict=True))
-        for row, (name, path) in enumerate(zip(shard.ids, paths, strict=True)):
-            if path is None:
-                yield f"missing recording: {name} is not in the split any more ({shard.path})"
-            elif hashes[path] != shard.audio_sha256(row):
-                how = "changed" if hashes[path] else "missing"
-                yield f"{how} recording: {name}: {path} ({shard.path})"
-
-
-def _open_readable(folder: Path) -> Iterator[Shard]:
-    """Open what can be opened of a cache's shards."""
-    try:
-        plan = read_plan(folder)
-    except CacheError:
-        return
-    if plan is not None:
-        for planned in plan.shards:
-            with contextlib.suppress(CacheError):
-                yield open_planned(folder, plan, planned)
-
-
-def _verify_shard(folder: Path, plan: CachePlan, planned: ShardPlan) -> Iterator[str]:
-    path = folder / planned.name
-    if not path.exists():
-        yield f"missing shard: {path}"
-        return
-    # Bytes first: HDF5 is not asked to parse a file that is known to be damaged.
-    if not check_bytes(path):
-        yield str(damaged(path, "its bytes do not have their checksum"))
-        return
-    try:
-        shard = open_planned(folder, plan, planned)
-    except CacheError as fault:
-        yield str(fault)
-        return
-    for row in range(len(shard)):
-        if not shard.skipped[row]:
-            try:
-                shard.read(row)
-            except CacheError as fault:
-                yield str(fault)
 
 
 def _iterate_cache_dirs(features_dir: Path, split: str | None) -> Iterator[Path]:

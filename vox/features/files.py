@@ -7,10 +7,14 @@ shared disk too.
 import contextlib
 import fcntl
 import os
+import re
 import secrets
 import socket
+import stat
 from collections.abc import Iterator
 from pathlib import Path
+
+_PART_NAME = re.compile(r"\..+-\d+-[0-9a-f]+\.part")
 
 
 def create_part(path: Path) -> tuple[Path, int]:
@@ -49,24 +53,37 @@ def write_whole(path: Path, content: bytes) -> None:
         os.close(fd)
 
 
+def is_part(path: Path) -> bool:
+    """Say whether a path is an unfinished file of ours: one that `create_part` could have made."""
+    return _PART_NAME.fullmatch(path.name) is not None and stat.S_ISREG(path.lstat().st_mode)
+
+
 def remove_leftovers(folder: Path) -> list[str]:
-    """Remove unfinished shards that no process is writing any more; return their names."""
-    return [path.name for path in sorted(folder.glob(".*.part")) if is_abandoned(path, remove=True)]
+    """Remove unfinished files that no process is writing any more; return their names."""
+    removed = []
+    for path in sorted(folder.glob(".*.part")):
+        with contextlib.suppress(OSError):  # it cannot be told, or removed: vox cache verify says why
+            if is_part(path) and is_abandoned(path, remove=True):
+                removed.append(path.name)
+    return removed
 
 
 def is_abandoned(part_path: Path, *, remove: bool = False) -> bool:
-    """Say whether the writer of an unfinished shard is dead: a live one holds a lock on it.
+    """Say whether the writer of an unfinished file is dead: a live one holds a lock on it.
 
-    remove: also remove it if so, while nobody can begin to write to it.
+    remove: also remove it if so, while nobody can begin to write to it. Raises OSError where that cannot be
+    told: the file has gone, belongs to somebody else, or is on a file system without locks.
     """
-    try:
-        with part_path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if remove:
-                part_path.unlink()
-            return True
-    except OSError:  # held, gone, or a file system without locks: leave it alone
-        return False
+    # For writing too: NFS keeps such a lock as one of a range of bytes, which asks for that.
+    with part_path.open("r+b") as file:
+        try:
+            with name_os_errors(part_path):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        if remove:
+            part_path.unlink()
+        return True
 
 
 def sync_folder(folder: Path) -> None:

@@ -14,6 +14,23 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 2  # of the shard files; raised when an older reader would misread them
 PREFIX_DIGITS = 12  # of the digest, in the folder's name
 
+# What a WavLM's configuration says of its arithmetic beyond what the shapes of its weights do.
+CONFIG_KEYS = (
+    "do_stable_layer_norm",
+    "feat_extract_norm",
+    "feat_extract_activation",
+    "hidden_act",
+    "layer_norm_eps",
+    "conv_kernel",
+    "conv_stride",
+    "conv_bias",
+    "num_attention_heads",
+    "num_buckets",
+    "max_bucket_distance",
+    "num_conv_pos_embeddings",
+    "num_conv_pos_embedding_groups",
+)
+
 RESAMPLER = "torchaudio sinc_interp_hann"  # what vox.audio converts other sample rates with
 
 
@@ -84,6 +101,8 @@ class Fingerprint:
         for key in sorted({*self.preprocessing, *model.preprocessing}):
             absent = "1.0" if key == "speed" else "none"
             ours, theirs = self.preprocessing.get(key, absent), model.preprocessing.get(key, absent)
+            if key == "config":
+                ours, theirs = _keep_different(ours, theirs)
             if ours != theirs:
                 found.append(f"{key}: cache {ours}, model {theirs}")
         return found
@@ -100,7 +119,23 @@ def make_fingerprint(wavlm: "WavLM", layers: Sequence[int]) -> Fingerprint:
             "sample_rate": str(SAMPLE_RATE),
             "do_normalize": str(wavlm.do_normalize).lower(),
             "resampler": RESAMPLER,
+            "config": describe_config(wavlm.config),
         },
+    )
+
+
+def describe_config(config: Any) -> str:
+    """Write what decides a WavLM's arithmetic on one line: key=value, with blanks between."""
+    values = {key: json.dumps(getattr(config, key), separators=(",", ":")) for key in CONFIG_KEYS}
+    return " ".join(f"{key}={value}" for key, value in values.items())
+
+
+def _keep_different(ours: str, theirs: str) -> tuple[str, str]:
+    """Leave out the words that two lines share; none is what an older cache has."""
+    words, others = ours.split(), theirs.split()
+    return (
+        " ".join(word for word in words if word not in others),
+        " ".join(word for word in others if word not in words),
     )
 
 

@@ -21,15 +21,16 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vox.errors import CacheError
-from vox.features.files import create_part, name_os_errors, sync_folder
+from vox.features.files import name_os_errors
 from vox.features.fingerprint import FORMAT_VERSION, Fingerprint
+from vox.features.open_files import OPEN_FILES, OpenFile, Version
 
 FEATURE_DTYPE = np.dtype("<f2")
 FEATURE_BYTES = FEATURE_DTYPE.itemsize
@@ -43,169 +44,23 @@ _INDEX_DTYPES = {"offsets": "<i8", "num_samples": "<i8", "crc32": "<u4"}
 _INDEX_TEXTS = ("ids", "skipped", "audio_sha256")
 
 # What h5py raises for a file that is damaged; which one depends on where.
-_HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, MemoryError)
+_HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError)
+HDF5_ERRNO = re.compile(r"errno = (\d+)")  # in its messages, where the operating system gave a reason
 
-
-class ShardWriter:
-    """Writes a shard under another name; `finish` puts it in place whole, `abort` leaves nothing."""
-
-    def __init__(
-        self,
-        path: Path,
-        *,
-        ids: Sequence[str],
-        num_samples: Sequence[int],
-        num_frames: Sequence[int],
-        feature_dim: int,
-        fingerprint: Fingerprint,
-        notes: Mapping[str, str],
-    ) -> None:
-        """Allocate the file in full.
-
-        The notes say how the features were computed; they become attributes and are compared with
-        nothing. Raises OSError when the folder cannot be written or the disk is full.
-        """
-        self.path = path
-        self._ids = list(ids)
-        self._num_samples = np.asarray(num_samples, "<i8")
-        self._offsets = np.concatenate([[0], np.cumsum(num_frames)]).astype("<i8")
-        self._feature_dim = feature_dim
-        self._fingerprint = fingerprint
-        self._notes = dict(notes)
-        self._skipped = [""] * len(self._ids)
-        self._audio_sha256 = [""] * len(self._ids)
-        self._crc32 = np.zeros(len(self._ids), "<u4")
-        self._is_written = [False] * len(self._ids)
-        self._part_path, self._part_fd = create_part(path)
-        try:
-            self._frames_at = self._allocate_frames()
-        except BaseException:
-            self.abort()
-            raise
-
-    @property
-    def is_complete(self) -> bool:
-        """Say whether every utterance has been written or skipped."""
-        return all(self._is_written)
-
-    def write(self, row: int, features_TC: np.ndarray, *, audio_sha256: str = "") -> None:
-        """Write the features of an utterance (float16, exactly its frames), and its recording's sha256."""
-        num_frames = int(self._offsets[row + 1] - self._offsets[row])
-        assert features_TC.dtype == FEATURE_DTYPE and features_TC.shape == (num_frames, self._feature_dim)
-        payload = np.ascontiguousarray(features_TC).data.cast("B")
-        self._crc32[row] = zlib.crc32(payload)
-        self._audio_sha256[row] = audio_sha256
-        self._is_written[row] = True
-        self._write_at(self._frames_at + int(self._offsets[row]) * self._feature_dim * FEATURE_BYTES, payload)
-
-    def skip(self, row: int, reason: str, *, audio_sha256: str = "") -> None:
-        """Record why an utterance has no features; its frames stay zero."""
-        assert reason
-        self._audio_sha256[row] = audio_sha256
-        self._skipped[row] = " ".join(reason.split())
-        self._is_written[row] = True
-
-    def finish(self) -> None:
-        """Write the index, seal the file, and rename it into place, all of it on disk first."""
-        assert self.is_complete
-        try:
-            self._write_index()
-            self._write_at(0, _seal(_hash_after_user_block(self._part_fd)))
-            os.fsync(self._part_fd)
-            self._part_path.replace(self.path)
-            sync_folder(self.path.parent)
-        except BaseException:
-            self.abort()
-            raise
-        self._close()
-
-    def abort(self) -> None:
-        """Remove what has been written so far."""
-        self._part_path.unlink(missing_ok=True)
-        self._close()
-
-    def _close(self) -> None:
-        if self._part_fd >= 0:
-            os.close(self._part_fd)
-        self._part_fd = -1
-
-    def _allocate_frames(self) -> int:
-        """Lay out the file up to the end of `frames`; return where in the file they begin, in bytes."""
-        import h5py
-
-        creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-        creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-        creation.set_obj_track_times(False)
-        space = h5py.h5s.create_simple((int(self._offsets[-1]), self._feature_dim))
-        with (
-            _hdf5_writing(self._part_path),
-            h5py.File(self._part_path, "w", userblock_size=USER_BLOCK_BYTES, locking=False) as file,
-        ):
-            frames = h5py.h5d.create(file.id, b"frames", h5py.h5t.IEEE_F16LE, space, creation)
-            frames_at = frames.get_offset()
-        # Take the blocks now: a full disk is met before the work, not after it.
-        with name_os_errors(self._part_path):
-            try:
-                os.posix_fallocate(self._part_fd, 0, os.fstat(self._part_fd).st_size)
-            except OSError as error:
-                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-                    raise
-        return frames_at
-
-    def _write_index(self) -> None:
-        import h5py
-
-        arrays: dict[str, np.ndarray] = {
-            "offsets": self._offsets,
-            "num_samples": self._num_samples,
-            "crc32": self._crc32,
-            "ids": _text_array(self._ids),
-            "skipped": _text_array(self._skipped),
-            "audio_sha256": _text_array(self._audio_sha256),
-        }
-        attributes = {
-            "fingerprint": json.dumps(self._fingerprint.to_dict(), sort_keys=True),
-            "index_sha256": _hash_index(self._fingerprint, arrays),
-            "weights_sha256": self._fingerprint.weights_sha256,
-            "layers": np.asarray(self._fingerprint.layers, "<i8"),
-            **{f"preprocessing_{key}": value for key, value in self._fingerprint.preprocessing.items()},
-            "format_version": np.int64(self._fingerprint.format_version),
-            **self._notes,
-        }
-        with _hdf5_writing(self._part_path), h5py.File(self._part_path, "r+", locking=False) as file:
-            for name, array in arrays.items():
-                file.create_dataset(name, data=array, track_times=False)
-            for key, value in sorted(attributes.items()):
-                if isinstance(value, str):
-                    dtype = h5py.string_dtype("utf-8", max(1, len(value.encode())))
-                    file.attrs.create(key, value, dtype=dtype)
-                else:
-                    file.attrs[key] = value
-
-    def _write_at(self, position: int, payload: bytes | memoryview) -> None:
-        view = memoryview(payload)
-        with name_os_errors(self._part_path):
-            while view:
-                written = os.pwrite(self._part_fd, view, position)
-                view, position = view[written:], position + written
-
-
-class _OpenShard:
-    """A shard's descriptor, closed with the last use of this, and which rows were checked through it."""
-
-    def __init__(self, path: Path, version: tuple[int, int, int], num_utterances: int) -> None:
-        self.fd = -1
-        with name_os_errors(path):
-            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        # Reading ahead of an utterance would fetch others that are not next.
-        os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_RANDOM)
-        self.version = version
-        self.is_checked_U = np.zeros(num_utterances, np.bool_)
-
-    def __del__(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
+# Reasons that say nothing about the file: of the machine, of a network file system, of a disk that fails.
+_ENVIRONMENT_ERRNOS = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.EIO,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.EINTR,
+    errno.ENOTCONN,
+    errno.EHOSTDOWN,
+}
 
 
 class Shard:
@@ -219,12 +74,11 @@ class Shard:
         """Read and check the index.
 
         Raises CacheError naming the shard when it is missing, truncated, no HDF5, of another format, or
-        its index does not have its checksum.
+        its index does not have its checksum; OSError naming it, or MemoryError, where that is not its fault.
         """
         self.path = path
-        self._opened: _OpenShard | None = None
         try:
-            with path.open("rb") as file:
+            with path.open("rb") as file, name_os_errors(path):
                 seal = file.read(USER_BLOCK_BYTES)
                 self._status = os.fstat(file.fileno())
         except FileNotFoundError:
@@ -240,6 +94,7 @@ class Shard:
             )
         with _hdf5_reading(path):
             self._read_index()
+        self._checked: tuple[Version, np.ndarray] | None = None  # rows, in which version of the file
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -268,15 +123,16 @@ class Shard:
         does; the memory's content is undefined then.
         """
         opened = self._look()
+        is_checked_U = self._checked_rows(opened.version)
         self._copy(opened, row, out_TC)
-        if not opened.is_checked_U[row]:
+        if not is_checked_U[row]:
             self._check(row, out_TC)
-            opened.is_checked_U[row] = True
+            is_checked_U[row] = True
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_opened": None}
+        return self.__dict__ | {"_checked": None}
 
-    def _look(self) -> "_OpenShard":
+    def _look(self) -> OpenFile:
         """Return the open file, after a look at what now has its name."""
         try:
             status = self.path.stat()
@@ -287,14 +143,16 @@ class Shard:
         # By the time too: some network file systems number their files anew.
         if status.st_ino != self._status.st_ino and status.st_mtime_ns != self._status.st_mtime_ns:
             raise CacheError("shard replaced while it was in use", where=self.path, remedy="start again")
-        version = (status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
-        opened = self._opened
-        if opened is None or opened.version != version:
-            # Two threads may both come here; either's is as good, and one is let go.
-            self._opened = opened = _OpenShard(self.path, version, len(self.ids))
-        return opened
+        return OPEN_FILES.get(self.path, (status.st_ino, status.st_mtime_ns, status.st_ctime_ns))
 
-    def _copy(self, opened: "_OpenShard", row: int, out_TC: np.ndarray) -> None:
+    def _checked_rows(self, version: Version) -> np.ndarray:
+        """Return which rows were checked, [U] bool, in this version of the file."""
+        checked = self._checked  # once: another thread may find the file changed, and begin anew
+        if checked is None or checked[0] != version:
+            self._checked = checked = (version, np.zeros(len(self.ids), np.bool_))
+        return checked[1]
+
+    def _copy(self, opened: OpenFile, row: int, out_TC: np.ndarray) -> None:
         # Read, not mapped: a map beyond the end of a file that shrinks, or over a disk that fails, kills the
         # process; it also counts as memory of each process that touches it.
         assert not self.skipped[row], f"{self.ids[row]} was skipped"
@@ -325,7 +183,7 @@ class Shard:
             frames = file["frames"]
             shape, dtype, is_plain = frames.shape, frames.dtype, frames.chunks is None
             self._frames_at = frames.id.get_offset()
-        if _hash_index(self.fingerprint, arrays) != index_sha256:
+        if hash_index(self.fingerprint, arrays) != index_sha256:
             raise damaged(self.path, "its index does not have its checksum")
         if not is_plain or dtype != FEATURE_DTYPE or shape[0] != arrays["offsets"][-1]:
             raise damaged(self.path, "its frames are not laid out as its index says")
@@ -342,10 +200,10 @@ class Shard:
 
 
 def check_bytes(path: Path) -> bool:
-    """Say whether every byte of a shard is what was written."""
-    with path.open("rb") as file:
+    """Say whether every byte of a shard is what was written; raise OSError where it cannot be read."""
+    with path.open("rb") as file, name_os_errors(path):
         seal = file.read(USER_BLOCK_BYTES)
-        return seal == _seal(_hash_after_user_block(file.fileno()))
+        return seal == make_seal(hash_after_user_block(file.fileno()))
 
 
 def damaged(path: Path, how: str) -> CacheError:
@@ -355,7 +213,8 @@ def damaged(path: Path, how: str) -> CacheError:
     )
 
 
-def _seal(sha256: str, version: int = FORMAT_VERSION) -> bytes:
+def make_seal(sha256: str, version: int = FORMAT_VERSION) -> bytes:
+    """Make a user block: of the sha256 of everything after it."""
     return _SEAL.format(version=version, sha256=sha256).encode().ljust(USER_BLOCK_BYTES, b"\0")
 
 
@@ -365,7 +224,8 @@ def _read_seal(user_block: bytes) -> int | None:
     return None if match is None else int(match[1])
 
 
-def _hash_after_user_block(fd: int) -> str:
+def hash_after_user_block(fd: int) -> str:
+    """Return the sha256 of everything after a shard's user block, as hex; raise OSError."""
     sha256, position = hashlib.sha256(), USER_BLOCK_BYTES
     while block := os.pread(fd, _HASH_BLOCK_BYTES, position):
         sha256.update(block)
@@ -373,7 +233,8 @@ def _hash_after_user_block(fd: int) -> str:
     return sha256.hexdigest()
 
 
-def _hash_index(fingerprint: Fingerprint, arrays: Mapping[str, np.ndarray]) -> str:
+def hash_index(fingerprint: Fingerprint, arrays: Mapping[str, np.ndarray]) -> str:
+    """Return the sha256 of a fingerprint and a shard's small arrays, as hex."""
     sha256 = hashlib.sha256(fingerprint.digest.encode())
     for name in (*_INDEX_DTYPES, *_INDEX_TEXTS):
         array = np.ascontiguousarray(arrays[name])
@@ -382,34 +243,25 @@ def _hash_index(fingerprint: Fingerprint, arrays: Mapping[str, np.ndarray]) -> s
     return sha256.hexdigest()
 
 
-def _text_array(texts: Sequence[str]) -> np.ndarray:
-    import h5py
-
-    encoded = [text.encode() for text in texts]
-    return np.array(encoded, h5py.string_dtype("utf-8", max(1, *map(len, encoded))))
-
-
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
 @contextlib.contextmanager
-def _hdf5_writing(path: Path) -> Iterator[None]:
-    """Turn h5py's errors into plain ones of the operating system."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        found = re.search(r"errno = (\d+)", str(error))
-        number = (found and int(found[1])) or getattr(error, "errno", None) or errno.EIO
-        raise OSError(number, os.strerror(number), str(path)) from None
-
-
-@contextlib.contextmanager
 def _hdf5_reading(path: Path) -> Iterator[None]:
-    """Turn whatever h5py raises for a damaged file into one CacheError."""
+    """Turn whatever h5py raises for a damaged file into one CacheError.
+
+    An error that is not the file's fault stays what it is: nobody should delete a shard because of it.
+    """
     try:
         yield
-    except PermissionError:
-        raise
+    except MemoryError:
+        if check_bytes(path):  # memory is short, or the file asks for too much of it
+            raise
+        raise damaged(path, "its bytes do not have their checksum") from None
     except _HDF5_ERRORS as error:
+        found = HDF5_ERRNO.search(str(error))
+        number = int(found[1]) if found else getattr(error, "errno", None)
+        if number in _ENVIRONMENT_ERRNOS:
+            raise OSError(number, os.strerror(number), str(path)) from None
         raise damaged(path, f"HDF5 cannot read it: {str(error)[:80]}") from None

@@ -1,9 +1,10 @@
-"""Stamps of the recordings behind a cache: has one changed since, told from sizes and times alone.
+"""Stamps of the recordings behind a cache: has one changed since, told from names, sizes and times alone.
 
 `audio.jsonl` lies beside a cache's shards and never inside: times of files differ between two copies of
 a corpus, and shards do not. A stamp is taken before its recording is decoded, so that one which has
 changed since can look changed without being so, and never the other way round; the sha256 in the shard
-then decides.
+then decides. A recording's length stands beside the stamp that it was read under: what is kept in two files
+could be of two different runs.
 """
 
 import hashlib
@@ -22,29 +23,40 @@ STAMPS_NAME = "audio.jsonl"
 class Stamp:
     """What the file system says of a recording."""
 
+    path: str  # relative to the corpus's root, unless the recording lies elsewhere
     num_bytes: int
     mtime_ns: int
 
 
-def take_stamp(path: Path) -> Stamp | None:
+@dataclass(frozen=True)
+class Recorded:
+    """A recording as it was when its cache was begun."""
+
+    stamp: Stamp
+    num_samples: int  # at 16 kHz and the cache's speed
+
+
+def take_stamp(path: Path, root: Path) -> Stamp | None:
     """Look at a file; None where there is none to look at."""
     try:
         status = path.stat()
     except OSError:
         return None
-    return Stamp(status.st_size, status.st_mtime_ns)
+    return Stamp(str(path).removeprefix(f"{root}/"), status.st_size, status.st_mtime_ns)
 
 
-def write_stamps(folder: Path, stamps: Mapping[str, Stamp]) -> None:
-    """Put the stamps of a cache's recordings, by utterance, into its folder."""
-    lines = [
-        f"{json.dumps([name, stamp.num_bytes, stamp.mtime_ns])}\n" for name, stamp in sorted(stamps.items())
-    ]
+def write_stamps(folder: Path, recordings: Mapping[str, Recorded]) -> None:
+    """Put the stamps and lengths of a cache's recordings, by utterance, into its folder."""
+    lines = []
+    for name, recorded in sorted(recordings.items()):
+        stamp = recorded.stamp
+        row = [name, stamp.path, stamp.num_bytes, stamp.mtime_ns, recorded.num_samples]
+        lines.append(f"{json.dumps(row)}\n")
     content = "".join(lines).encode()
     write_whole(folder / STAMPS_NAME, _make_head(content) + content)
 
 
-def read_stamps(folder: Path) -> dict[str, Stamp]:
+def read_stamps(folder: Path) -> dict[str, Recorded]:
     """Read the stamps of a cache's recordings; raise CacheError when they are missing or damaged."""
     path = folder / STAMPS_NAME
     remedy = "run vox precompute again: it compares the recordings with the shards, and mends this file"
@@ -55,7 +67,10 @@ def read_stamps(folder: Path) -> dict[str, Stamp]:
     if head + newline != _make_head(content):
         raise CacheError("the list of a cache's recordings is damaged", where=path, remedy=remedy)
     rows = map(json.loads, content.decode().splitlines())
-    return {name: Stamp(num_bytes, mtime_ns) for name, num_bytes, mtime_ns in rows}
+    try:
+        return {name: Recorded(Stamp(*stamp), num_samples) for name, *stamp, num_samples in rows}
+    except (TypeError, ValueError):  # another Vox's
+        raise CacheError("the list of a cache's recordings is damaged", where=path, remedy=remedy) from None
 
 
 def _make_head(content: bytes) -> bytes:

@@ -1,6 +1,6 @@
 """WavLM's self-attention: a gated relative position bias, added before the softmax.
 
-B batch, T frames, D model width, H heads, K head width. Masks: True = real frame.
+B batch, T frames, D model width, H heads, K head width, Q queries, R distances. Masks: True = real frame.
 
 Chen et al. 2022 (WavLM), section III-B, equations 4 to 9: the bias of a query and a key depends on their
 distance, looked up in a table that all layers share, times a gate that each layer computes from the query.
@@ -12,10 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from vox.wavlm.derived import Derived
 
 BIAS_ALIGNMENT = 16  # elements a row: the CUDA kernels copy a bias whose rows begin anywhere else
+
+# Up to 30 s all queries are attended at once: fastest, and a bias of T x T is kept for all layers. Above, so
+# many at a time: memory grows with T, not with its square.
+ONE_PASS_FRAMES = 1500
+QUERY_BLOCK_FRAMES = 256
 
 
 def distance_to_bucket(distances: Tensor, num_buckets: int, max_distance: int) -> Tensor:
@@ -34,17 +40,28 @@ def distance_to_bucket(distances: Tensor, num_buckets: int, max_distance: int) -
     return offsets + torch.where(lengths < num_exact, lengths, coarse)
 
 
-def make_bias_scratch(hidden_BTD: Tensor, num_heads: int) -> Tensor:
-    """Return memory [B, H, T, T] for the gated bias, which layers without gradients use one after the other.
+def spread_bias(bias_HR: Tensor, first: int, last: int) -> Tensor:
+    """Return the bias [H, Q, T] of queries first to last-1, from the bias by distance [H, R=2T-1].
 
-    It is the largest activation of a layer, and on a CPU new memory costs more than the bias itself.
+    Query t meets keys at distances -t to T-1-t: a window of T on the 2T-1 distances, for each query.
+    """
+    num_frames = (bias_HR.shape[1] + 1) // 2
+    return bias_HR[:, num_frames - last : 2 * num_frames - 1 - first].unfold(1, num_frames, 1).flip(1)
+
+
+def make_bias_scratch(hidden_BTD: Tensor, num_heads: int) -> Tensor:
+    """Return memory [B, H, Q, T] for the gated bias, which layers without gradients use one after the other.
+
+    Q is T, or a block of queries where T is long. It is the largest activation of a layer, and on a CPU new
+    memory costs more than the bias itself.
     """
     kind, dtype = hidden_BTD.device.type, hidden_BTD.dtype
     if torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
     batch, num_frames, _ = hidden_BTD.shape
     row = num_frames if kind == "cpu" else -(-num_frames // BIAS_ALIGNMENT) * BIAS_ALIGNMENT
-    scratch = torch.empty(batch, num_heads, num_frames, row, dtype=dtype, device=hidden_BTD.device)
+    num_queries = num_frames if num_frames <= ONE_PASS_FRAMES else QUERY_BLOCK_FRAMES
+    scratch = torch.empty(batch, num_heads, num_queries, row, dtype=dtype, device=hidden_BTD.device)
     return scratch[..., :num_frames]
 
 
@@ -68,12 +85,14 @@ class Attention(nn.Module):
         self._position_bias: Derived[Tensor] = Derived()
 
     def position_bias(self, num_frames: int) -> Tensor:
-        """Return the ungated bias [H, T, T], float32, query by key, from this layer's table.
+        """Return the ungated bias, float32, from this layer's table: [H, T, T], query by key.
 
-        The last one is kept while the table is frozen: batches sorted by length are often equally long.
+        Where T is long it is [H, 2T-1], by distance from 1-T to T-1 frames. The last one is kept while the
+        table is frozen: batches sorted by length are often equally long.
         """
         table = self.rel_attn_embed.weight
         if table.requires_grad:
+            self._position_bias.clear()
             return self._make_position_bias(table, num_frames)
         return self._position_bias.get(
             [table], lambda: self._make_position_bias(table, num_frames), num_frames
@@ -82,11 +101,9 @@ class Attention(nn.Module):
     def _make_position_bias(self, table: Tensor, num_frames: int) -> Tensor:
         distances = torch.arange(1 - num_frames, num_frames, device=table.device)
         buckets = distance_to_bucket(distances, table.shape[0], self.max_distance)
-        # Query t meets keys at distances -t to T-1-t: a window of T on the 2T-1 distances, for each query.
-        # Contiguous first: the copy that flip makes has its input's order of dimensions in memory, heads
-        # innermost, and every layer would read it ten times as slowly.
-        windows_HTT = table[buckets].T.contiguous().unfold(1, num_frames, 1)
-        return windows_HTT.flip(1)
+        # Contiguous: heads innermost in memory, every layer would read it ten times as slowly.
+        bias_HR = table[buckets].T.contiguous()
+        return bias_HR if num_frames > ONE_PASS_FRAMES else spread_bias(bias_HR, 0, num_frames)
 
     def _gates(self, heads_BHTK: Tensor) -> Tensor:
         """Return what multiplies the bias of each query: [B, H, T], float32.
@@ -106,28 +123,78 @@ class Attention(nn.Module):
     def forward(
         self,
         hidden_BTD: Tensor,
-        position_bias_HTT: Tensor,
+        position_bias: Tensor,
         is_valid_BT: Tensor,
-        scratch_BHTT: Tensor | None = None,
+        scratch_BHQT: Tensor | None = None,
     ) -> Tensor:
         """Return [B, T, D]; padded frames are never attended to.
 
-        `scratch_BHTT` is overwritten; only without gradients, which would need its content again.
+        `position_bias` is what the method of that name returns. `scratch_BHQT` is overwritten; only without
+        gradients, which would need its content again.
         """
         gates_BHT1 = self._gates(self._split_heads(hidden_BTD))[..., None]
-        mask_BT = position_bias_HTT.new_zeros(is_valid_BT.shape).masked_fill_(~is_valid_BT, -math.inf)
-        # Scaled, masked and rounded to the precision of the queries in one pass over memory.
-        bias_BHTT = torch.addcmul(mask_BT[:, None, None, :], gates_BHT1, position_bias_HTT, out=scratch_BHTT)
-        query_BHTK = self._split_heads(self.q_proj(hidden_BTD))
-        # The kernels want the bias in the query's dtype; their softmax itself is float32 in every precision.
-        mixed_BHTK = F.scaled_dot_product_attention(
-            query_BHTK,
-            self._split_heads(self.k_proj(hidden_BTD)),
-            self._split_heads(self.v_proj(hidden_BTD)),
-            attn_mask=bias_BHTT.to(query_BHTK.dtype),
-            dropout_p=self.dropout if self.training else 0.0,
+        mask_BT = position_bias.new_zeros(is_valid_BT.shape).masked_fill_(~is_valid_BT, -math.inf)
+        query_BHTK, key_BHTK, value_BHTK = (
+            self._split_heads(project(hidden_BTD)) for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        attend = self._attend if position_bias.dim() == 3 else self._attend_in_blocks
+        mixed_BHTK = attend(
+            query_BHTK, key_BHTK, value_BHTK, gates_BHT1, mask_BT, position_bias, scratch_BHQT
         )
         return self.out_proj(mixed_BHTK.transpose(1, 2).flatten(2))
+
+    def _attend(
+        self,
+        query_BHQK: Tensor,
+        key_BHTK: Tensor,
+        value_BHTK: Tensor,
+        gates_BHQ1: Tensor,
+        mask_BT: Tensor,
+        bias_HQT: Tensor,
+        scratch_BHQT: Tensor | None,
+    ) -> Tensor:
+        """Return what some queries see of all keys: [B, H, Q, K]."""
+        # Scaled, masked and rounded to the precision of the queries in one pass over memory.
+        bias_BHQT = torch.addcmul(mask_BT[:, None, None, :], gates_BHQ1, bias_HQT, out=scratch_BHQT)
+        # The kernels want the bias in the query's dtype; their softmax itself is float32 in every precision.
+        return F.scaled_dot_product_attention(
+            query_BHQK,
+            key_BHTK,
+            value_BHTK,
+            attn_mask=bias_BHQT.to(query_BHQK.dtype),
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+
+    def _attend_in_blocks(
+        self,
+        query_BHTK: Tensor,
+        key_BHTK: Tensor,
+        value_BHTK: Tensor,
+        gates_BHT1: Tensor,
+        mask_BT: Tensor,
+        bias_HR: Tensor,
+        scratch_BHQT: Tensor | None,
+    ) -> Tensor:
+        """Return [B, H, T, K], a block of queries at a time: no query needs to know of another.
+
+        With gradients a block's bias is made again in the backward pass, instead of all being kept.
+        """
+
+        def attend(query_BHQK: Tensor, gates_BHQ1: Tensor, bias_HR: Tensor, first: int) -> Tensor:
+            num_queries = query_BHQK.shape[2]
+            bias_HQT = spread_bias(bias_HR, first, first + num_queries)
+            scratch = None if scratch_BHQT is None else scratch_BHQT[:, :, :num_queries]
+            return self._attend(query_BHQK, key_BHTK, value_BHTK, gates_BHQ1, mask_BT, bias_HQT, scratch)
+
+        blocks = []
+        for first in range(0, query_BHTK.shape[2], QUERY_BLOCK_FRAMES):
+            rows = slice(first, first + QUERY_BLOCK_FRAMES)
+            inputs = (query_BHTK[:, :, rows], gates_BHT1[:, :, rows], bias_HR, first)
+            if torch.is_grad_enabled():
+                blocks.append(checkpoint(attend, *inputs, use_reentrant=False))
+            else:
+                blocks.append(attend(*inputs))
+        return torch.cat(blocks, 2)
 
     def _split_heads(self, hidden_BTD: Tensor) -> Tensor:
         return hidden_BTD.unflatten(2, (self.num_heads, -1)).transpose(1, 2)

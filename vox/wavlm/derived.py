@@ -4,7 +4,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Value = TypeVar("Value")
 
@@ -26,13 +26,15 @@ class Derived(Generic[Value]):
         It runs without gradients; a parameter that is being trained through it is the caller's mistake.
         """
         if any(parameter.requires_grad or parameter.is_inference() for parameter in parameters):
-            self._last = None
+            self.clear()
             with torch.no_grad():  # no versions are counted for these
                 return compute()
         key = (arguments, tuple((p.data_ptr(), p._version, p.dtype, p.device) for p in parameters))
         last = self._last
         if last is not None and last[0] == key:
             return last[2]
+        del last
+        self.clear()  # before another of its size is made
         # An inference tensor kept here could not be used where there are gradients later.
         with torch.inference_mode(False), torch.no_grad():
             value = compute()
@@ -40,5 +42,17 @@ class Derived(Generic[Value]):
             self._last = (key, [parameter.detach() for parameter in parameters], value)
         return value
 
+    def clear(self) -> None:
+        """Forget the last value: the parameters may have changed in a way that torch does not count."""
+        self._last = None
+
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), ())
+
+
+def clear_derived(root: nn.Module) -> None:
+    """Forget what a module and those in it have kept of their parameters."""
+    for module in root.modules():
+        for value in vars(module).values():
+            if isinstance(value, Derived):
+                value.clear()

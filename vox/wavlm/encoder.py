@@ -106,13 +106,13 @@ class EncoderLayer(nn.Module):
     def forward(
         self,
         hidden_BTD: Tensor,
-        position_bias_HTT: Tensor,
+        position_bias: Tensor,
         is_valid_BT: Tensor,
-        scratch_BHTT: Tensor | None = None,
+        scratch_BHQT: Tensor | None = None,
     ) -> Tensor:
-        """Return the layer's output [B, T, D]; `scratch_BHTT` may be given where there are no gradients."""
+        """Return the layer's output [B, T, D]; `scratch_BHQT` may be given where there are no gradients."""
         normed_BTD = self.layer_norm(hidden_BTD) if self.is_pre_norm else hidden_BTD
-        attended_BTD = self.attention(normed_BTD, position_bias_HTT, is_valid_BT, scratch_BHTT)
+        attended_BTD = self.attention(normed_BTD, position_bias, is_valid_BT, scratch_BHQT)
         hidden_BTD = hidden_BTD + F.dropout(attended_BTD, self.dropout, self.training)
         if self.is_pre_norm:
             return hidden_BTD + self.feed_forward(self.final_layer_norm(hidden_BTD))
@@ -132,7 +132,7 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(config, index) for index in range(config.num_hidden_layers))
 
     def position_bias(self, num_frames: int) -> Tensor:
-        """Return the ungated bias [H, T, T] that all layers share, from the first one's table."""
+        """Return the ungated bias that all layers share, from the first one's table."""
         first = self.layers[0]
         assert isinstance(first, EncoderLayer)
         return first.attention.position_bias(num_frames)

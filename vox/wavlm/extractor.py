@@ -37,10 +37,9 @@ class FeatureExtractor(nn.Module):
         """Return what `forward` does, from the output of Transformer layer `layer`, counted from 1.
 
         `hidden_BTC` is [B, T, C] of any floating-point dtype, `num_frames_B` [B] int64; padded frames may
-        hold anything. The mix must weigh nothing below `layer`; in training, the weights of layers from
-        `layer` on get their gradients.
+        hold anything. The mix must weigh nothing below `layer` (looking at it here would make the host wait
+        for a GPU); in training, the weights of layers from `layer` on get their gradients.
         """
-        assert min(self.mix.nonzero_layers(), default=layer) >= layer - 1, "the mix needs layers below"
         num_frames_B = num_frames_B.to(hidden_BTC.device)
         layers = [i for i in self.mix.needed_layers() if i >= layer - 1] or [layer - 1]
         layer_outputs = self.wavlm.continue_from(hidden_BTC, num_frames_B, layer, [i + 1 for i in layers])
@@ -54,7 +53,7 @@ class FeatureExtractor(nn.Module):
 
 
 def build_extractor(wavlm_name: str, layers: Sequence[int]) -> FeatureExtractor:
-    """Load a WavLM (hub name or folder) and take the mean of these layers, counted from 1.
+    """Load a WavLM (hub name or folder) and take the mean of these layers, counted from 1; all frozen.
 
     Raises ConfigError for a layer that it has not, and WavLMError for a WavLM that cannot be had or does not
     make 50 frames a second.
@@ -73,4 +72,5 @@ def build_extractor(wavlm_name: str, layers: Sequence[int]) -> FeatureExtractor:
             where=wavlm_name,
             remedy="choose another with --wavlm",
         )
-    return FeatureExtractor(wavlm, LayerMix.mean_of(layers, wavlm.num_layers))
+    # Of frozen weights the mix remembers which are zero, and asks the GPU no more than once.
+    return FeatureExtractor(wavlm, LayerMix.mean_of(layers, wavlm.num_layers)).requires_grad_(False)

@@ -41,6 +41,7 @@ class LayerMix(nn.Module):
         of a weight other than zero (one at least, so that there is something to sum).
         """
         if self.weights.requires_grad and torch.is_grad_enabled():
+            self._nonzero.clear()
             return list(range(len(self.weights)))
         return self.nonzero_layers() or [0]
 

@@ -22,6 +22,7 @@ from vox.errors import ConfigError, WavLMError
 from vox.masks import lengths_to_mask, zero_padding
 from vox.units import samples_to_frames
 from vox.wavlm.attention import make_bias_scratch
+from vox.wavlm.derived import clear_derived
 from vox.wavlm.encoder import Encoder
 from vox.wavlm.stem import ACTIVATIONS, ConvStem, FeatureProjection, clean_waveforms
 
@@ -98,6 +99,7 @@ class WavLM(nn.Module):
         self.requires_grad_(False)
         for index in self.trainable_layers:
             self.encoder.layers[index].requires_grad_(True)
+        clear_derived(self)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "WavLM":
@@ -164,7 +166,9 @@ class WavLM(nn.Module):
         scratch_BHTT = None
         for index in range(first, max(wanted, default=0)):
             is_above = index >= first_trainable
-            with self._gradient(is_above), nullcontext() if is_above else frozen_autocast(device):
+            # Without gradients no layer needs bfloat16, and a validation hears what the cache would hold.
+            is_learning = is_above and torch.is_grad_enabled()
+            with self._gradient(is_above), nullcontext() if is_learning else frozen_autocast(device):
                 if torch.is_grad_enabled():
                     scratch_BHTT = None
                 elif scratch_BHTT is None:

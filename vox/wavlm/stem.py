@@ -24,6 +24,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu}
 NORMALISE_EPS = 1e-7
 
 BLOCK_FRAMES = 128  # of the stem's output at a time on a CPU: 17 MB after the first convolution of base
+BATCH_FRAMES = 8192  # at a time on a GPU: 164 s, 1.1 GB after the first convolution of base in float32
 
 
 def clean_waveforms(waveforms_BS: Tensor, num_samples_B: Tensor, do_normalize: bool) -> Tensor:
@@ -39,26 +40,6 @@ def clean_waveforms(waveforms_BS: Tensor, num_samples_B: Tensor, do_normalize: b
     centred_BS = (clean_BS - clean_BS.sum(1, keepdim=True) / count_B1).masked_fill(is_padding_BS, 0.0)
     variance_B1 = centred_BS.square().sum(1, keepdim=True) / count_B1
     return centred_BS * torch.rsqrt(variance_B1 + NORMALISE_EPS)
-
-
-def masked_group_norm_(frames_BCT: Tensor, num_frames_B: Tensor, norm: nn.GroupNorm) -> Tensor:
-    """Normalise each channel over each utterance's valid frames, in place unless under autocast.
-
-    One group a channel, in the norm's own precision (float32) and two passes: mean first, then the variance
-    of what is left. A plain group norm would count padded frames, and so change every frame of a padded
-    utterance. The result has the input's dtype. Padded frames come out as the bias.
-    """
-    dtype = frames_BCT.dtype
-    frames_BCT = frames_BCT.to(norm.weight.dtype)
-    is_valid_B1T = lengths_to_mask(num_frames_B, frames_BCT.shape[2])[:, None, :].to(frames_BCT.dtype)
-    count_B11 = num_frames_B.clamp(min=1)[:, None, None]
-    frames_BCT.mul_(is_valid_B1T)
-    mean_BC1 = frames_BCT.sum(2, keepdim=True) / count_B11
-    frames_BCT.addcmul_(mean_BC1, is_valid_B1T, value=-1.0)
-    # A vector norm of the centred frames needs no squared copy of them (6.5 MB a second of audio).
-    variance_BC1 = torch.linalg.vector_norm(frames_BCT, dim=2, keepdim=True).square() / count_B11
-    scale_BC1 = norm.weight[:, None] * torch.rsqrt(variance_BC1 + norm.eps)
-    return torch.addcmul(norm.bias[:, None], frames_BCT, scale_BC1, out=frames_BCT).to(dtype)
 
 
 def fold_group_norm(
@@ -184,12 +165,19 @@ class ConvStem(nn.Module):
         return self.run_batch(waveforms_BS, num_samples_B)
 
     def run_batch(self, waveforms_BS: Tensor, num_samples_B: Tensor) -> Tensor:
-        """Compute the whole batch at once: what a GPU does best."""
+        """Compute the whole batch at once, what a GPU does best; very long recordings in a few parts."""
         folded = self._layer(0).fold_norm(waveforms_BS, num_samples_B)
-        frames_BTC = self._layer(0).run_batch(waveforms_BS[..., None], *folded)
-        for index in range(1, len(self.kernels)):
-            frames_BTC = self._layer(index).run_batch(frames_BTC, None, None)
-        return frames_BTC
+        num_steps = samples_to_frames(waveforms_BS.shape[1], self.kernels, self.strides)
+        hop, field = math.prod(self.strides), self._receptive_field()
+        parts = []
+        for start in range(0, num_steps, BATCH_FRAMES):
+            end = min(start + BATCH_FRAMES, num_steps)
+            frames_BTC = waveforms_BS[:, start * hop : (end - 1) * hop + field, None]
+            frames_BTC = self._layer(0).run_batch(frames_BTC, *folded)
+            for index in range(1, len(self.kernels)):
+                frames_BTC = self._layer(index).run_batch(frames_BTC, None, None)
+            parts.append(frames_BTC)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def run_in_blocks(self, waveforms_BS: Tensor, num_samples_B: Tensor) -> Tensor:
         """Compute each utterance's valid frames, a block at a time, each from the samples that it sees.

@@ -1,0 +1,122 @@
+"""Live audio: the processes that decode it, and how they end."""
+
+import itertools
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.training import assert_equal_runs, stage1_options
+from train.options import TrainOptions
+from train.run import run_training
+from vox.corpus import load_split
+from vox.data.batch import AudioBatch, make_feature_batch, make_label_batch
+from vox.data.sources import LiveSource
+
+# Trains; at the fifth update it says so, and waits for a line.
+TRAIN_AND_WAIT = """
+import itertools, multiprocessing, sys
+import train.loop
+from vox.cli import main
+
+step, calls = train.loop.run_update, itertools.count(1)
+def waiting_update(*arguments):
+    if next(calls) == 5:
+        print(len(multiprocessing.active_children()), flush=True)
+        sys.stdin.readline()
+    return step(*arguments)
+train.loop.run_update = waiting_update
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def command_line(options: TrainOptions) -> list[str]:
+    given = {
+        "--stage": options.stage,
+        "--root": options.root,
+        "--train-split": options.train_split,
+        "--dev-split": options.dev_split,
+        "--wavlm": options.wavlm,
+        "--run": options.run,
+        "--device": options.device,
+    }
+    pairs = [*given.items(), *(("--set", override) for override in options.overrides)]
+    return ["train", *(str(argument) for pair in pairs for argument in pair)]
+
+
+def test_a_signal_to_the_whole_group_saves_everything(tiny_root, tiny_wavlm_dir, tmp_path):
+    """As torchrun, SLURM and systemd send it: the processes that decode get it too, and must go on."""
+    whole = stage1_options(tiny_root, tiny_wavlm_dir, tmp_path / "whole")
+    stopped = stage1_options(tiny_root, tiny_wavlm_dir, tmp_path / "run", overrides=("data.workers=2",))
+    child = subprocess.Popen(
+        [sys.executable, "-c", TRAIN_AND_WAIT, *command_line(stopped)],
+        cwd=Path(__file__).parent.parent,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "2\n"
+    os.killpg(child.pid, signal.SIGTERM)
+    time.sleep(0.2)  # for them to die, if they do
+    _, errors = child.communicate("\n", timeout=60)
+    assert child.returncode == 128 + signal.SIGTERM, errors
+    run_training(whole)
+    run_training(TrainOptions(stage=1, run=stopped.run, resume=True))
+    assert_equal_runs(whole.run_dir, stopped.run_dir)
+
+
+def start_reading(root: Path) -> Iterator[AudioBatch]:
+    """Begin to read 120 batches in two processes; return them all."""
+    source = LiveSource(load_split(root, "train-tiny"), workers=2)
+    batches = source.read([[name] for name in source.utterances] * 10)
+    return itertools.chain([next(batches)], batches)
+
+
+def test_workers_hear_their_parent_and_nobody_else(tiny_root):
+    """And the work goes on; torch and Python end those that are left with a signal from their parent."""
+    batches = start_reading(tiny_root)
+    workers = multiprocessing.active_children()
+    pids = [str(worker.pid) for worker in workers]
+    for name in ("TERM", "INT", "HUP"):
+        subprocess.run(["kill", f"-{name}", *pids], check=True)
+    assert sum(len(batch.ids) for batch in itertools.islice(batches, 100)) == 100
+    assert [worker.exitcode for worker in workers] == [None, None]
+    for worker in workers:
+        worker.terminate()
+        worker.join(10)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+
+
+@pytest.mark.parametrize("end", ["all read", "given up"])
+def test_workers_end_at_once_with_the_reading(end, tiny_root):
+    batches = start_reading(tiny_root)
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    start = time.monotonic()
+    if end == "all read":
+        assert sum(len(batch.ids) for batch in batches) == 120
+    del batches
+    assert not multiprocessing.active_children()
+    assert time.monotonic() - start < 3.0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="memory is pinned for a GPU")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_everything_that_goes_to_a_gpu_is_pinned(workers, tiny_root):
+    source = LiveSource(load_split(tiny_root, "train-tiny"), workers=workers, pin=True)
+    (audio,) = source.read([list(source.utterances)])
+    labels = make_label_batch([[1]]).pin()
+    features = make_feature_batch(["a"], [np.zeros((2, 3), np.float16)]).pin()
+    for batch in (audio, labels, features):
+        assert all(each.is_pinned() for each in vars(batch).values() if isinstance(each, torch.Tensor))
