@@ -8,6 +8,17 @@ from train.options import TrainOptions
 from vox.errors import ConfigError
 
 
+def one_split(_: click.Context, option: click.Parameter, values: tuple[str, ...]) -> str | None:
+    """Return the one split that was named; ConfigError for several, of which click would take the last."""
+    if len(values) > 1:
+        raise ConfigError(
+            f"--{str(option.name).replace('_', '-')} takes one split",
+            where=" and ".join(values),
+            remedy="list the recordings of both in one manifest, ROOT/NAME.jsonl, and give NAME",
+        )
+    return values[0] if values else None
+
+
 @click.command()
 @click.option(
     "--stage", type=click.IntRange(1, 2), required=True, help="1: WavLM frozen; 2: its top layers train too."
@@ -24,8 +35,12 @@ from vox.errors import ConfigError
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a config key; repeatable."
 )
 @click.option("--root", type=click.Path(path_type=Path), default=Path("data"), show_default=True)
-@click.option("--train-split", metavar="SPLIT", help="Config key data.train_split.")
-@click.option("--dev-split", metavar="SPLIT", help="Config key data.dev_split.")
+@click.option(
+    "--train-split", multiple=True, callback=one_split, metavar="SPLIT", help="Config key data.train_split."
+)
+@click.option(
+    "--dev-split", multiple=True, callback=one_split, metavar="SPLIT", help="Config key data.dev_split."
+)
 @click.option("--wavlm", metavar="NAME-OR-FOLDER", help="Config key features.wavlm.")
 @click.option("--features", type=click.Path(path_type=Path), help="Folder of caches. Default: ROOT/features.")
 @click.option(

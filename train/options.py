@@ -133,9 +133,9 @@ def resume_options(options: TrainOptions) -> TrainOptions:
     ]
     if changed or tree["stage"] != options.stage:
         raise ConfigError(
-            f"{', '.join(changed) or '--stage'} cannot be changed with --resume: a run keeps its settings",
+            f"a resumed run keeps its settings: {', '.join(changed) or '--stage'} cannot be given",
             where=options.run_dir,
-            remedy="leave it out, or start another run with --run",
+            remedy=f"write vox train --stage {tree['stage']} --resume --run DIR alone, or start another run",
         )
     recorded = TrainOptions(
         stage=tree["stage"],

@@ -280,6 +280,8 @@ def _announce(run: Run) -> None:
         f"{count_trainable(parts.recogniser):,}",
         run.total_updates,
     )
+    if parts.train.name == parts.dev.name:
+        log.warning("%s is the train split and the dev split: its WER will say nothing", parts.dev.name)
 
 
 def _report_end(run: Run) -> None:
@@ -296,5 +298,7 @@ def _report_end(run: Run) -> None:
         )
     if run.progress.best is None:
         log.warning("done, but no dev loss was finite: there is no best checkpoint in %s", run.run_dir)
-    else:
-        log.info("done: best checkpoint in %s", run.run_dir / "best")
+        return
+    log.info("done: best checkpoint in %s", run.run_dir / "best")
+    if run.progress.best_checkpoint == "update-00000000-validated":
+        log.info("no epoch improved on the weights that this stage began with: they are the best checkpoint")

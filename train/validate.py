@@ -51,7 +51,8 @@ class DevResult:
         utterances one attention error outweighed half of all CTC errors.
         """
         losses = self.ctc + self.attention
-        mean_wer = sum(self.wer.values()) / len(self.wer)
+        # More than every word wrong is not worse: a decoder that babbles early on must not decide.
+        mean_wer = sum(min(wer, 1.0) for wer in self.wer.values()) / len(self.wer)
         return (mean_wer, losses) if math.isfinite(losses) else (math.inf, math.inf)
 
     def to_dict(self) -> dict[str, Any]:

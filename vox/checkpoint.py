@@ -193,6 +193,9 @@ def check_files(folder: Path) -> None:
     """Check that a checkpoint is all there and that every file has the checksum it was written with."""
     if not folder.is_dir():
         raise CheckpointError("no checkpoint", where=folder, remedy="train one, or name another folder")
+    if (folder / "best").exists() or (folder / "checkpoints").exists():
+        what = "this is a run, not a checkpoint"
+        raise CheckpointError(what, where=folder, remedy=f"name {folder / 'best'}")
     if not (folder / CHECKSUMS).is_file():
         raise CheckpointError(
             f"not a checkpoint, or a damaged one: {CHECKSUMS} is missing", where=folder

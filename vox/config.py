@@ -204,23 +204,32 @@ def load_config(path: Path | str | Sequence[Path | str] | None, overrides: Seque
     tree: dict[str, Any] = {}
     for each in paths:
         tree = _lay_over(tree, _read_yaml(Path(each)))
+    set_keys = {}
     for override in overrides:
         _apply_override(tree, override)
-    return parse_config(tree, where=str(paths[-1]) if paths else "--set")
+        set_keys[override.partition("=")[0]] = f"--set {override}"
+    return parse_config(tree, where=str(paths[-1]) if paths else "--set", where_by_key=set_keys)
 
 
-def parse_config(tree: Mapping[str, Any], where: str) -> Config:
-    """Check a tree of keys and values; raise ConfigError naming the first key that is wrong."""
+def parse_config(
+    tree: Mapping[str, Any], where: str, where_by_key: Mapping[str, str] | None = None
+) -> Config:
+    """Check a tree of keys and values; raise ConfigError naming the first key that is wrong.
+
+    where: what the tree was read from; where_by_key: where single keys came from, if elsewhere.
+    """
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "config"
+        where = (where_by_key or {}).get(key, where)
         if first["type"] == "extra_forbidden":
             raise ConfigError(
                 f"unknown config key {key}", where=where, remedy=f"known here: {_known_keys(first['loc'])}"
             ) from None
-        raise ConfigError(f"bad value for {key} ({first['msg']})", where=where, remedy="correct it") from None
+        what = first["msg"].replace("valid tuple", "list, like [1, 2, 3]")
+        raise ConfigError(f"bad value for {key} ({what})", where=where, remedy="correct it") from None
 
 
 def dump_config(config: Config) -> str:

@@ -9,12 +9,15 @@ import click
 from vox.errors import CacheError, CorpusError
 from vox.units import SAMPLE_RATE
 
-_FEATURES = click.option(
-    "--features",
+_ROOT = click.option(
+    "--root",
     type=click.Path(path_type=Path),
-    default=Path("data/features"),
+    default=Path("data"),
     show_default=True,
-    help="Where the caches are.",
+    help="Where corpora are.",
+)
+_FEATURES = click.option(
+    "--features", type=click.Path(path_type=Path), help="Where the caches are.  [default: ROOT/features]"
 )
 
 
@@ -24,12 +27,15 @@ def cache() -> None:
 
 
 @cache.command("list")
+@_ROOT
 @_FEATURES
 @click.option("--split", help="This split only.")
-def list_command(features: Path, split: str | None) -> None:
+def list_command(root: Path, features: Path | None, split: str | None) -> None:
     """Say which caches there are, how large, and from which weights; exit 2 if one cannot be read."""
     from vox.features.cache import CacheSummary, find_cache_dirs, summarise_cache
     from vox.features.fingerprint import join_layers
+
+    features = features or root / "features"
 
     def describe(summary: CacheSummary) -> list[str]:
         plan = summary.plan
@@ -66,21 +72,16 @@ def list_command(features: Path, split: str | None) -> None:
 
 
 @cache.command("verify")
+@_ROOT
 @_FEATURES
 @click.option("--split", help="This split only.")
 @click.option("--audio", is_flag=True, help="Also compare every recording with what its features are of.")
-@click.option(
-    "--root",
-    type=click.Path(path_type=Path),
-    default=Path("data"),
-    show_default=True,
-    help="Where the recordings are, for --audio.",
-)
-def verify_command(features: Path, split: str | None, audio: bool, root: Path) -> None:
+def verify_command(root: Path, features: Path | None, split: str | None, audio: bool) -> None:
     """Re-read every byte of every shard; exit 2 if anything is wrong."""
     from vox.features.cache import find_cache_dirs
     from vox.features.verify import verify_audio, verify_cache
 
+    features = features or root / "features"
     num_faults = 0
     folders = find_cache_dirs(features, split)
     find_recordings = lru_cache(partial(_find_recordings, root))

@@ -66,6 +66,8 @@ def _list_rows(status: RunStatus, now: float) -> Iterator[tuple[str, str]]:
         yield "last news", _ago(status.heard, now)
     if status.error:
         yield "error", status.error
+    if status.last_checkpoint is None and status.update is None and status.liveness != "alive":
+        return  # it never began
     yield "epoch", f"{_count(status.epoch)} of {_count(status.epochs)}"
     yield "update", f"{_count(status.update)} of {_count(status.total_updates)}"
     losses = (
@@ -98,8 +100,9 @@ def _say_state(status: RunStatus, now: float) -> str:
         return f"{status.state}; alive since {since}, process {status.pid} on {status.host}"
     if status.liveness == "unknown":
         return f"unknown (no heartbeat to judge by); last written {since}"
-    state = status.state if status.state in ENDED else f"died in {status.state}"
-    return f"{state}; dead since {since}"
+    if status.state in ENDED:
+        return f"{status.state}; ended {since}"
+    return f"died in {status.state}; dead since {since}"
 
 
 def _say_wer(dev: DevFigures | None) -> str:
