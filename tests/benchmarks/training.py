@@ -248,8 +248,8 @@ def _measure_parts(trainer: Trainer, variant: Variant, work: Work, updates: int)
         (optimizer, "zero_grad", "optimizer"),
     )
     with contextlib.closing(read_updates(variant.source, work, updates + 1)) as stream:
-        for _, batches in itertools.islice(stream, 1):  # while the reading starts
-            list(batches)
+        for totals, batches in itertools.islice(stream, 1):  # after a fork, memory is copied when first written
+            trainer.update(totals, batches)
         clock = Clock(trainer.device)
         with contextlib.ExitStack() as patches:
             for owner, name, part in places:
