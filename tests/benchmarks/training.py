@@ -248,7 +248,8 @@ def _measure_parts(trainer: Trainer, variant: Variant, work: Work, updates: int)
         (optimizer, "zero_grad", "optimizer"),
     )
     with contextlib.closing(read_updates(variant.source, work, updates + 1)) as stream:
-        for totals, batches in itertools.islice(stream, 1):  # after a fork, memory is copied when first written
+        # A warm-up: after the fork of decoding workers, memory is copied when it is first written.
+        for totals, batches in itertools.islice(stream, 1):
             trainer.update(totals, batches)
         clock = Clock(trainer.device)
         with contextlib.ExitStack() as patches:
