@@ -72,3 +72,13 @@ def test_malformed_files_are_one_line(tmp_path):
         with pytest.raises(ConfigError, match="not valid YAML") as caught:
             load_config(tmp_path / "bad.yaml")
         assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_override_is_named_and_not_the_file(tmp_path):
+    (tmp_path / "mine.yaml").write_text("train: {epochs: 3}\n")
+    for override in ("features.layers=1,2", "optimizer.lr=1", "train.ctc_weight=2"):
+        with pytest.raises(ConfigError, match=f": --set {override};"):
+            load_config(tmp_path / "mine.yaml", [override])
+    with pytest.raises(ConfigError, match=r"mine\.yaml"):
+        (tmp_path / "mine.yaml").write_text("train: {epoch: 3}\n")
+        load_config(tmp_path / "mine.yaml", ["optimizer.learning_rate=1"])

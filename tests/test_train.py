@@ -13,7 +13,9 @@ from tests.conftest import write_split
 from tests.training import read_metrics, read_weights, stage1_options, stage2_options
 from train.options import TrainOptions, resolve_config
 from train.run import run_training
+from train.validate import DevResult
 from vox.checkpoint import load_recogniser
+from vox.cli import main
 from vox.errors import (
     AudioError,
     CacheError,
@@ -232,3 +234,19 @@ def test_labels_longer_than_their_audio_are_named(tiny_wavlm_dir, tmp_path):
         run_training(options)
     run_training(replace(options, skip_bad=True))
     assert (options.run_dir / "best").exists()
+
+
+def test_a_decoder_that_babbles_does_not_decide_which_checkpoint_is_best():
+    """Early on attention may insert several times as many words as there are: the losses must decide then."""
+    found = {"split": "d", "split_digest": "", "num_truncated": 0, "seconds": 1.0, "examples": []}
+    silent = DevResult(ctc=10.0, attention=5.0, wer={"ctc": 1.0, "attention": 1.0}, **found)
+    babbling = DevResult(ctc=4.0, attention=3.0, wer={"ctc": 1.0, "attention": 4.0}, **found)
+    learnt = DevResult(ctc=5.0, attention=4.0, wer={"ctc": 0.9, "attention": 1.0}, **found)
+    assert learnt.rank < babbling.rank < silent.rank
+
+
+def test_a_split_named_twice_and_a_run_named_as_a_checkpoint_are_refused(stage1, capsys):
+    assert main(["train", "--stage", "1", "--train-split", "a", "--train-split", "b"]) == 2
+    assert "--train-split takes one split: a and b" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match=rf"this is a run.*name {stage1.run_dir}/best"):
+        load_recogniser(stage1.run_dir)

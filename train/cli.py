@@ -1,5 +1,6 @@
 """`vox train`."""
 
+import os
 from pathlib import Path
 
 import click
@@ -85,5 +86,6 @@ def train(context: click.Context, origin: str | None, resume: bool, **arguments:
     try:
         run_training(options)
     except Interrupted as interrupted:
-        click.echo("vox train: interrupted and saved; go on with --resume", err=True)
+        if os.environ.get("RANK", "0") == "0":  # once, where torchrun started several
+            click.echo("vox train: interrupted and saved; go on with --resume", err=True)
         context.exit(128 + interrupted.signal_number)
