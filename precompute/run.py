@@ -20,7 +20,7 @@ from precompute.prepare import (
 )
 from precompute.recordings import Recordings
 from vox.corpus import Problem, find_split, load_split
-from vox.device import pick_device
+from vox.device import local_device, pick_device
 from vox.errors import CacheError
 from vox.features.cache import cache_dir
 from vox.features.fingerprint import Fingerprint, make_fingerprint
@@ -60,7 +60,7 @@ def run(options: Options) -> None:
 
     Raises VoxError for whatever a user can mend, and OSError when the disk is full or not writable.
     """
-    device = pick_device(_local_device(options.device))
+    device = pick_device(local_device(options.device))
     for split in options.splits:
         find_split(options.root, split)  # a name misspelt is told before WavLM is loaded
     extractor = build_extractor(options.wavlm, options.layers)
@@ -142,14 +142,6 @@ def _choose_pace(options: Options, device: torch.device) -> Pace:
         batch_seconds=default_seconds if options.batch_seconds is None else options.batch_seconds,
         workers=default_workers() if options.workers is None else options.workers,
     )
-
-
-def _local_device(name: str) -> str:
-    """Under torchrun, `auto` and `cuda` are this process's own GPU of the machine's."""
-    local_rank = os.environ.get("LOCAL_RANK")
-    if name in ("auto", "cuda") and local_rank is not None and torch.cuda.is_available():
-        return f"cuda:{local_rank}"
-    return name
 
 
 def _report_skipped(state: CacheState, skipped: list[Problem]) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from precompute.run import _local_device
 from tests.conftest import write_split
 from tests.test_precompute import command, read_files
 from vox.cli import main
+from vox.device import local_device
 
 REPOSITORY = Path(__file__).parent.parent
 SPLIT = "train-tiny"
@@ -62,9 +62,9 @@ def test_torchrun_shares_the_shards_out(
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert _local_device("cuda") == "cuda"
+    assert local_device("cuda") == "cuda"
     monkeypatch.setenv("LOCAL_RANK", "1")
-    named = {name: _local_device(name) for name in ("auto", "cuda", "cuda:0", "cpu")}
+    named = {name: local_device(name) for name in ("auto", "cuda", "cuda:0", "cpu")}
     assert named == {"auto": "cuda:1", "cuda": "cuda:1", "cuda:0": "cuda:0", "cpu": "cpu"}
 
 

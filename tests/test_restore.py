@@ -94,7 +94,7 @@ def test_a_failing_disk_is_not_a_damaged_checkpoint(num_failures, tmp_path, monk
             raise failure
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
-    monkeypatch.setattr("vox.checkpoint._sha256", read)
+    monkeypatch.setattr("vox.checkpoint.hash_file", read)
     if num_failures == 1:
         assert find_last(tmp_path).resolve().name == SECOND
     else:

@@ -33,7 +33,7 @@ class Ema:
 
     def __init__(self, recogniser: Recogniser, decay: float) -> None:
         self._decay = decay
-        learning = {name: p for name, p in recogniser.named_parameters() if p.requires_grad}
+        learning = _find_learning(recogniser)
         self._learning: list[torch.Tensor] = list(learning.values())
         self.weights = {name: p.detach().clone() for name, p in learning.items()}
 
@@ -41,10 +41,9 @@ class Ema:
     def follow(self, update: int, result: UpdateResult) -> None:
         """Move towards the weights after an update, counted from 0, unless it changed nothing."""
         decay = min(self._decay, (1 + update) / (10 + update))
-        has_changed = result.is_finite & (result.sums_5[3] > 0)
         averages = list(self.weights.values())
         steps = list(torch._foreach_sub(self._learning, averages))
-        torch._foreach_mul_(steps, has_changed.to(averages[0].dtype) * (1 - decay))
+        torch._foreach_mul_(steps, result.has_changed.to(averages[0].dtype) * (1 - decay))
         torch._foreach_add_(averages, steps)
 
     def load(self, weights: dict[str, torch.Tensor]) -> None:
@@ -95,7 +94,7 @@ def average_checkpoints(run: Run, count: int) -> dict[str, DevResult]:
     if len(folders) < 2:
         log.info("%d whole validated checkpoints are there: nothing to average", len(folders))
         return {}
-    learning = {name: p for name, p in run.parts.recogniser.named_parameters() if p.requires_grad}
+    learning = _find_learning(run.parts.recogniser)
     means = _mean_of([folder / MODEL for folder in folders], list(learning))
     with torch.no_grad():
         for name, parameter in learning.items():
@@ -111,6 +110,11 @@ def _list_whole(run_dir: Path, count: int) -> list[Path]:
         if damage is not None:
             log.warning("%s is left out of the mean of checkpoints: %s", folder, damage)
     return [folder for folder, damage in damages.items() if damage is None]
+
+
+def _find_learning(recogniser: Recogniser) -> dict[str, torch.nn.Parameter]:
+    """Return the parameters that learn, by name."""
+    return {name: p for name, p in recogniser.named_parameters() if p.requires_grad}
 
 
 def _mean_of(paths: Sequence[Path], names: Sequence[str]) -> dict[str, torch.Tensor]:

@@ -141,16 +141,13 @@ def join_ranks() -> Iterator[Ranks]:
         ) from None
 
 
-def local_device(name: str) -> str:
-    """Turn `auto` into this process's own GPU of its machine, where torchrun started several."""
-    local_rank = os.environ.get("LOCAL_RANK")
-    if local_rank is None or int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return name
-    if name.startswith("cuda:") and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+def refuse_shared_gpu(device_name: str) -> None:
+    """Raise ConfigError for a device that several processes of this machine would share."""
+    if device_name.startswith("cuda:") and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
         raise ConfigError(
-            f"--device {name} would put every process on one GPU", remedy="leave --device out under torchrun"
+            f"--device {device_name} would put every process on one GPU",
+            remedy="leave --device out under torchrun",
         )
-    return f"cuda:{local_rank}" if name in ("auto", "cuda") and torch.cuda.is_available() else name
 
 
 def _is_peer_loss(error: RuntimeError) -> bool:

@@ -36,6 +36,7 @@ from vox.checkpoint import (
     REQUIRED,
     TRAINER,
     check_space,
+    hash_file,
     list_checkpoints,
     parse_checksums,
     point_link,
@@ -236,10 +237,7 @@ def _copy_checkpoint(source: _Source, folder: str, target: Path) -> None:
 
 
 def _is_whole(path: Path, checksum: str) -> bool:
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == checksum
+    return path.is_file() and hash_file(path) == checksum
 
 
 @contextmanager

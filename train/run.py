@@ -16,7 +16,7 @@ from train.memory import try_worst_batch
 from train.metrics import MetricsLog
 from train.options import TrainOptions, resolve_config, resume_options, save_options
 from train.progress import Progress, Run, restore, restore_links
-from train.ranks import Ranks, join_ranks, local_device
+from train.ranks import Ranks, join_ranks, refuse_shared_gpu
 from train.restore import restore_run
 from train.schedule import build_optimizer, count_updates
 from train.signals import Interrupted, Signals
@@ -25,7 +25,7 @@ from train.validate import Stopped
 from vox.checkpoint import CONFIG, list_checkpoints, load_averaged, load_trainer_state
 from vox.config import Config, dump_config, load_config
 from vox.data.plan import num_updates
-from vox.device import pick_device, pick_precision
+from vox.device import local_device, pick_device, pick_precision
 from vox.errors import CheckpointError
 from vox.features.files import write_whole
 from vox.liveness import ALIVE, judge_liveness
@@ -48,6 +48,7 @@ def run_training(options: TrainOptions) -> None:
     """
     with join_ranks() as ranks:
         options, config = _settle(options, ranks)
+        refuse_shared_gpu(options.device)
         device = pick_device(local_device(options.device))
         heartbeat = Heartbeat(
             options.run_dir,

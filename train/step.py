@@ -74,6 +74,11 @@ class UpdateResult:
     is_finite: torch.Tensor  # bool: False for an update that changed nothing because of its gradient
     ctc_weight: float
 
+    @property
+    def has_changed(self) -> torch.Tensor:
+        """Say, as a bool on the device, whether the update changed the weights."""
+        return self.is_finite & (self.sums_5[3] > 0)
+
     def read(self) -> "UpdateFigures":
         """Wait for the device and return the figures."""
         ctc_sum, attention_sum, num_labels, num_targets, num_frames = self.sums_5.tolist()
@@ -236,9 +241,9 @@ def run_update(
     scaler.unscale_(optimizer)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     grad_norm = torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
-    is_finite = grad_norm.isfinite()
-    _step_if(is_finite & (sums_5[3] > 0), optimizer, scaler)
-    return UpdateResult(sums_5, grad_norm.detach(), is_finite, settings.ctc_weight)
+    result = UpdateResult(sums_5, grad_norm.detach(), grad_norm.isfinite(), settings.ctc_weight)
+    _step_if(result.has_changed, optimizer, scaler)
+    return result
 
 
 def accumulate_gradients(

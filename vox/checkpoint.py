@@ -98,7 +98,9 @@ def save_checkpoint(
             _write_json(partial / STATE, state)
             if trainer_state is not None:
                 torch.save(dict(trainer_state), partial / TRAINER)
-            _write_json(partial / CHECKSUMS, {path.name: _sha256(path) for path in sorted(partial.iterdir())})
+            _write_json(
+                partial / CHECKSUMS, {path.name: hash_file(path) for path in sorted(partial.iterdir())}
+            )
             for path in partial.iterdir():
                 sync_to_disk(path)
             sync_to_disk(partial)
@@ -217,7 +219,7 @@ def find_damage(folder: Path) -> str | None:
         if name not in checksums:
             return f"{name} is missing"
         try:
-            if _read_patiently(folder / name, _sha256) != checksums[name]:
+            if _read_patiently(folder / name, hash_file) != checksums[name]:
                 return f"{name} has changed since it was written"
         except MISSING:
             return f"{name} is missing"
@@ -423,7 +425,8 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=1, allow_nan=True) + "\n", encoding="utf-8")
 
 
-def _sha256(path: Path) -> str:
+def hash_file(path: Path) -> str:
+    """Return the sha256 of a file's bytes, hex; raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -1,10 +1,19 @@
 """Where to compute, and in which precision."""
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
 from vox.errors import DeviceError
+
+
+def local_device(name: str) -> str:
+    """Turn `auto` and `cuda` into this process's own GPU of its machine, where torchrun started it."""
+    local_rank = os.environ.get("LOCAL_RANK")
+    if name in ("auto", "cuda") and local_rank is not None and torch.cuda.is_available():
+        return f"cuda:{local_rank}"
+    return name
 
 
 def pick_device(name: str = "auto") -> torch.device:
