@@ -27,6 +27,11 @@ def one_pass() -> Iterator[None]:
         yield
 
 
+def is_in_memory(result: object) -> bool:
+    """Say whether this is a tensor whose memory can be looked at: a packed weight's cannot."""
+    return isinstance(result, Tensor) and not result.is_mkldnn
+
+
 class LargestTensor(TorchDispatchMode):
     """Notes how many elements the largest result of any operation has."""
 
@@ -34,7 +39,7 @@ class LargestTensor(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        sizes = [t.untyped_storage().nbytes() // t.element_size() for t in [result] if isinstance(t, Tensor)]
+        sizes = [t.untyped_storage().nbytes() // t.element_size() for t in [result] if is_in_memory(t)]
         self.num_elements = max([self.num_elements, *sizes])
         return result
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from vox.wavlm.derived import Derived
+from vox.wavlm.linear import Linear
 
 BIAS_ALIGNMENT = 16  # elements a row: the CUDA kernels copy a bias whose rows begin anywhere else
 
@@ -74,10 +75,10 @@ class Attention(nn.Module):
         head_width = width // self.num_heads
         self.max_distance = config.max_bucket_distance
         self.dropout = config.attention_dropout
-        self.k_proj = nn.Linear(width, width)
-        self.v_proj = nn.Linear(width, width)
-        self.q_proj = nn.Linear(width, width)
-        self.out_proj = nn.Linear(width, width)
+        self.k_proj = Linear(width, width)
+        self.v_proj = Linear(width, width)
+        self.q_proj = Linear(width, width)
+        self.out_proj = Linear(width, width)
         self.gru_rel_pos_const = nn.Parameter(torch.ones(1, self.num_heads, 1, 1))
         self.gru_rel_pos_linear = nn.Linear(head_width, 8)
         if has_table:

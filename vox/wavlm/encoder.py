@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations
 
 from vox.wavlm.attention import Attention
 from vox.wavlm.derived import Derived
-from vox.wavlm.stem import ACTIVATIONS
+from vox.wavlm.linear import ACTIVATIONS, Linear
 
 
 class PositionalConvolution(nn.Module):
@@ -78,16 +78,14 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: Any) -> None:
         super().__init__()
-        self.intermediate_dense = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.output_dense = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.activation = ACTIVATIONS[config.hidden_act]
+        self.intermediate_dense = Linear(config.hidden_size, config.intermediate_size, config.hidden_act)
+        self.output_dense = Linear(config.intermediate_size, config.hidden_size)
         self.inner_dropout = config.activation_dropout
         self.outer_dropout = config.hidden_dropout
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
         """Return [B, T, D]."""
-        inner = self.activation(self.intermediate_dense(hidden_BTD))
-        inner = F.dropout(inner, self.inner_dropout, self.training)
+        inner = F.dropout(self.intermediate_dense(hidden_BTD), self.inner_dropout, self.training)
         return F.dropout(self.output_dense(inner), self.outer_dropout, self.training)
 
 

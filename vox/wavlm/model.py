@@ -24,7 +24,8 @@ from vox.units import samples_to_frames
 from vox.wavlm.attention import make_bias_scratch
 from vox.wavlm.derived import clear_derived
 from vox.wavlm.encoder import Encoder
-from vox.wavlm.stem import ACTIVATIONS, ConvStem, FeatureProjection, clean_waveforms
+from vox.wavlm.linear import ACTIVATIONS
+from vox.wavlm.stem import ConvStem, FeatureProjection, clean_waveforms
 
 
 def check_config(config: WavLMConfig) -> None:

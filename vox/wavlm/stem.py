@@ -7,7 +7,6 @@ WavLMModel, so that state dicts fit.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,13 +16,12 @@ from torch.nn import functional as F
 from vox.masks import lengths_to_mask
 from vox.units import samples_to_frames
 from vox.wavlm.derived import Derived
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu}
+from vox.wavlm.linear import ACTIVATIONS, Linear, is_packable, multiply_packed, pack
 
 # Wav2Vec2FeatureExtractor's constant, under the root with the variance.
 NORMALISE_EPS = 1e-7
 
-BLOCK_FRAMES = 128  # of the stem's output at a time on a CPU: 17 MB after the first convolution of base
+BLOCK_FRAMES = 64  # of the stem's output at a time on a CPU: 8 MB after the first convolution of base
 BATCH_FRAMES = 8192  # at a time on a GPU: 164 s, 1.1 GB after the first convolution of base in float32
 
 
@@ -66,28 +64,6 @@ def fold_group_norm(
     return weight_BKC.to(conv.weight.dtype), bias_BC.to(conv.weight.dtype)
 
 
-def convolve_as_matrix(frames_TC: Tensor, weight_KCD: Tensor, bias_D: Tensor | None, stride: int) -> Tensor:
-    """Return the convolution over time, [T', D], of one utterance's contiguous frames.
-
-    As many taps as the stride is long are one row of a matrix that already lies in memory, so that a kernel
-    of 3 and a stride of 2 are two products of matrices and no copy.
-    """
-    (num_frames, channels), (kernel, _, width) = frames_TC.shape, weight_KCD.shape
-    num_steps = (num_frames - kernel) // stride + 1
-    out_TD: Tensor | None = None
-    for tap in range(0, kernel, stride):
-        taps = min(stride, kernel - tap)
-        start = frames_TC.storage_offset() + tap * channels
-        rows = frames_TC.as_strided((num_steps, taps * channels), (stride * channels, 1), start)
-        matrix = weight_KCD[tap : tap + taps].view(taps * channels, width)
-        if out_TD is not None:
-            out_TD.addmm_(rows, matrix)
-        else:
-            out_TD = rows @ matrix if bias_D is None else torch.addmm(bias_D, rows, matrix)
-    assert out_TD is not None
-    return out_TD
-
-
 class ConvLayer(nn.Module):
     """One strided convolution, its norm if it has one, and its activation."""
 
@@ -97,13 +73,14 @@ class ConvLayer(nn.Module):
         channels = config.conv_dim[index]
         self.kernel, self.stride = config.conv_kernel[index], config.conv_stride[index]
         self.conv = nn.Conv1d(in_channels, channels, self.kernel, self.stride, bias=config.conv_bias)
-        self.activation = ACTIVATIONS[config.feat_extract_activation]
+        self.activation_name: str = config.feat_extract_activation
+        self.activation = ACTIVATIONS[self.activation_name]
         self.layer_norm: nn.GroupNorm | nn.LayerNorm | None = None
         if config.feat_extract_norm == "layer":
             self.layer_norm = nn.LayerNorm(channels)
         elif index == 0:
             self.layer_norm = nn.GroupNorm(channels, channels)
-        self._matrix: Derived[Tensor] = Derived()
+        self._packed: Derived[Tensor] = Derived()
 
     def fold_norm(
         self, waveforms_BS: Tensor, num_samples_B: Tensor
@@ -115,13 +92,21 @@ class ConvLayer(nn.Module):
         weight_BKD, bias_BD = fold_group_norm(waveforms_BS, num_frames_B, self.conv, self.layer_norm)
         return weight_BKD[:, :, None], bias_BD
 
-    def run_rows(self, frames_TC: Tensor, weight_KCD: Tensor | None, bias_D: Tensor | None) -> Tensor:
-        """Return [T', D] of one utterance's frames [T, C], by matrix products: what a CPU does best."""
-        if weight_KCD is None:
-            own = self.conv.weight
-            weight_KCD = self._matrix.get([own], lambda: own.permute(2, 1, 0).contiguous())
-            bias_D = self.conv.bias
-        return self._finish(convolve_as_matrix(frames_TC, weight_KCD, bias_D, self.stride))
+    def run_rows(self, frames_TC: Tensor, weight_KD: Tensor | None, bias_D: Tensor | None) -> Tensor:
+        """Return [T', D] of one utterance's frames [T, C], by one product of matrices: what a CPU does best.
+
+        The windows that the kernel sees are copied into rows, a small cost beside the product.
+        """
+        windows_TW = frames_TC.unfold(0, self.kernel, self.stride).transpose(1, 2).flatten(1)
+        if weight_KD is not None and bias_D is not None:
+            return self._finish(torch.addmm(bias_D, windows_TW, weight_KD))
+        own = self.conv.weight
+        if not is_packable(windows_TW, own):
+            return self._finish(F.linear(windows_TW, own.transpose(1, 2).flatten(1), self.conv.bias))
+        packed = self._packed.get([own], lambda: pack(own.transpose(1, 2).flatten(1)))
+        if self.layer_norm is not None:
+            return self._finish(multiply_packed(windows_TW, packed, self.conv.bias))
+        return multiply_packed(windows_TW, packed, self.conv.bias, self.activation_name)
 
     def run_batch(self, frames_BTC: Tensor, weight_BKCD: Tensor | None, bias_BD: Tensor | None) -> Tensor:
         """Return [B, T', D] of a batch [B, T, C]: what a GPU does best."""
@@ -191,12 +176,12 @@ class ConvStem(nn.Module):
         frames_BTC = waveforms_BS.new_zeros(len(waveforms_BS), num_steps, self.width)
         num_frames = samples_to_frames(num_samples_B, self.kernels, self.strides).tolist()
         for row, last in enumerate(num_frames):
-            weight_KCD = None if weight_BKCD is None else weight_BKCD[row].contiguous()
+            weight_KD = None if weight_BKCD is None else weight_BKCD[row].flatten(0, 1)
             bias_D = None if bias_BD is None else bias_BD[row]
             for start in range(0, last, BLOCK_FRAMES):
                 end = min(start + BLOCK_FRAMES, last)
                 samples_S = waveforms_BS[row, start * hop : (end - 1) * hop + field]
-                block_TC = self._layer(0).run_rows(samples_S[:, None], weight_KCD, bias_D)
+                block_TC = self._layer(0).run_rows(samples_S[:, None], weight_KD, bias_D)
                 for index in range(1, len(self.kernels)):
                     block_TC = self._layer(index).run_rows(block_TC, None, None)
                 frames_BTC[row, start:end] = block_TC
@@ -221,7 +206,7 @@ class FeatureProjection(nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.layer_norm = nn.LayerNorm(config.conv_dim[-1], eps=config.layer_norm_eps)
-        self.projection = nn.Linear(config.conv_dim[-1], config.hidden_size)
+        self.projection = Linear(config.conv_dim[-1], config.hidden_size)
 
     def forward(self, frames_BTC: Tensor) -> Tensor:
         """Return [B, T, D]."""
