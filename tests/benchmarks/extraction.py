@@ -7,6 +7,7 @@ runs take turns, and a speed-up is to Hugging Face's time in the same turn: a ma
 
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -40,8 +41,11 @@ Run = Callable[[], Features]
 @click.option("--device", "device_name", default="auto", show_default=True)
 def main(audio: Path | None, count: int, batch_seconds: float | None, repeats: int, device_name: str) -> None:
     """Time feature extraction and print one table."""
+    import transformers
     from transformers import WavLMConfig, WavLMModel
 
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask")  # theirs
     device = pick_device(device_name)
     torch.manual_seed(0)
     theirs = WavLMModel(WavLMConfig()).eval()

@@ -3,6 +3,9 @@
 Shape letters: B batch, S samples, T frames, C channels, U labels.
 """
 
+import math
+import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -107,15 +110,53 @@ def make_audio_batch(ids: list[str], waveforms: Sequence[np.ndarray]) -> AudioBa
     return AudioBatch(ids, waveforms_BS, torch.tensor(num_samples, dtype=torch.int64))
 
 
+class RecycledMemory:
+    """Memory for batches that is used again once nothing refers to a batch in it any more.
+
+    New memory costs the system more, page by page, than copying features into it. Pinned memory is recycled
+    by torch itself. Safe to take from several threads; holds as many blocks as were in use at once.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._free: list[np.ndarray] = []  # anybody appends at any time, only the lock's holder takes away
+
+    def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Return a tensor that may hold anything."""
+        num_bytes = math.prod(shape) * dtype.itemsize
+        block = self._take_block(max(1, num_bytes))
+        lease = block.data  # the tensor holds on to it, and so do all views of the tensor
+        weakref.finalize(lease, self._free.append, block).atexit = False
+        return torch.frombuffer(lease, dtype=torch.uint8)[:num_bytes].view(dtype).view(shape)
+
+    def _take_block(self, num_bytes: int) -> np.ndarray:
+        with self._lock:
+            sizes = [block.nbytes for block in self._free]
+            fitting = [index for index, size in enumerate(sizes) if size >= num_bytes]
+            if fitting:
+                return self._free.pop(min(fitting, key=sizes.__getitem__))
+            if sizes:  # in place of the largest, which is too small
+                del self._free[sizes.index(max(sizes))]
+        return np.empty(num_bytes, np.uint8)
+
+
 def allocate_feature_batch(
-    ids: list[str], num_frames: Sequence[int], channels: int, pin: bool = False
+    ids: list[str],
+    num_frames: Sequence[int],
+    channels: int,
+    pin: bool = False,
+    memory: RecycledMemory | None = None,
 ) -> FeatureBatch:
     """Make a float16 batch whose padding is zero and whose frames are still to be written.
 
-    In pinned memory when asked. Only the padding is touched: zeros under the frames would be written twice.
+    In pinned memory when asked, else in recycled memory when given. Only the padding is touched: zeros under
+    the frames would be written twice.
     """
     shape = (len(num_frames), max(num_frames), channels)
-    features_BTC = torch.empty(shape, dtype=torch.float16, pin_memory=pin)
+    if pin or memory is None:
+        features_BTC = torch.empty(shape, dtype=torch.float16, pin_memory=pin)
+    else:
+        features_BTC = memory.take(shape, torch.float16)
     padded_BTC = features_BTC.numpy()
     for row, count in enumerate(num_frames):
         padded_BTC[row, count:] = 0

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -24,7 +25,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from vox.audio import hash_recording, read_audio
 from vox.corpus import Utterance
-from vox.data.batch import AudioBatch, AudioFailure, FeatureBatch, allocate_feature_batch, make_audio_batch
+from vox.data.batch import (
+    AudioBatch,
+    AudioFailure,
+    FeatureBatch,
+    RecycledMemory,
+    allocate_feature_batch,
+    make_audio_batch,
+)
 from vox.data.plan import plan_by_length
 from vox.errors import WORKER_DEATH, AudioError, VoxError, is_worker_death
 from vox.features.cache import FeatureCache
@@ -77,11 +85,12 @@ class CachedSource:
         An utterance is checked when this process reads it for the first time, and again after its shard
         changed. Raises CacheError for a wrong checksum, and for a shard that is gone, truncated or replaced.
         """
-        return map_ahead(self._make, (list(ids) for ids in batches if ids), self.threads)
+        make = partial(self._make, RecycledMemory())
+        return map_ahead(make, (list(ids) for ids in batches if ids), self.threads)
 
-    def _make(self, ids: list[str]) -> FeatureBatch:
+    def _make(self, memory: RecycledMemory, ids: list[str]) -> FeatureBatch:
         num_frames = [self.cache.num_frames(name) for name in ids]
-        batch = allocate_feature_batch(ids, num_frames, self.cache.feature_dim, pin=self.pin)
+        batch = allocate_feature_batch(ids, num_frames, self.cache.feature_dim, self.pin, memory)
         for name, count, padded_TC in zip(ids, num_frames, batch.features_BTC.numpy(), strict=True):
             shard, row = self.cache.locate(name)
             shard.read_into(row, padded_TC[:count])
