@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from precompute.extract import compute_batch, computing_precision
+from precompute.extract import compute_at_once, compute_batch, computing_precision, count_at_once
 from precompute.plan import probed_samples
 from precompute.prepare import CacheState, nearest_folder
 from vox.corpus import Utterance
@@ -100,30 +100,38 @@ def _time_batches(
     extractor = extractor.to(device).eval()
     decoding, computing, audio_seconds, num_timed = 0.0, 0.0, 0.0, 0
     decoded = decode_and_hash_batches(batches, pin=device.type == "cuda")
-    with torch.inference_mode(), autocast(device, computing_precision(device)):
-        for index in range(len(batches)):
-            start = time.perf_counter()
-            batch, _, _ = next(decoded)
-            decoding_seconds = time.perf_counter() - start
-            if not batch.ids:
-                continue
-            if device.type == "cuda":  # memory and kernels for a new shape are looked for once
-                _compute(extractor, batch, device)
-            start = time.perf_counter()
+    at_once = count_at_once(device)
+    for index in range(len(batches)):
+        start = time.perf_counter()
+        batch, _, _ = next(decoded)
+        decoding_seconds = time.perf_counter() - start
+        if not batch.ids:
+            continue
+        if device.type == "cuda":  # memory and kernels for a new shape are looked for once
             _compute(extractor, batch, device)
-            if index == 0:
-                continue
-            decoding += decoding_seconds
-            computing += time.perf_counter() - start
-            audio_seconds += samples_to_seconds(int(batch.num_samples_B.sum()))
-            num_timed += 1
-            if decoding + computing > MAX_TIMED_SECONDS:
-                break
+        start = time.perf_counter()
+        _compute(extractor, batch, device)
+        if index == 0:
+            continue
+        decoding += decoding_seconds * at_once
+        computing += time.perf_counter() - start
+        audio_seconds += samples_to_seconds(int(batch.num_samples_B.sum())) * at_once
+        num_timed += 1
+        if decoding + computing > MAX_TIMED_SECONDS:
+            break
     # Workers decode beside the computation; without any, one comes after the other.
     elapsed = max(decoding / workers, computing) if workers else decoding + computing
     return elapsed, audio_seconds, num_timed
 
 
 def _compute(extractor: FeatureExtractor, batch: AudioBatch, device: torch.device) -> None:
-    compute_batch(extractor, batch, [(0, row) for row in range(len(batch.ids))], [], {}, device)
+    """Compute a batch as the work will: as many times at once."""
+    keys = [(0, row) for row in range(len(batch.ids))]
+
+    def compute(batch: AudioBatch) -> None:
+        with torch.inference_mode(), autocast(device, computing_precision(device)):
+            compute_batch(extractor, batch, keys, [], {}, device)
+
+    for _ in compute_at_once(compute, [batch] * count_at_once(device), device):
+        pass
     synchronize(device)

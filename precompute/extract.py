@@ -3,14 +3,18 @@
 Worker processes decode the planned batches, this process runs WavLM, a thread writes. What is computed
 together depends on the shard alone, never on where a run was restarted.
 
+A GPU computes one batch after the other. On a CPU a few threads compute a batch each: cores that share one
+wait for each other after every operation.
+
 B batch, S samples, T frames, C channels.
 """
 
 import logging
+import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,9 +23,9 @@ import torch
 from precompute.plan import CacheWork, probed_samples
 from precompute.write import ComputedBatch, Key, WriterThread
 from vox.corpus import Problem
-from vox.data.batch import AudioBatch
+from vox.data.batch import AudioBatch, AudioFailure
 from vox.data.plan import plan_by_length
-from vox.data.sources import decode_and_hash_batches
+from vox.data.sources import decode_and_hash_batches, map_ahead
 from vox.device import autocast
 from vox.errors import DeviceError
 from vox.progress import AudioProgress
@@ -31,7 +35,12 @@ from vox.wavlm.extractor import FeatureExtractor
 log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
+Made = TypeVar("Made")
 
+# A batch as it comes from decoding: with its failures, and the sha256 of each recording.
+Decoded = tuple[AudioBatch, list[AudioFailure], dict[str, str]]
+
+MAX_CPU_THREADS = 4  # that compute a batch each; they share the cores, and each has activations of its own
 COMPUTED_AHEAD = 3  # batches issued to the device and not yet handed over
 
 
@@ -61,9 +70,9 @@ def compute_shards(
         for row, utterance in enumerate(work.shards[number].utterances)
     }
     seconds = {
-        utterance.id: samples_to_seconds(probed_samples(utterance))
+        (number, row): samples_to_seconds(probed_samples(utterance))
         for number in numbers
-        for utterance in work.shards[number].utterances
+        for row, utterance in enumerate(work.shards[number].utterances)
     }
     precision = computing_precision(device)
     extractor = extractor.to(device).eval()
@@ -71,25 +80,58 @@ def compute_shards(
     with (
         AudioProgress(sum(seconds.values()), work.plan.title) as progress,
         WriterThread(work, folder, notes) as writer,
-        torch.inference_mode(),
-        autocast(device, precision),
     ):
         pipe = _Pipe(writer)
-        decoded = decode_and_hash_batches(batches, workers=workers, pin=device.type == "cuda")
-        for batch, failures, sha256 in pipe.receive(decoded):
+
+        def compute(decoded: Decoded) -> ComputedBatch:
+            batch, failures, sha256 = decoded
             failed = [(keys[failure.id], failure.reason) for failure in failures]
             hashes = {keys[name]: value for name, value in sha256.items()}
-            pipe.send(
-                compute_batch(extractor, batch, [keys[name] for name in batch.ids], failed, hashes, device)
-            )
-            progress.add(sum(seconds[name] for name in [*batch.ids, *(failure.id for failure in failures)]))
+            with pipe.computing(), torch.inference_mode(), autocast(device, precision):
+                return compute_batch(
+                    extractor, batch, [keys[name] for name in batch.ids], failed, hashes, device
+                )
+
+        decoded = decode_and_hash_batches(batches, workers=workers, pin=device.type == "cuda")
+        with closing(compute_at_once(compute, pipe.receive(decoded), device)) as batches_done:
+            for computed in batches_done:
+                pipe.send(computed)
+                done = [*computed.keys, *(key for key, _ in computed.failures)]
+                progress.add(sum(seconds[key] for key in done))
         pipe.drain()
     log.info("%s: %s", work.plan.title, pipe.describe_waits())
     return writer.skipped
 
 
+def count_at_once(device: torch.device) -> int:
+    """Say how many batches are computed at once."""
+    return min(torch.get_num_threads(), MAX_CPU_THREADS) if device.type == "cpu" else 1
+
+
+def compute_at_once(
+    compute: Callable[[Item], Made], items: Iterable[Item], device: torch.device
+) -> Generator[Made, None, None]:
+    """Yield compute(item) for each item, in order: one after the other, or on a CPU a few at once.
+
+    On a CPU `compute` runs in threads of its own, where neither inference mode nor autocast is on.
+    """
+    if device.type != "cpu":
+        yield from map(compute, items)
+        return
+    num_cores, at_once = torch.get_num_threads(), count_at_once(device)
+
+    def compute_with_its_share(item: Item) -> Made:
+        torch.set_num_threads(num_cores // at_once)
+        return compute(item)
+
+    try:
+        yield from map_ahead(compute_with_its_share, items, at_once)
+    finally:
+        torch.set_num_threads(num_cores)
+
+
 class _Pipe:
-    """The computing thread's two ends, with a clock on each: what it waited for, and how long.
+    """The computation's two ends, with a clock on each: what it waited for, and how long.
 
     Batches stay here until the device is done with them, so that a wait for the writer is one for the
     disk and never one for the GPU.
@@ -98,6 +140,7 @@ class _Pipe:
     def __init__(self, writer: WriterThread) -> None:
         self._writer = writer
         self._computing: deque[ComputedBatch] = deque()
+        self._threads: set[int] = set()  # that are computing a batch
         self._start = time.perf_counter()
         self._decoding_seconds = 0.0
         self._disk_seconds = 0.0
@@ -108,11 +151,23 @@ class _Pipe:
         while True:
             start = time.perf_counter()
             item = next(iterator, None)
-            if all(batch.copied is None or batch.copied.query() for batch in self._computing):
+            if not self._threads and all(
+                batch.copied is None or batch.copied.query() for batch in self._computing
+            ):
                 self._decoding_seconds += time.perf_counter() - start
             if item is None:
                 return
             yield item
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Note that the thread at hand is computing."""
+        thread = threading.get_ident()
+        self._threads.add(thread)
+        try:
+            yield
+        finally:
+            self._threads.discard(thread)
 
     def send(self, batch: ComputedBatch) -> None:
         """Take a batch that is being computed; hand over the oldest of three when it is done."""
@@ -139,7 +194,8 @@ class _Pipe:
             batch.copied.synchronize()
         start = time.perf_counter()
         self._writer.put(batch)
-        self._disk_seconds += time.perf_counter() - start
+        if not self._threads:
+            self._disk_seconds += time.perf_counter() - start
 
 
 def compute_batch(

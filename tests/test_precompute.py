@@ -22,6 +22,7 @@ from precompute.estimate import measure_disk
 from precompute.extract import compute_shards
 from precompute.plan import cut_shards, plan_cache, share_shards
 from tests.conftest import write_split
+from tests.test_precompute_pipe import cores
 from vox.audio import read_audio
 from vox.cli import main
 from vox.corpus import Utterance, load_split
@@ -123,9 +124,12 @@ def test_the_cache_is_whole_and_in_manifest_order(cache: FeatureCache, utterance
 def test_the_same_inputs_give_the_same_bytes(
     features: Path, tiny_root: Path, tiny_wavlm_dir: Path, tmp_path: Path
 ) -> None:
-    """With decoding in workers or not, by one rank or by two, the second one first."""
+    """With decoding in workers or not, a few batches at once, by one rank or by two, the second one first."""
     assert main(command(tiny_root, tiny_wavlm_dir, tmp_path / "one", "--workers", "2")) == 0
     assert read_files(tmp_path / "one") == read_files(features)
+    with cores(3):
+        assert main(command(tiny_root, tiny_wavlm_dir, tmp_path / "at-once")) == 0
+    assert read_files(tmp_path / "at-once") == read_files(features)
     for rank in ("1", "0"):
         share = ["--rank", rank, "--world-size", "2"]
         assert main(command(tiny_root, tiny_wavlm_dir, tmp_path / "two", *share)) == 0

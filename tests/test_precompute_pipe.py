@@ -4,8 +4,10 @@ import errno
 import logging
 import pkgutil
 import re
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ import soundfile
 import torch
 from torch import nn
 
-from precompute.extract import compute_shards
+from precompute.extract import compute_at_once, compute_shards
 from precompute.plan import CacheWork, plan_cache
 from vox.corpus import Utterance
 from vox.errors import DeviceError
@@ -141,6 +143,37 @@ def test_what_was_waited_for_is_told(
     )
     assert told is not None
     assert tuple(float(share) > 40 for share in told.groups()) == is_slow
+
+
+@contextmanager
+def cores(count: int) -> Iterator[None]:
+    """Let torch use so many cores, whatever there are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("num_cores", "at_once", "share"), [(1, 1, 1), (3, 3, 1), (8, 4, 2)])
+def test_a_cpu_computes_a_few_batches_at_once(num_cores: int, at_once: int, share: int) -> None:
+    meeting = threading.Barrier(at_once, timeout=10)  # broken unless so many come together
+
+    def compute(number: int) -> tuple[int, int]:
+        meeting.wait()
+        return number, torch.get_num_threads()
+
+    numbers = range(2 * at_once)
+    with cores(num_cores):
+        made = list(compute_at_once(compute, numbers, torch.device("cpu")))
+        assert torch.get_num_threads() == num_cores
+    assert made == [(number, share) for number in numbers]
+
+
+def test_a_gpu_computes_one_batch_after_the_other_in_this_thread() -> None:
+    threads = compute_at_once(lambda _: threading.get_ident(), range(5), torch.device("cuda"))
+    assert list(threads) == [threading.get_ident()] * 5
 
 
 class ShortOfMemory(nn.Module):

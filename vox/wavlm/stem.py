@@ -21,7 +21,7 @@ from vox.wavlm.linear import ACTIVATIONS, Linear, is_packable, multiply_packed, 
 # Wav2Vec2FeatureExtractor's constant, under the root with the variance.
 NORMALISE_EPS = 1e-7
 
-BLOCK_FRAMES = 64  # of the stem's output at a time on a CPU: 8 MB after the first convolution of base
+BLOCK_FRAMES = 32  # of the stem's output at a time on a CPU: 4 MB after the first convolution of base
 BATCH_FRAMES = 8192  # at a time on a GPU: 164 s, 1.1 GB after the first convolution of base in float32
 
 
