@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TypeVar
 
@@ -93,7 +93,11 @@ def compute_shards(
                 )
 
         decoded = decode_and_hash_batches(batches, workers=workers, pin=device.type == "cuda")
-        with closing(compute_at_once(compute, pipe.receive(decoded), device)) as batches_done:
+
+        def is_large(decoded: Decoded) -> bool:
+            return decoded[0].waveforms_BS.numel() > seconds_to_samples(batch_seconds)
+
+        with closing(compute_at_once(compute, pipe.receive(decoded), device, is_large)) as batches_done:
             for computed in batches_done:
                 pipe.send(computed)
                 done = [*computed.keys, *(key for key, _ in computed.failures)]
@@ -109,20 +113,34 @@ def count_at_once(device: torch.device) -> int:
 
 
 def compute_at_once(
-    compute: Callable[[Item], Made], items: Iterable[Item], device: torch.device
+    compute: Callable[[Item], Made],
+    items: Iterable[Item],
+    device: torch.device,
+    is_large: Callable[[Item], bool] = lambda _: False,
 ) -> Generator[Made, None, None]:
     """Yield compute(item) for each item, in order: one after the other, or on a CPU a few at once.
 
-    On a CPU `compute` runs in threads of its own, where neither inference mode nor autocast is on.
+    On a CPU `compute` runs in threads of its own, where neither inference mode nor autocast is on. A large
+    item has memory and cores to itself. How many cores an item gets depends on itself alone, so that its
+    result is the same to the bit whatever is computed beside it.
     """
     if device.type != "cpu":
         yield from map(compute, items)
         return
     num_cores, at_once = torch.get_num_threads(), count_at_once(device)
+    places = threading.Semaphore(at_once)
+    taking_all = threading.Lock()  # two that each held some would wait for each other
 
     def compute_with_its_share(item: Item) -> Made:
-        torch.set_num_threads(num_cores // at_once)
-        return compute(item)
+        num_places = at_once if is_large(item) else 1
+        with taking_all if num_places > 1 else nullcontext():
+            for _ in range(num_places):
+                places.acquire()
+        try:
+            torch.set_num_threads(num_cores * num_places // at_once)
+            return compute(item)
+        finally:
+            places.release(num_places)
 
     try:
         yield from map_ahead(compute_with_its_share, items, at_once)

@@ -171,6 +171,31 @@ def test_a_cpu_computes_a_few_batches_at_once(num_cores: int, at_once: int, shar
     assert made == [(number, share) for number in numbers]
 
 
+def test_a_large_batch_is_computed_alone_with_all_cores() -> None:
+    """Many of them, among small ones: none waits for ever, and none has company."""
+    lock, company, num_threads = threading.Lock(), 0, {}
+
+    def compute(number: int) -> bool:
+        nonlocal company
+        with lock:
+            company += 1
+            is_alone = company == 1
+        num_threads[number] = torch.get_num_threads()
+        time.sleep(0.005)
+        with lock:
+            is_alone = is_alone and company == 1
+            company -= 1
+        return is_alone
+
+    def is_large(number: int) -> bool:
+        return number % 3 > 0
+
+    with cores(4):
+        alone = list(compute_at_once(compute, range(30), torch.device("cpu"), is_large))
+    assert all(alone[number] for number in range(30) if is_large(number))
+    assert num_threads == {number: 4 if is_large(number) else 1 for number in range(30)}
+
+
 def test_a_gpu_computes_one_batch_after_the_other_in_this_thread() -> None:
     threads = compute_at_once(lambda _: threading.get_ident(), range(5), torch.device("cuda"))
     assert list(threads) == [threading.get_ident()] * 5

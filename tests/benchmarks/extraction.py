@@ -58,8 +58,9 @@ def main(audio: Path | None, count: int, batch_seconds: float | None, repeats: i
     recordings = load_recordings(audio, count)
     seconds = sum(map(len, recordings)) / SAMPLE_RATE
     budget = batch_seconds or (160.0 if device.type == "cuda" else 30.0)
-    alone = [(position,) for position in range(len(recordings))]
-    padded = plan_by_length([len(recording) for recording in recordings], seconds_to_samples(budget))
+    lengths = [len(recording) for recording in recordings]
+    alone = plan_by_length(lengths, 1)
+    padded = plan_by_length(lengths, seconds_to_samples(budget))
     precisions = [torch.float32, torch.float16] if device.type == "cuda" else [torch.float32]
     runs: dict[str, Run] = {}
     for who, extract in (
