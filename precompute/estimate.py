@@ -9,7 +9,13 @@ from pathlib import Path
 
 import torch
 
-from precompute.extract import compute_at_once, compute_batch, computing_precision, count_at_once
+from precompute.extract import (
+    compute_at_once,
+    compute_batch,
+    computing_precision,
+    count_at_once,
+    is_large_batch,
+)
 from precompute.plan import probed_samples
 from precompute.prepare import CacheState, nearest_folder
 from vox.corpus import Utterance
@@ -46,7 +52,7 @@ def estimate_time(
     if total_seconds == 0:
         return "nothing to compute here"
     batches = choose_batches(states, pace.batch_seconds, device)
-    elapsed, audio_seconds, num_timed = _time_batches(batches, extractor, device, pace.workers)
+    elapsed, audio_seconds, num_timed = _time_batches(batches, extractor, device, pace)
     if num_timed == 0:
         return "no estimate of the time: none of the recordings tried can be decoded"
     needed = total_seconds * elapsed / audio_seconds
@@ -94,44 +100,45 @@ def choose_batches(
 
 
 def _time_batches(
-    batches: Sequence[Sequence[Utterance]], extractor: FeatureExtractor, device: torch.device, workers: int
+    batches: Sequence[Sequence[Utterance]], extractor: FeatureExtractor, device: torch.device, pace: Pace
 ) -> tuple[float, float, int]:
     """Return the seconds that the timed batches took, their seconds of audio, and their number."""
     extractor = extractor.to(device).eval()
     decoding, computing, audio_seconds, num_timed = 0.0, 0.0, 0.0, 0
     decoded = decode_and_hash_batches(batches, pin=device.type == "cuda")
-    at_once = count_at_once(device)
     for index in range(len(batches)):
         start = time.perf_counter()
         batch, _, _ = next(decoded)
         decoding_seconds = time.perf_counter() - start
         if not batch.ids:
             continue
+        is_large = is_large_batch(batch, pace.batch_seconds)
+        copies = 1 if is_large else count_at_once(device)  # as the work will compute it
         if device.type == "cuda":  # memory and kernels for a new shape are looked for once
-            _compute(extractor, batch, device)
+            _compute(extractor, batch, device, copies)
         start = time.perf_counter()
-        _compute(extractor, batch, device)
+        _compute(extractor, batch, device, copies)
         if index == 0:
             continue
-        decoding += decoding_seconds * at_once
+        decoding += decoding_seconds * copies
         computing += time.perf_counter() - start
-        audio_seconds += samples_to_seconds(int(batch.num_samples_B.sum())) * at_once
+        audio_seconds += samples_to_seconds(int(batch.num_samples_B.sum())) * copies
         num_timed += 1
         if decoding + computing > MAX_TIMED_SECONDS:
             break
     # Workers decode beside the computation; without any, one comes after the other.
-    elapsed = max(decoding / workers, computing) if workers else decoding + computing
+    elapsed = max(decoding / pace.workers, computing) if pace.workers else decoding + computing
     return elapsed, audio_seconds, num_timed
 
 
-def _compute(extractor: FeatureExtractor, batch: AudioBatch, device: torch.device) -> None:
-    """Compute a batch as the work will: as many times at once."""
+def _compute(extractor: FeatureExtractor, batch: AudioBatch, device: torch.device, copies: int) -> None:
+    """Compute a batch so many times at once; what is computed once has all cores."""
     keys = [(0, row) for row in range(len(batch.ids))]
 
     def compute(batch: AudioBatch) -> None:
         with torch.inference_mode(), autocast(device, computing_precision(device)):
             compute_batch(extractor, batch, keys, [], {}, device)
 
-    for _ in compute_at_once(compute, [batch] * count_at_once(device), device):
+    for _ in compute_at_once(compute, [batch] * copies, device, lambda _: copies == 1):
         pass
     synchronize(device)

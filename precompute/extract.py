@@ -95,7 +95,7 @@ def compute_shards(
         decoded = decode_and_hash_batches(batches, workers=workers, pin=device.type == "cuda")
 
         def is_large(decoded: Decoded) -> bool:
-            return decoded[0].waveforms_BS.numel() > seconds_to_samples(batch_seconds)
+            return is_large_batch(decoded[0], batch_seconds)
 
         with closing(compute_at_once(compute, pipe.receive(decoded), device, is_large)) as batches_done:
             for computed in batches_done:
@@ -105,6 +105,11 @@ def compute_shards(
         pipe.drain()
     log.info("%s: %s", work.plan.title, pipe.describe_waits())
     return writer.skipped
+
+
+def is_large_batch(batch: AudioBatch, batch_seconds: float) -> bool:
+    """Say whether a batch is one recording longer than the budget of a batch."""
+    return batch.waveforms_BS.numel() > seconds_to_samples(batch_seconds)
 
 
 def count_at_once(device: torch.device) -> int:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from tests.test_precompute_pipe import cores
 from vox.audio import read_audio
 from vox.cli import main
 from vox.corpus import Utterance, load_split
+from vox.data.batch import AudioBatch
 from vox.data.plan import plan_by_length
 from vox.errors import CorpusError
 from vox.features.cache import FeatureCache, open_cache
@@ -175,6 +177,33 @@ def test_dry_run_writes_nothing(
     estimate = r"^about \d+\.\d s here \([\d.]+ times real time, from [1-4] timed batches?(; the disk .*)?\)$"
     assert re.search(estimate, told, re.MULTILINE)
     assert not (tmp_path / "features").exists()
+
+
+@pytest.mark.parametrize(("budget", "copies", "num_threads"), [("0.01", 1, 3), ("9", 3, 1)])
+def test_the_estimate_holds_no_more_in_memory_than_the_work(
+    tiny_root: Path,
+    tiny_wavlm_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    budget: str,
+    copies: int,
+    num_threads: int,
+) -> None:
+    """A recording longer than the budget is timed alone, with all cores, as it will be computed."""
+    computed: list[tuple[tuple[str, ...], int]] = []
+
+    def compute(extractor: object, batch: AudioBatch, *rest: object) -> None:
+        computed.append((tuple(batch.ids), torch.get_num_threads()))
+
+    monkeypatch.setattr("precompute.estimate.compute_batch", compute)
+    with cores(3):
+        dry_run = command(tiny_root, tiny_wavlm_dir, tmp_path, "--dry-run", "--batch-seconds", budget)
+        assert main(dry_run) == 0
+    # The first is computed twice: to warm up, and to be timed.
+    times = Counter(ids for ids, _ in computed)
+    times[computed[0][0]] -= copies
+    assert set(times.values()) == {copies}
+    assert {each for _, each in computed} == {num_threads}
 
 
 def test_the_estimate_is_the_disks_where_that_is_slower(
