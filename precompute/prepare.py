@@ -135,7 +135,7 @@ def prepare_folder(state: CacheState, *, rank: int, rebuild: bool = False) -> No
     stamps = _choose_stamps(state, recorded)
     if stamps != recorded:
         write_stamps(folder, stamps)
-    if not _is_as_planned(_read_plan_or_none(folder), plan):
+    if not _is_written(folder, plan):
         write_plan(folder, plan, state.work.utterances_jsonl)
 
 
@@ -286,8 +286,15 @@ def _is_as_planned(old: CachePlan | None, plan: CachePlan) -> bool:
     return old is not None and replace(old, wavlm=plan.wavlm) == plan
 
 
-def _read_plan_or_none(folder: Path) -> CachePlan | None:
+def _is_written(folder: Path, plan: CachePlan) -> bool:
+    """Say whether a folder holds a plan and its own list of utterances.
+
+    They are two files: a run that was killed between them leaves one without the other.
+    """
     try:
-        return read_plan(folder)
-    except CacheError:  # met before, unless the cache is being rebuilt
-        return None
+        if not _is_as_planned(read_plan(folder), plan):
+            return False
+        read_utterances(folder, plan)
+    except CacheError:
+        return False
+    return True

@@ -167,6 +167,18 @@ def test_a_missing_shard_alone_is_made_again(
     assert kept.stat().st_ino == inode
 
 
+@pytest.mark.parametrize("more", [[], ["--rebuild"]], ids=["", "--rebuild"])
+def test_a_list_of_utterances_that_is_not_the_plans_is_written_anew(
+    features: Path, tiny_root: Path, tiny_wavlm_dir: Path, tmp_path: Path, more: list[str]
+) -> None:
+    """A run on changed recordings, killed between its list and its plan, leaves the one without the other."""
+    copy = shutil.copytree(features, tmp_path / "features")
+    (listed,) = copy.rglob("utterances.jsonl")
+    listed.write_text('["another", 16000]\n', encoding="utf-8")
+    assert main(command(tiny_root, tiny_wavlm_dir, copy, *more)) == 0
+    assert read_files(copy) == read_files(features)
+
+
 def test_dry_run_writes_nothing(
     tiny_root: Path, tiny_wavlm_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
