@@ -4,7 +4,6 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from precompute.extract import (
     count_at_once,
     is_large_batch,
 )
+from precompute.pace import Pace
 from precompute.plan import probed_samples
 from precompute.prepare import CacheState, nearest_folder
 from vox.corpus import Utterance
@@ -31,14 +31,6 @@ TIMED_BATCHES = 4  # after one to warm up
 MAX_TIMED_SECONDS = 4.0
 WRITTEN_BYTES = 64_000_000
 CPU_BATCH_SECONDS = 10.0  # of audio: a CPU's speed hardly depends on it, and nobody waits for an estimate
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How the work is cut up: padded seconds computed at once, and processes that decode."""
-
-    batch_seconds: float
-    workers: int
 
 
 def estimate_time(

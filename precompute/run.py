@@ -1,15 +1,18 @@
-"""The order of events of `vox precompute`."""
+"""The order of events of `vox precompute`.
+
+Whether there is anything to do is found out first, from what files say of themselves: WavLM, and torch with
+it, is loaded for work alone.
+"""
 
 import logging
-import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-import torch
 
-from precompute.estimate import Pace, estimate_time
-from precompute.extract import compute_shards
+from precompute.pace import choose_pace
 from precompute.plan import plan_cache
 from precompute.prepare import (
     CacheState,
@@ -20,18 +23,18 @@ from precompute.prepare import (
 )
 from precompute.recordings import Recordings
 from vox.corpus import Problem, find_split, load_split
-from vox.device import local_device, pick_device
 from vox.errors import CacheError
 from vox.features.cache import cache_dir
-from vox.features.fingerprint import Fingerprint, make_fingerprint
-from vox.wavlm.extractor import build_extractor
+from vox.features.fingerprint import Fingerprint, ModelIdentity, identify_model
+from vox.features.known_models import recall_model, remember_model
+from vox.wavlm.files import FileStamp, find_folder, stamp_files
+
+if TYPE_CHECKING:
+    import torch
+
+    from vox.wavlm.extractor import FeatureExtractor
 
 log = logging.getLogger(__name__)
-
-# Padded seconds of audio computed at once: what keeps a GPU busy, and what a laptop's memory bears.
-CUDA_BATCH_SECONDS = 160.0
-CPU_BATCH_SECONDS = 30.0
-MAX_DEFAULT_WORKERS = 4
 
 
 @dataclass(frozen=True)
@@ -55,53 +58,105 @@ class Options:
     rebuild: bool
 
 
+@dataclass(frozen=True)
+class Computer:
+    """What computes features, and where."""
+
+    extractor: "FeatureExtractor"
+    device: "torch.device"
+    model: ModelIdentity
+    folder: Path | None  # that the model came from; None if it has only just been fetched
+    stamps: list[FileStamp]  # of its files, taken before they were read
+
+
 def run(options: Options) -> None:
     """Compute the features of some splits that are not there yet.
 
     Raises VoxError for whatever a user can mend, and OSError when the disk is full or not writable.
     """
-    device = pick_device(local_device(options.device))
     for split in options.splits:
         find_split(options.root, split)  # a name misspelt is told before WavLM is loaded
-    extractor = build_extractor(options.wavlm, options.layers)
-    fingerprint = make_fingerprint(extractor.wavlm, options.layers)
-    states = [
-        _inspect_variant(options, split, speed, fingerprint, extractor.wavlm.hidden_size)
-        for split in options.splits
-        for speed in options.speeds
-    ]
+    known = _recall_model(options)
+    states = [] if known is None else _inspect_variants(options, known)
+    computer = None
+    if known is None or any(state.to_compute for state in states):
+        computer = _load_computer(options)
+        if computer.model != known:  # what is computed is described by what computes it
+            states = _inspect_variants(options, computer.model)
     for state in states:
         click.echo(describe_state(state))
     check_free_space(states)
-    pace = _choose_pace(options, device)
     if options.dry_run:
-        click.echo(estimate_time(states, extractor, device, pace))
+        click.echo(_estimate(options, states, computer))
         return
+    if computer is not None and computer.folder is not None:
+        remember_model(options.features, computer.folder, computer.stamps, computer.model)
     states.reverse()
     while states:  # each is let go when it is done: of a large corpus it is gigabytes
         state = states.pop()
         prepare_folder(state, rank=options.rank, rebuild=options.rebuild)
         skipped = state.skipped
         if state.to_compute:
-            if device.type == "cpu":
-                log.warning("computing on the CPU in float32; a GPU would be far faster")
-            skipped = skipped + compute_shards(
-                state.work,
-                state.to_compute,
-                state.folder,
-                extractor,
-                device,
-                batch_seconds=pace.batch_seconds,
-                workers=pace.workers,
-            )
+            assert computer is not None
+            skipped = skipped + _compute(options, state, computer)
         else:
             click.echo(f"{state.work.plan.title}: nothing to do, all shards are there")
         _report_skipped(state, skipped)
 
 
-def default_workers() -> int:
-    """Return how many processes decode when nobody says: one core is left for the computation."""
-    return min(MAX_DEFAULT_WORKERS, len(os.sched_getaffinity(0)) - 1)
+def _recall_model(options: Options) -> ModelIdentity | None:
+    """Return what the model was when it was last loaded, if it is the same and has these layers."""
+    folder = find_folder(options.wavlm)
+    known = None if folder is None else recall_model(options.features, folder)
+    return known if known is not None and max(options.layers) <= known.num_layers else None
+
+
+def _load_computer(options: Options) -> Computer:
+    from vox.device import local_device, pick_device
+    from vox.wavlm.extractor import build_extractor
+
+    device = pick_device(local_device(options.device))
+    folder = find_folder(options.wavlm)
+    stamps = [] if folder is None else stamp_files(folder)
+    extractor = build_extractor(options.wavlm, options.layers)
+    return Computer(extractor, device, identify_model(extractor.wavlm), folder, stamps)
+
+
+def _estimate(options: Options, states: Sequence[CacheState], computer: Computer | None) -> str:
+    if computer is None:
+        return "nothing to compute here"
+    from precompute.estimate import estimate_time
+
+    pace = choose_pace(options.batch_seconds, options.workers, computer.device.type)
+    return estimate_time(states, computer.extractor, computer.device, pace)
+
+
+def _compute(options: Options, state: CacheState, computer: Computer) -> list[Problem]:
+    """Compute a state's missing shards; return the utterances that were skipped."""
+    from precompute.extract import compute_shards
+
+    if computer.device.type == "cpu":
+        log.warning("computing on the CPU in float32; a GPU would be far faster")
+    pace = choose_pace(options.batch_seconds, options.workers, computer.device.type)
+    return compute_shards(
+        state.work,
+        state.to_compute,
+        state.folder,
+        computer.extractor,
+        computer.device,
+        batch_seconds=pace.batch_seconds,
+        workers=pace.workers,
+    )
+
+
+def _inspect_variants(options: Options, model: ModelIdentity) -> list[CacheState]:
+    """Read every split at every speed and compare it with the cache of that."""
+    fingerprint = model.fingerprint(options.layers)
+    return [
+        _inspect_variant(options, split, speed, fingerprint, model.hidden_size)
+        for split in options.splits
+        for speed in options.speeds
+    ]
 
 
 def _inspect_variant(
@@ -133,14 +188,6 @@ def _inspect_variant(
         rank=options.rank,
         world_size=options.world_size,
         rebuild=options.rebuild,
-    )
-
-
-def _choose_pace(options: Options, device: torch.device) -> Pace:
-    default_seconds = CUDA_BATCH_SECONDS if device.type == "cuda" else CPU_BATCH_SECONDS
-    return Pace(
-        batch_seconds=default_seconds if options.batch_seconds is None else options.batch_seconds,
-        workers=default_workers() if options.workers is None else options.workers,
     )
 
 

@@ -199,7 +199,7 @@ def test_a_rebuild_replaces_shard_by_shard(
 
     shards = {path.name: path.read_bytes() for path in cache_folder(root).glob("*.h5")}
     with monkeypatch.context() as patch:
-        patch.setattr("precompute.run.compute_shards", be_killed)
+        patch.setattr("precompute.extract.compute_shards", be_killed)
         assert precompute(root, tiny_wavlm_dir, "--rebuild") == 130
         assert {path.name: path.read_bytes() for path in cache_folder(root).glob("*.h5")} == shards
         replace_speech(audio_path(root, 1))

@@ -50,10 +50,9 @@ def command(root: Path, wavlm: Path, features: Path, *more: str) -> list[str]:
 
 
 def read_files(features: Path) -> dict[str, bytes]:
-    """Return every file of a features folder, by its path in there."""
-    return {
-        str(path.relative_to(features)): path.read_bytes() for path in features.rglob("*") if path.is_file()
-    }
+    """Return every file of all caches in a features folder, by its path in there."""
+    paths = [path for path in features.glob("*/**/*") if path.is_file()]
+    return {str(path.relative_to(features)): path.read_bytes() for path in paths}
 
 
 @pytest.fixture(scope="module")
@@ -147,11 +146,11 @@ def test_a_second_run_does_nothing(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    before = {path: path.stat().st_mtime_ns for path in features.rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in features.glob("*/**/*")}
     monkeypatch.delattr("vox.data.sources.read_audio")  # an attempt to decode would be a NameError
     assert main(command(tiny_root, tiny_wavlm_dir, features)) == 0
     assert "nothing to do" in capsys.readouterr().out
-    assert {path: path.stat().st_mtime_ns for path in features.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in features.glob("*/**/*")} == before
 
 
 def test_a_missing_shard_alone_is_made_again(
@@ -344,7 +343,7 @@ KILL_DRIVER = """
 import json, os, pathlib, signal, sys
 import torch
 torch.set_num_threads(1)  # no thread pool, so that forking is safe
-import precompute.run, vox.features.writer
+import precompute.estimate, precompute.extract, precompute.run, vox.features.writer, vox.wavlm.extractor
 from vox.cli import main
 from vox.features.shard import Shard, check_bytes
 reference, killed, command = json.loads(sys.argv[1])

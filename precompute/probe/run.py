@@ -10,6 +10,7 @@ from typing import Any
 import click
 import torch
 
+from precompute.pace import choose_pace
 from precompute.prepare import format_gb, free_bytes
 from precompute.probe.heads import HeadResult, HeadSpec, evaluate_heads, fit_heads
 from precompute.probe.layers import FRAME_BYTES, LayerFeatures, compute_layers, open_scratch
@@ -23,7 +24,6 @@ from precompute.probe.report import (
     results_to_json,
 )
 from precompute.probe.select import Selection, select_utterances
-from precompute.run import CPU_BATCH_SECONDS, CUDA_BATCH_SECONDS, default_workers
 from vox.corpus import load_split
 from vox.device import pick_device
 from vox.errors import CacheError, ConfigError, CorpusError
@@ -197,15 +197,15 @@ def _compute(
     path: Path,
     stack: ExitStack,
 ) -> LayerFeatures:
-    default_seconds = CUDA_BATCH_SECONDS if device.type == "cuda" else CPU_BATCH_SECONDS
+    pace = choose_pace(options.batch_seconds, options.workers, device.type)
     shape = (selection.num_frames, wavlm.num_layers, wavlm.hidden_size)
     features, problems = compute_layers(
         selection,
         wavlm,
         device,
         stack.enter_context(open_scratch(path, shape, keep=options.keep)),
-        batch_seconds=default_seconds if options.batch_seconds is None else options.batch_seconds,
-        workers=default_workers() if options.workers is None else options.workers,
+        batch_seconds=pace.batch_seconds,
+        workers=pace.workers,
     )
     if problems:
         log.warning("%s: %d utterances left out:", selection.split, len(problems))

@@ -191,6 +191,7 @@ def _make_inputs(place: Path) -> list[dict[Path, bytes]]:
     import torch
     from transformers import WavLMConfig, WavLMModel
 
+    import precompute.extract
     import precompute.run  # noqa: F401
     import vox.features.writer  # noqa: F401
 
@@ -211,7 +212,7 @@ def _wait(child: int) -> int:
 
 
 def _read_files(features: Path) -> Files:
-    paths = [path for path in features.rglob("*") if path.is_file()]
+    paths = [path for path in features.glob("*/**/*") if path.is_file()]
     return {str(path.relative_to(features)): path.read_bytes() for path in paths}
 
 

@@ -6,6 +6,8 @@ shared disk too.
 
 import contextlib
 import fcntl
+import hashlib
+import json
 import os
 import re
 import secrets
@@ -51,6 +53,17 @@ def write_whole(path: Path, content: bytes) -> None:
         raise
     finally:
         os.close(fd)
+
+
+def add_checksum(content: bytes) -> bytes:
+    """Put a line with its sha256 before a file's content."""
+    return json.dumps({"sha256": hashlib.sha256(content).hexdigest()}).encode() + b"\n" + content
+
+
+def strip_checksum(whole: bytes) -> bytes | None:
+    """Return what `add_checksum` was given; None if any byte has changed since."""
+    content = whole.partition(b"\n")[2]
+    return content if whole == add_checksum(content) else None
 
 
 def is_part(path: Path) -> bool:

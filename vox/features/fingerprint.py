@@ -108,20 +108,46 @@ class Fingerprint:
         return found
 
 
-def make_fingerprint(wavlm: "WavLM", layers: Sequence[int]) -> Fingerprint:
-    """Describe the features that the mean of these layers (counted from 1) of a WavLM gives."""
+@dataclass(frozen=True)
+class ModelIdentity:
+    """What of a WavLM decides its features, and what is asked of it before it is loaded."""
+
+    weights_sha256: str
+    do_normalize: bool
+    config: str  # as `describe_config` writes it
+    hidden_size: int
+    num_layers: int
+
+    def fingerprint(self, layers: Sequence[int]) -> Fingerprint:
+        """Describe the features that the mean of these layers, counted from 1, gives."""
+        return Fingerprint(
+            weights_sha256=self.weights_sha256,
+            layers=tuple(sorted(layers)),
+            preprocessing={
+                "sample_rate": str(SAMPLE_RATE),
+                "do_normalize": str(self.do_normalize).lower(),
+                "resampler": RESAMPLER,
+                "config": self.config,
+            },
+        )
+
+
+def identify_model(wavlm: "WavLM") -> ModelIdentity:
+    """Describe a WavLM, its weights included."""
     from vox.wavlm.load import weights_sha256
 
-    return Fingerprint(
+    return ModelIdentity(
         weights_sha256=weights_sha256(wavlm),
-        layers=tuple(sorted(layers)),
-        preprocessing={
-            "sample_rate": str(SAMPLE_RATE),
-            "do_normalize": str(wavlm.do_normalize).lower(),
-            "resampler": RESAMPLER,
-            "config": describe_config(wavlm.config),
-        },
+        do_normalize=wavlm.do_normalize,
+        config=describe_config(wavlm.config),
+        hidden_size=wavlm.hidden_size,
+        num_layers=wavlm.num_layers,
     )
+
+
+def make_fingerprint(wavlm: "WavLM", layers: Sequence[int]) -> Fingerprint:
+    """Describe the features that the mean of these layers (counted from 1) of a WavLM gives."""
+    return identify_model(wavlm).fingerprint(layers)
 
 
 def describe_config(config: Any) -> str:

@@ -7,14 +7,13 @@ then decides. A recording's length stands beside the stamp that it was read unde
 could be of two different runs.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from vox.errors import CacheError
-from vox.features.files import write_whole
+from vox.features.files import add_checksum, strip_checksum, write_whole
 
 STAMPS_NAME = "audio.jsonl"
 
@@ -52,8 +51,7 @@ def write_stamps(folder: Path, recordings: Mapping[str, Recorded]) -> None:
         stamp = recorded.stamp
         row = [name, stamp.path, stamp.num_bytes, stamp.mtime_ns, recorded.num_samples]
         lines.append(f"{json.dumps(row)}\n")
-    content = "".join(lines).encode()
-    write_whole(folder / STAMPS_NAME, _make_head(content) + content)
+    write_whole(folder / STAMPS_NAME, add_checksum("".join(lines).encode()))
 
 
 def read_stamps(folder: Path) -> dict[str, Recorded]:
@@ -61,17 +59,13 @@ def read_stamps(folder: Path) -> dict[str, Recorded]:
     path = folder / STAMPS_NAME
     remedy = "run vox precompute again: it compares the recordings with the shards, and mends this file"
     try:
-        head, newline, content = path.read_bytes().partition(b"\n")
+        content = strip_checksum(path.read_bytes())
     except FileNotFoundError:
         raise CacheError("the list of a cache's recordings is missing", where=path, remedy=remedy) from None
-    if head + newline != _make_head(content):
+    if content is None:
         raise CacheError("the list of a cache's recordings is damaged", where=path, remedy=remedy)
     rows = map(json.loads, content.decode().splitlines())
     try:
         return {name: Recorded(Stamp(*stamp), num_samples) for name, *stamp, num_samples in rows}
     except (TypeError, ValueError):  # another Vox's
         raise CacheError("the list of a cache's recordings is damaged", where=path, remedy=remedy) from None
-
-
-def _make_head(content: bytes) -> bytes:
-    return json.dumps({"sha256": hashlib.sha256(content).hexdigest()}).encode() + b"\n"

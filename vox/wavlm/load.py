@@ -17,19 +17,23 @@ from typing import Any
 import huggingface_hub
 import torch
 import transformers
-from huggingface_hub.errors import HFValidationError, HTTPError, StrictDataclassError
+from huggingface_hub.errors import HTTPError, StrictDataclassError
 from transformers import WavLMConfig, WavLMModel
 
 from vox.errors import WavLMError, name_first
+from vox.wavlm.files import (
+    CONFIG_FILE,
+    PREPROCESSOR_FILE,
+    REMEDY,
+    WEIGHTS_PATTERNS,
+    find_folder,
+    find_snapshot,
+)
 from vox.wavlm.model import WavLM, check_config
 
 log = logging.getLogger(__name__)
 
-CONFIG_FILE = "config.json"
-PREPROCESSOR_FILE = "preprocessor_config.json"
-WEIGHTS_PATTERNS = ("model*.safetensors*", "pytorch_model*.bin*")  # the first that a repository has
 HUB_TIMEOUT_SECONDS = 5.0
-REMEDY = "give a WavLM saved by transformers with --wavlm FOLDER"
 
 
 def load_wavlm(name_or_folder: str) -> WavLM:
@@ -39,9 +43,7 @@ def load_wavlm(name_or_folder: str) -> WavLM:
     for a folder without config.json, another type of model, a configuration that Vox does not support, and
     weights that are damaged, missing, left over, of another shape or not finite.
     """
-    folder = Path(name_or_folder).expanduser()
-    if not folder.is_dir():
-        folder = _fetch_from_hub(name_or_folder)
+    folder = find_folder(name_or_folder) or _fetch_from_hub(name_or_folder)
     config = _read_config(folder)
     source = _read_weights(folder, config)
     with torch.device("meta"):
@@ -78,29 +80,15 @@ def weights_sha256(wavlm: WavLM) -> str:
 
 
 def _fetch_from_hub(name: str) -> Path:
-    """Return the local snapshot of a hub model, downloading only what the cache lacks."""
-    cached = _find_cached(name)
-    if cached is not None and (cached / PREPROCESSOR_FILE).exists():
-        return cached
+    """Return the local snapshot of a hub model, downloading what the cache lacks."""
     trouble = _find_hub_trouble()
     if trouble is None:
         return _download(name)
+    cached = find_snapshot(name)
     if cached is not None:
         return cached
     what = f"no folder of this name, not in the hub's cache, and the Hugging Face hub is {trouble}"
     raise WavLMError(what, where=name, remedy=REMEDY)
-
-
-def _find_cached(name: str) -> Path | None:
-    """Return the cached snapshot if it has a configuration and weights."""
-    try:
-        path = huggingface_hub.try_to_load_from_cache(name, CONFIG_FILE)
-    except HFValidationError:
-        raise WavLMError("no such WavLM folder", where=name, remedy=REMEDY) from None
-    if not isinstance(path, str):
-        return None
-    folder = Path(path).parent
-    return folder if any(any(folder.glob(pattern)) for pattern in WEIGHTS_PATTERNS) else None
 
 
 def _find_hub_trouble() -> str | None:

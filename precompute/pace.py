@@ -1,0 +1,27 @@
+"""How the work is cut up for a device when nobody says otherwise."""
+
+import os
+from dataclasses import dataclass
+
+# Padded seconds of audio computed at once: what keeps a GPU busy, and what a laptop's memory bears.
+CUDA_BATCH_SECONDS = 160.0
+CPU_BATCH_SECONDS = 30.0
+MAX_DEFAULT_WORKERS = 4
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Padded seconds computed at once, and processes that decode."""
+
+    batch_seconds: float
+    workers: int
+
+
+def choose_pace(batch_seconds: float | None, workers: int | None, device_type: str) -> Pace:
+    """Fill in what is not given; of the workers one core is left for the computation."""
+    default_seconds = CUDA_BATCH_SECONDS if device_type == "cuda" else CPU_BATCH_SECONDS
+    default_workers = min(MAX_DEFAULT_WORKERS, len(os.sched_getaffinity(0)) - 1)
+    return Pace(
+        batch_seconds=default_seconds if batch_seconds is None else batch_seconds,
+        workers=default_workers if workers is None else workers,
+    )

@@ -1,0 +1,82 @@
+"""Which WavLM a folder's files hold, remembered: a run with nothing to do need not read the weights for it.
+
+`models.json` lies beside the splits in the features folder. What it says holds while no file of the model's
+folder has changed; it decides nothing but whether there is something to compute, and what is computed is
+described by the weights that compute it. Without it, or with one that is damaged, a run is slower by what
+loading WavLM takes.
+"""
+
+import contextlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import vox
+from vox.features.files import add_checksum, remove_leftovers, strip_checksum, write_whole
+from vox.features.fingerprint import CONFIG_KEYS, ModelIdentity
+from vox.wavlm.files import FileStamp, stamp_files
+
+MODELS_NAME = "models.json"
+MAX_MODELS = 32
+# A file changed twice within a tick of the file system's clock looks as if once: too young is not remembered.
+MIN_AGE_SECONDS = 2.0
+
+
+def recall_model(features_dir: Path, folder: Path) -> ModelIdentity | None:
+    """Return what the WavLM of a folder was when it was last loaded; None where a file may have changed."""
+    try:
+        origin = _describe_origin(folder, stamp_files(folder))
+    except OSError:
+        return None
+    for entry in _read_entries(features_dir):
+        if entry["origin"] == origin:
+            return ModelIdentity(**entry["model"])
+    return None
+
+
+def remember_model(
+    features_dir: Path, folder: Path, stamps: Sequence[FileStamp], model: ModelIdentity
+) -> None:
+    """Keep what the WavLM of a folder is, from which `stamps` were taken before it was loaded.
+
+    Does nothing where its files have changed since or only just before, or where nothing can be written.
+    """
+    youngest = max(changed_ns for *_, changed_ns in stamps)  # ctime: no program can set it back
+    with contextlib.suppress(OSError):
+        if stamp_files(folder) != list(stamps) or time.time_ns() - youngest < MIN_AGE_SECONDS * 1e9:
+            return
+        origin = _describe_origin(folder, stamps)
+        entries = _read_entries(features_dir)
+        entry = {"origin": origin, "model": asdict(model)}
+        if entry in entries:
+            return
+        others = [other for other in entries if other["origin"]["folder"] != origin["folder"]]
+        content = json.dumps([*others[1 - MAX_MODELS :], entry], indent=1).encode()
+        features_dir.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(features_dir)
+        write_whole(features_dir / MODELS_NAME, add_checksum(content))
+
+
+def _describe_origin(folder: Path, stamps: Sequence[FileStamp]) -> dict[str, Any]:
+    """Write down all that an identity follows from, as JSON gives it back."""
+    return {
+        "folder": str(folder.resolve()),
+        "files": [list(stamp) for stamp in stamps],
+        # What reads the files, and what of the configuration is described.
+        "vox": vox.__version__,
+        "transformers": version("transformers"),
+        "config_keys": list(CONFIG_KEYS),
+    }
+
+
+def _read_entries(features_dir: Path) -> list[dict[str, Any]]:
+    """Read all that is remembered: nothing where the file is missing, damaged or not to be read."""
+    try:
+        content = strip_checksum((features_dir / MODELS_NAME).read_bytes())
+    except OSError:
+        return []
+    return [] if content is None else list(json.loads(content))
