@@ -26,7 +26,7 @@ from tests.benchmarks.stores import (
     open_cache,
     total_bytes,
 )
-from vox.data.batch import FeatureBatch, RecycledMemory, allocate_feature_batch
+from vox.data.batch import FeatureBatch, RecycledMemory, empty_feature_batch
 from vox.data.sources import CachedSource, map_ahead
 
 BATCH_UTTERANCES = 8
@@ -135,10 +135,11 @@ def _fill_batch(
     fill: Fill, features: Features, pin: bool, memory: RecycledMemory, numbers: list[int]
 ) -> FeatureBatch:
     num_frames = [len(features[number]) for number in numbers]
-    batch = allocate_feature_batch([], num_frames, CHANNELS, pin, memory)
+    batch = empty_feature_batch([], num_frames, CHANNELS, pin, memory)
     padded_BTC = batch.features_BTC.numpy()
     for row, number in enumerate(numbers):
         fill(number, padded_BTC[row, : num_frames[row]])
+        padded_BTC[row, num_frames[row] :] = 0
     return batch
 
 

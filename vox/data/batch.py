@@ -14,6 +14,7 @@ import torch
 
 from vox.text import BOS_ID, EOS_ID, PAD_ID
 
+CACHE_LINE_BYTES = 64
 IGNORED = -100  # target of a padded position: cross_entropy's own default
 
 
@@ -137,38 +138,42 @@ class RecycledMemory:
                 return self._free.pop(min(fitting, key=sizes.__getitem__))
             if sizes:  # in place of the largest, which is too small
                 del self._free[sizes.index(max(sizes))]
-        return np.empty(num_bytes, np.uint8)
+        return _empty_aligned(num_bytes)
 
 
-def allocate_feature_batch(
+def _empty_aligned(num_bytes: int) -> np.ndarray:
+    """Return bytes that begin a cache line: numpy's own begin 16 bytes after one, and fill 25 % slower."""
+    block = np.empty(num_bytes + CACHE_LINE_BYTES, np.uint8)
+    start = -block.ctypes.data % CACHE_LINE_BYTES
+    return block[start : start + num_bytes]
+
+
+def empty_feature_batch(
     ids: list[str],
     num_frames: Sequence[int],
     channels: int,
     pin: bool = False,
     memory: RecycledMemory | None = None,
 ) -> FeatureBatch:
-    """Make a float16 batch whose padding is zero and whose frames are still to be written.
+    """Make a float16 batch of which everything is still to be written, padding too.
 
-    In pinned memory when asked, else in recycled memory when given. Only the padding is touched: zeros under
-    the frames would be written twice.
+    In pinned memory when asked, else in recycled memory when given.
     """
     shape = (len(num_frames), max(num_frames), channels)
     if pin or memory is None:
         features_BTC = torch.empty(shape, dtype=torch.float16, pin_memory=pin)
     else:
         features_BTC = memory.take(shape, torch.float16)
-    padded_BTC = features_BTC.numpy()
-    for row, count in enumerate(num_frames):
-        padded_BTC[row, count:] = 0
     return FeatureBatch(ids, features_BTC, torch.tensor(num_frames, dtype=torch.int64))
 
 
 def make_feature_batch(ids: list[str], features: Sequence[np.ndarray], pin: bool = False) -> FeatureBatch:
     """Pad float16 features [T, C] into one batch, in pinned memory when asked."""
     num_frames = [len(features_TC) for features_TC in features]
-    batch = allocate_feature_batch(ids, num_frames, features[0].shape[1], pin)
+    batch = empty_feature_batch(ids, num_frames, features[0].shape[1], pin)
     for padded_TC, features_TC in zip(batch.features_BTC.numpy(), features, strict=True):
         padded_TC[: len(features_TC)] = features_TC
+        padded_TC[len(features_TC) :] = 0
     return batch
 
 

@@ -30,7 +30,7 @@ from vox.data.batch import (
     AudioFailure,
     FeatureBatch,
     RecycledMemory,
-    allocate_feature_batch,
+    empty_feature_batch,
     make_audio_batch,
 )
 from vox.data.plan import plan_by_length
@@ -89,11 +89,13 @@ class CachedSource:
         return map_ahead(make, (list(ids) for ids in batches if ids), self.threads)
 
     def _make(self, memory: RecycledMemory, ids: list[str]) -> FeatureBatch:
-        num_frames = [self.cache.num_frames(name) for name in ids]
-        batch = allocate_feature_batch(ids, num_frames, self.cache.feature_dim, self.pin, memory)
-        for name, count, padded_TC in zip(ids, num_frames, batch.features_BTC.numpy(), strict=True):
-            shard, row = self.cache.locate(name)
+        places = [self.cache.locate(name) for name in ids]
+        num_frames = [shard.num_frames(row) for shard, row in places]
+        batch = empty_feature_batch(ids, num_frames, self.cache.feature_dim, self.pin, memory)
+        padded_BTC = batch.features_BTC.numpy()
+        for (shard, row), count, padded_TC in zip(places, num_frames, padded_BTC, strict=True):
             shard.read_into(row, padded_TC[:count])
+            padded_TC[count:] = 0
         return batch.pin() if self.pin else batch
 
 

@@ -50,7 +50,7 @@ class FeatureCache:
     def num_frames(self, name: str) -> int:
         """Count an utterance's frames; raise CacheError for one that is not here."""
         shard, row = self.locate(name)
-        return int(shard.offsets[row + 1] - shard.offsets[row])
+        return shard.num_frames(row)
 
     def read(self, name: str) -> np.ndarray:
         """Return an utterance's features, [T, C] float16, checked against their crc32.

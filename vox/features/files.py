@@ -109,7 +109,7 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def name_os_errors(path: Path) -> Iterator[None]:
+def name_os_errors(path: Path | str) -> Iterator[None]:
     """Name the file in errors of calls that know only its descriptor."""
     try:
         yield

@@ -3,7 +3,6 @@
 import os
 import threading
 from collections import OrderedDict
-from pathlib import Path
 
 from vox.features.files import name_os_errors
 
@@ -15,7 +14,7 @@ Version = tuple[int, int, int]  # inode, time of change of the content and of th
 class OpenFile:
     """A file's descriptor, closed with the last use of this."""
 
-    def __init__(self, path: Path, version: Version) -> None:
+    def __init__(self, path: str, version: Version) -> None:
         self.fd = -1
         with name_os_errors(path):
             self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -35,19 +34,18 @@ class OpenFiles:
         self._lock = threading.Lock()
         self._files: OrderedDict[str, OpenFile] = OrderedDict()
 
-    def get(self, path: Path, version: Version) -> OpenFile:
+    def get(self, path: str, version: Version) -> OpenFile:
         """Return a file open in this version; raise OSError naming it."""
-        key = str(path)
         with self._lock:
-            found = self._files.get(key)
+            found = self._files.get(path)
             if found is not None and found.version == version:
-                self._files.move_to_end(key)
+                self._files.move_to_end(path)
                 return found
         # Two threads may both come here; either's is as good, and one is let go.
         opened = OpenFile(path, version)
         with self._lock:
-            self._files[key] = opened
-            self._files.move_to_end(key)
+            self._files[path] = opened
+            self._files.move_to_end(path)
             while len(self._files) > MAX_OPEN_FILES:
                 self._files.popitem(last=False)
         return opened

@@ -77,6 +77,7 @@ class Shard:
         its index does not have its checksum; OSError naming it, or MemoryError, where that is not its fault.
         """
         self.path = path
+        self._name = str(path)  # a Path is twice as slow to look at, for each utterance
         try:
             with path.open("rb") as file, name_os_errors(path):
                 seal = file.read(USER_BLOCK_BYTES)
@@ -99,6 +100,10 @@ class Shard:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def num_frames(self, row: int) -> int:
+        """Count an utterance's frames."""
+        return int(self.offsets.item(row + 1) - self.offsets.item(row))
+
     def audio_sha256(self, row: int) -> str:
         """Return the sha256 of an utterance's recording, as hex; empty where it was not to be had."""
         return self._audio_sha256[row].decode()
@@ -109,8 +114,7 @@ class Shard:
         Raises CacheError naming shard and utterance when the bytes do not have their checksum, or the
         shard has gone, shrunk or been replaced since it was opened.
         """
-        num_frames = int(self.offsets[row + 1] - self.offsets[row])
-        features_TC = np.empty((num_frames, self.feature_dim), FEATURE_DTYPE)
+        features_TC = np.empty((self.num_frames(row), self.feature_dim), FEATURE_DTYPE)
         self._copy(self._look(), row, features_TC)
         self._check(row, features_TC)
         return features_TC
@@ -135,7 +139,7 @@ class Shard:
     def _look(self) -> OpenFile:
         """Return the open file, after a look at what now has its name."""
         try:
-            status = self.path.stat()
+            status = os.stat(self._name)  # noqa: PTH116
         except FileNotFoundError:
             raise CacheError("missing shard", where=self.path, remedy="run vox precompute again") from None
         if status.st_size < self._frames_end:
@@ -143,7 +147,7 @@ class Shard:
         # By the time too: some network file systems number their files anew.
         if status.st_ino != self._status.st_ino and status.st_mtime_ns != self._status.st_mtime_ns:
             raise CacheError("shard replaced while it was in use", where=self.path, remedy="start again")
-        return OPEN_FILES.get(self.path, (status.st_ino, status.st_mtime_ns, status.st_ctime_ns))
+        return OPEN_FILES.get(self._name, (status.st_ino, status.st_mtime_ns, status.st_ctime_ns))
 
     def _checked_rows(self, version: Version) -> np.ndarray:
         """Return which rows were checked, [U] bool, in this version of the file."""
@@ -156,16 +160,16 @@ class Shard:
         # Read, not mapped: a map beyond the end of a file that shrinks, or over a disk that fails, kills the
         # process; it also counts as memory of each process that touches it.
         assert not self.skipped[row], f"{self.ids[row]} was skipped"
-        num_frames = int(self.offsets[row + 1] - self.offsets[row])
-        assert out_TC.dtype == FEATURE_DTYPE and out_TC.shape == (num_frames, self.feature_dim)
+        assert out_TC.dtype == FEATURE_DTYPE and out_TC.shape == (self.num_frames(row), self.feature_dim)
         view = out_TC.data.cast("B")
-        position = self._frames_at + int(self.offsets[row]) * self.feature_dim * FEATURE_BYTES
-        while view:
-            with name_os_errors(self.path):
-                count = os.preadv(opened.fd, [view], position)
-            if not count:
-                raise damaged(self.path, "it is truncated")
-            view, position = view[count:], position + count
+        position = self._frames_at + self.offsets.item(row) * self.feature_dim * FEATURE_BYTES
+        try:
+            while (count := os.preadv(opened.fd, [view], position)) != len(view):
+                if not count:
+                    raise damaged(self.path, "it is truncated")
+                view, position = view[count:], position + count
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._name) from None
 
     def _check(self, row: int, features_TC: np.ndarray) -> None:
         """Check the bytes that are given out, not those in the file."""
