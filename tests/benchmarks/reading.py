@@ -40,7 +40,7 @@ Batches = list[list[int]]
 @click.command()
 @click.option("--gigabytes", default=1.0, show_default=True, help="Features; seven times as much disk.")
 @click.option("--utterances", default=2_000, show_default=True, help="Read at most so many a turn.")
-@click.option("--repeats", default=5, show_default=True, help="Turns; the median counts.")
+@click.option("--repeats", default=15, show_default=True, help="Turns; the median counts.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Where to write. Default: a temporary one.")
 def main(gigabytes: float, utterances: int, repeats: int, folder: Path | None) -> None:
     """Time reading and print one table."""
