@@ -2,7 +2,8 @@
 
 Full-size WavLM-base of random weights (time does not depend on them). The error is the relative L2 of the
 averaged layers against Hugging Face's own, one utterance at a time, in float32: the worst utterance's. The
-runs take turns, and a speed-up is to Hugging Face's time in the same turn: a machine's noise hits both. On a
+runs take turns, and a speed-up is to Hugging Face's time in the same turn: a machine's noise hits both. The
+share of the matrix rate is what the model's own operations would need if all were one large product. On a
 CPU Vox computes a few batches at once, as `vox precompute` does; Hugging Face's model has all cores for one.
 """
 
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 
 from precompute.extract import compute_at_once
+from tests.benchmarks.clock import count_flops, measure_matrix_rate
 from tests.benchmarks.recordings import load_recordings
 from vox.data.batch import AudioBatch, make_audio_batch
 from vox.data.plan import plan_by_length
@@ -74,15 +76,20 @@ def main(audio: Path | None, count: int, batch_seconds: float | None, repeats: i
     click.echo(
         f"\nextraction: {len(recordings)} recordings, {seconds:.0f} s, on {device}; batches of {budget:g} s"
     )
-    click.echo(f"{'':32}{'x real time':>12}{'speed-up':>10}{'error':>10}")
     features = {name: run() for name, run in runs.items()}  # a warm-up as well
+    num_flops = _count_flops(lengths)
+    rates = {dtype: measure_matrix_rate(device, dtype) for dtype in precisions}
+    click.echo(f"{'':32}{'x real time':>12}{'speed-up':>10}{'error':>10}{'of matrix rate':>16}")
     turns = [{name: _time(run, device) for name, run in runs.items()} for _ in range(repeats)]
     first = next(iter(runs))
     for name in runs:
         elapsed = _median([turn[name] for turn in turns])
         speed_up = _median([turn[first] / turn[name] for turn in turns])
         error = max(_relative_l2(features[name][p], expected) for p, expected in features[first].items())
-        click.echo(f"{name:32}{seconds / elapsed:12.2f}{speed_up:10.2f}{error:10.1e}")
+        share = num_flops / elapsed / rates[torch.float16 if "float16" in name else torch.float32]
+        click.echo(f"{name:32}{seconds / elapsed:12.2f}{speed_up:10.2f}{error:10.1e}{share:16.2f}")
+    found = ", ".join(f"{rate / 1e9:,.0f} ({dtype})" for dtype, rate in rates.items())
+    click.echo(f"GFLOP a second of audio: {num_flops / seconds / 1e9:.1f}; GFLOP/s of one product: {found}")
     click.echo(f"peak memory {peak_memory_gb(device):.1f} GB")
 
 
@@ -121,6 +128,22 @@ def _extract_theirs(model: torch.nn.Module, batch: AudioBatch) -> torch.Tensor:
 def _extract_ours(extractor: FeatureExtractor, batch: AudioBatch) -> torch.Tensor:
     features_BTC: torch.Tensor = extractor(batch.waveforms_BS, batch.num_samples_B)[0]
     return features_BTC
+
+
+def _count_flops(lengths: list[int]) -> int:
+    """Count the operations of Hugging Face's model, one by one; on shapes alone, so at once."""
+    from transformers import WavLMConfig, WavLMModel
+
+    with torch.device("meta"):
+        model = WavLMModel(WavLMConfig()).eval()
+        waveforms = [torch.empty(1, length) for length in lengths]
+
+    def work() -> None:
+        with torch.no_grad():
+            for waveforms_1S in waveforms:
+                model(waveforms_1S)
+
+    return count_flops(work)
 
 
 def _read(recordings: list[np.ndarray], batches: list[tuple[int, ...]], device: torch.device) -> Iterator:

@@ -25,7 +25,7 @@ import click
 import torch
 
 import train.step
-from tests.benchmarks.clock import MATRIX_SIZE, Clock, count_flops, find_waits, measure_matrix_rate
+from tests.benchmarks.clock import CUDA_MATRICES, Clock, count_flops, find_waits, measure_matrix_rate
 from tests.benchmarks.recordings import make_utterances, write_random_cache
 from tests.benchmarks.updates import Share, Work, plan_work, read_updates, time_reading
 from tests.conftest import tiny_wavlm_kwargs
@@ -336,8 +336,8 @@ def _print_flops(figures: Figures, device: torch.device, dtype: torch.dtype) -> 
         dtype = torch.bfloat16 if dtype is torch.float32 else dtype
         rate = measure_matrix_rate(device, dtype)
         click.echo(
-            f"matrices of {MATRIX_SIZE} in {str(dtype).removeprefix('torch.')}: {rate / 1e12:.0f} TFLOP/s; "
-            f"{FASTEST} reaches {achieved / rate:.1%} of it, and takes "
+            f"matrices of {CUDA_MATRICES[0]} in {str(dtype).removeprefix('torch.')}: "
+            f"{rate / 1e12:.0f} TFLOP/s; {FASTEST} reaches {achieved / rate:.1%} of it, and takes "
             f"{EPOCH_SECONDS / figures.seconds_per_second:.0f} s for an epoch of 100 h"
         )
 
