@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.test_precompute import LAYERS, SPLIT, command
+from tests.precomputing import LAYERS, SPLIT, command
 from vox.cli import main
 from vox.features import known_models
 from vox.features.fingerprint import ModelIdentity, identify_model

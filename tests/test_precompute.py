@@ -1,33 +1,26 @@
 """Phase 1: the cache holds the live features (promise T2), and comes out the same however it was made."""
 
-import json
 import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
-from precompute.estimate import measure_disk
 from precompute.extract import compute_shards
-from precompute.plan import cut_shards, plan_cache, share_shards
+from precompute.plan import plan_cache
 from tests.conftest import write_split
-from tests.test_precompute_pipe import cores
+from tests.precomputing import BATCH_SECONDS, LAYERS, SPLIT, command, cores, read_files
 from vox.audio import read_audio
 from vox.cli import main
 from vox.corpus import Utterance, load_split
-from vox.data.batch import AudioBatch
 from vox.data.plan import plan_by_length
 from vox.errors import CorpusError
 from vox.features.cache import FeatureCache, open_cache
@@ -36,23 +29,6 @@ from vox.features.shard import Shard
 from vox.features.verify import verify_cache
 from vox.units import samples_to_frames, seconds_to_samples
 from vox.wavlm.extractor import FeatureExtractor, build_extractor
-
-SPLIT = "train-tiny"
-BATCH_SECONDS = 2.5
-LAYERS = (3, 4)
-
-
-def command(root: Path, wavlm: Path, features: Path, *more: str) -> list[str]:
-    """Return a `vox precompute` of the tiny split into several small shards."""
-    options = f"--split {SPLIT} --layers 3,4 --shard-gb 0.000012 --batch-seconds {BATCH_SECONDS} --workers 0"
-    places = ["--root", str(root), "--wavlm", str(wavlm), "--features", str(features)]
-    return ["precompute", *options.split(), *places, *more]
-
-
-def read_files(features: Path) -> dict[str, bytes]:
-    """Return every file of all caches in a features folder, by its path in there."""
-    paths = [path for path in features.glob("*/**/*") if path.is_file()]
-    return {str(path.relative_to(features)): path.read_bytes() for path in paths}
 
 
 @pytest.fixture(scope="module")
@@ -178,62 +154,6 @@ def test_a_list_of_utterances_that_is_not_the_plans_is_written_anew(
     assert read_files(copy) == read_files(features)
 
 
-def test_dry_run_writes_nothing(
-    tiny_root: Path, tiny_wavlm_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(command(tiny_root, tiny_wavlm_dir, tmp_path / "features", "--dry-run")) == 0
-    told = capsys.readouterr().out
-    for unit in ("12 utterances", "hours", "frames", "GB", "shards", "free"):
-        assert unit in told
-    estimate = r"^about \d+\.\d s here \([\d.]+ times real time, from [1-4] timed batches?(; the disk .*)?\)$"
-    assert re.search(estimate, told, re.MULTILINE)
-    assert not (tmp_path / "features").exists()
-
-
-@pytest.mark.parametrize(("budget", "copies", "num_threads"), [("0.01", 1, 3), ("9", 3, 1)])
-def test_the_estimate_holds_no_more_in_memory_than_the_work(
-    tiny_root: Path,
-    tiny_wavlm_dir: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    budget: str,
-    copies: int,
-    num_threads: int,
-) -> None:
-    """A recording longer than the budget is timed alone, with all cores, as it will be computed."""
-    computed: list[tuple[tuple[str, ...], int]] = []
-
-    def compute(extractor: object, batch: AudioBatch, *rest: object) -> None:
-        computed.append((tuple(batch.ids), torch.get_num_threads()))
-
-    monkeypatch.setattr("precompute.estimate.compute_batch", compute)
-    with cores(3):
-        dry_run = command(tiny_root, tiny_wavlm_dir, tmp_path, "--dry-run", "--batch-seconds", budget)
-        assert main(dry_run) == 0
-    # The first is computed twice: to warm up, and to be timed.
-    times = Counter(ids for ids, _ in computed)
-    times[computed[0][0]] -= copies
-    assert set(times.values()) == {copies}
-    assert {each for _, each in computed} == {num_threads}
-
-
-def test_the_estimate_is_the_disks_where_that_is_slower(
-    tiny_root: Path,
-    tiny_wavlm_dir: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    assert measure_disk(tmp_path / "not" / "yet") > 0 and not any(tmp_path.iterdir())
-    monkeypatch.setattr("precompute.estimate.measure_disk", lambda folder: 10.0)  # bytes a second
-    assert main(command(tiny_root, tiny_wavlm_dir, tmp_path / "features", "--dry-run")) == 0
-    told = capsys.readouterr().out
-    num_frames = int(re.search(r"([\d,]+) frames", told)[1].replace(",", ""))  # type: ignore[index]
-    minutes = num_frames * 32 * 2 // 10 // 60
-    expected = rf"about (1 h )?{minutes % 60:02d} min.* here \(0\.0 times .*; the disk takes 0 MB/s\)"
-    assert re.search(expected, told)
-
-
 def test_a_changed_corpus_is_refused_until_rebuilt(
     features: Path,
     tiny_root: Path,
@@ -291,8 +211,6 @@ class LoudnessFeatures(nn.Module):
 
 
 def test_features_beyond_float16_are_skipped(tmp_path: Path) -> None:
-    import soundfile
-
     utterances = []
     for number, peak in enumerate((0.1, 0.9, 0.2)):
         path = tmp_path / f"{number}.wav"
@@ -335,85 +253,6 @@ def test_what_a_user_gets_wrong_is_one_line(
     *_, line = capsys.readouterr().err.splitlines()
     assert message in line
     assert not any(tmp_path.iterdir())
-
-
-# Runs the command again and again in forked children, each killed before a later system call than the
-# one before, and prints how many died before one came through.
-KILL_DRIVER = """
-import json, os, pathlib, signal, sys
-import torch
-torch.set_num_threads(1)  # no thread pool, so that forking is safe
-import precompute.estimate, precompute.extract, precompute.run, vox.features.writer, vox.wavlm.extractor
-from vox.cli import main
-from vox.features.shard import Shard, check_bytes
-reference, killed, command = json.loads(sys.argv[1])
-
-def run_child(features, calls_left):
-    pid = os.fork()
-    if pid:
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    def count_down(call):
-        def counted(*arguments, **keywords):
-            nonlocal calls_left
-            calls_left -= 1
-            if calls_left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return call(*arguments, **keywords)
-        return counted
-    for name in ("pwrite", "write", "fsync", "replace", "open"):
-        setattr(os, name, count_down(getattr(os, name)))
-    os._exit(main([*command, "--features", features]))
-
-assert run_child(reference, -1) == 0
-truth = {path.name: path.read_bytes() for path in pathlib.Path(reference).rglob("*.h5")}
-num_kills, num_between = 0, 0
-while (status := run_child(killed, 3 + 4 * num_kills % 11)) != 0:
-    assert status == -signal.SIGKILL, status
-    num_kills += 1
-    there = list(pathlib.Path(killed).rglob("*.h5"))
-    num_between += 0 < len(there) < len(truth)
-    for path in there:
-        assert check_bytes(path) and path.read_bytes() == truth[path.name]
-        Shard(path)
-print(num_kills, num_between)
-"""
-
-
-def test_killed_runs_end_where_one_run_ends(tiny_root: Path, tiny_wavlm_dir: Path, tmp_path: Path) -> None:
-    """SIGKILL at many moments: whole shards only, and in the end the same bytes and nothing else."""
-    line = command(tiny_root, tiny_wavlm_dir, tmp_path / "unused")
-    arguments = json.dumps([str(tmp_path / "one"), str(tmp_path / "many"), line])
-    repository = Path(__file__).parent.parent
-    done = subprocess.run(
-        [sys.executable, "-c", KILL_DRIVER, arguments], cwd=repository, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    num_kills, num_between = map(int, done.stdout.split()[-2:])
-    assert num_kills >= 6 and num_between >= 3
-    assert read_files(tmp_path / "many") == read_files(tmp_path / "one")
-
-
-LENGTHS = st.lists(st.integers(400, 60_000), min_size=1, max_size=40)
-
-
-@settings(deadline=None, max_examples=50)
-@given(lengths=LENGTHS, max_frames=st.integers(1, 300), world_size=st.integers(1, 5))
-def test_shards_hold_everything_once_in_order(lengths: list[int], max_frames: int, world_size: int) -> None:
-    utterances = [Utterance(f"{n:03d}", Path(), "", "", length) for n, length in enumerate(lengths)]
-    shards = cut_shards(utterances, feature_dim=500, shard_gb=max_frames * 1000 / 1e9 + 1e-12)
-    assert [utterance for shard in shards for utterance in shard.utterances] == utterances
-    frames = [sum(shard.num_frames) for shard in shards]
-    assert all(
-        count <= max_frames or len(shard.ids) == 1 for count, shard in zip(frames, shards, strict=True)
-    )
-    assert all(
-        first + second_shard.num_frames[0] > max_frames
-        for first, second_shard in zip(frames, shards[1:], strict=False)
-    )
-    shares = [share_shards(frames, rank, world_size) for rank in range(world_size)]
-    assert sorted(number for share in shares for number in share) == list(range(len(shards)))
-    loads = [sum(frames[number] for number in share) for share in shares]
-    assert max(loads) - min(loads) <= max(frames)
 
 
 def kill_decoder(path: Path, speed: float) -> np.ndarray:

@@ -6,9 +6,8 @@ import pkgutil
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch import nn
 
 from precompute.extract import compute_at_once, compute_shards
 from precompute.plan import CacheWork, plan_cache
+from tests.precomputing import cores
 from vox.corpus import Utterance
 from vox.errors import DeviceError
 from vox.features.fingerprint import Fingerprint
@@ -144,17 +144,6 @@ def test_what_was_waited_for_is_told(
     )
     assert told is not None
     assert tuple(float(share) > 40 for share in told.groups()) == is_slow
-
-
-@contextmanager
-def cores(count: int) -> Iterator[None]:
-    """Let torch use so many cores, whatever there are."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(("num_cores", "at_once", "share"), [(1, 1, 1), (3, 3, 1), (8, 4, 2)])

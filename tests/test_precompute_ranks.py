@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.conftest import write_split
-from tests.test_precompute import command, read_files
+from tests.precomputing import command, read_files
 from vox.cli import main
 from vox.device import local_device
 

@@ -13,8 +13,8 @@ import pytest
 import soundfile
 
 from tests.conftest import make_speech, write_split
+from tests.precomputing import SPLIT, command, read_files
 from tests.test_cache import open_here, write_cache
-from tests.test_precompute import SPLIT, command, read_files
 from vox.audio import hash_recording, read_audio, read_header
 from vox.cli import main
 from vox.errors import AudioError, CacheError, VoxError

@@ -1,7 +1,10 @@
 """Memory of batches that is used again: never while anybody still looks at it."""
 
 import threading
+import time
+from collections.abc import Iterator
 
+import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -48,8 +51,17 @@ def test_a_block_is_used_again_until_a_larger_one_takes_its_place() -> None:
     assert [block.nbytes for block in memory._free] == [4000]
 
 
+class SlowList(list[np.ndarray]):
+    """A list in which another thread may take something while it is being looked through."""
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        yield from list.__iter__(self)
+        time.sleep(0.0001)
+
+
 def test_threads_share_it() -> None:
     memory, wrong = RecycledMemory(), []
+    memory._free = SlowList()
 
     def work(number: int) -> None:
         for step in range(300):

@@ -1,0 +1,35 @@
+"""A tiny `vox precompute`, for the tests of phase 1."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+SPLIT = "train-tiny"
+BATCH_SECONDS = 2.5
+LAYERS = (3, 4)
+
+
+def command(root: Path, wavlm: Path, features: Path, *more: str) -> list[str]:
+    """Return a `vox precompute` of the tiny split into several small shards."""
+    options = f"--split {SPLIT} --layers 3,4 --shard-gb 0.000012 --batch-seconds {BATCH_SECONDS} --workers 0"
+    places = ["--root", str(root), "--wavlm", str(wavlm), "--features", str(features)]
+    return ["precompute", *options.split(), *places, *more]
+
+
+def read_files(features: Path) -> dict[str, bytes]:
+    """Return every file of all caches in a features folder, by its path in there."""
+    paths = [path for path in features.glob("*/**/*") if path.is_file()]
+    return {str(path.relative_to(features)): path.read_bytes() for path in paths}
+
+
+@contextmanager
+def cores(count: int) -> Iterator[None]:
+    """Let torch use so many cores, whatever there are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
