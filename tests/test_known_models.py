@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from tests.precomputing import LAYERS, SPLIT, command
 from vox.cli import main
 from vox.features import known_models
+from vox.features.files import add_checksum
 from vox.features.fingerprint import ModelIdentity, identify_model
 from vox.features.known_models import MODELS_NAME, recall_model, remember_model
 from vox.wavlm.files import stamp_files
@@ -86,7 +87,7 @@ def test_other_weights_under_the_same_name_size_and_time_are_noticed(
 
 
 @pytest.mark.usefixtures("any_age")
-@pytest.mark.parametrize("change", ["config_key", "transformers", "damaged", "gone"])
+@pytest.mark.parametrize("change", ["config_key", "transformers", "damaged", "foreign", "gone"])
 def test_what_may_not_hold_any_more_is_forgotten(
     tmp_path: Path, wavlm_dir: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
@@ -99,6 +100,8 @@ def test_what_may_not_hold_any_more_is_forgotten(
         monkeypatch.setattr(known_models, "version", lambda package: "99.0")
     elif change == "damaged":
         path.write_bytes(path.read_bytes().replace(b'"ab"', b'"ac"'))
+    elif change == "foreign":
+        path.write_bytes(add_checksum(b'[{"origin": {}, "model": {"digest": "ab"}}]'))
     else:
         path.unlink()
     assert recall_model(tmp_path, wavlm_dir) is None

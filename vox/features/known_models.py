@@ -32,10 +32,7 @@ def recall_model(features_dir: Path, folder: Path) -> ModelIdentity | None:
         origin = _describe_origin(folder, stamp_files(folder))
     except OSError:
         return None
-    for entry in _read_entries(features_dir):
-        if entry["origin"] == origin:
-            return ModelIdentity(**entry["model"])
-    return None
+    return next((model for known, model in _read_entries(features_dir) if known == origin), None)
 
 
 def remember_model(
@@ -51,11 +48,12 @@ def remember_model(
             return
         origin = _describe_origin(folder, stamps)
         entries = _read_entries(features_dir)
-        entry = {"origin": origin, "model": asdict(model)}
-        if entry in entries:
+        if (origin, model) in entries:
             return
-        others = [other for other in entries if other["origin"]["folder"] != origin["folder"]]
-        content = json.dumps([*others[1 - MAX_MODELS :], entry], indent=1).encode()
+        others = [entry for entry in entries if entry[0].get("folder") != origin["folder"]]
+        kept = [*others[1 - MAX_MODELS :], (origin, model)]
+        rows = [{"origin": known, "model": asdict(identity)} for known, identity in kept]
+        content = json.dumps(rows, indent=1).encode()
         features_dir.mkdir(parents=True, exist_ok=True)
         remove_leftovers(features_dir)
         write_whole(features_dir / MODELS_NAME, add_checksum(content))
@@ -73,10 +71,11 @@ def _describe_origin(folder: Path, stamps: Sequence[FileStamp]) -> dict[str, Any
     }
 
 
-def _read_entries(features_dir: Path) -> list[dict[str, Any]]:
-    """Read all that is remembered: nothing where the file is missing, damaged or not to be read."""
+def _read_entries(features_dir: Path) -> list[tuple[dict[str, Any], ModelIdentity]]:
+    """Read all that is remembered, oldest first: nothing where the file is missing, damaged or another Vox's."""
     try:
         content = strip_checksum((features_dir / MODELS_NAME).read_bytes())
-    except OSError:
+        rows = [] if content is None else json.loads(content)
+        return [(dict(row["origin"]), ModelIdentity(**row["model"])) for row in rows]
+    except (OSError, KeyError, TypeError, ValueError):
         return []
-    return [] if content is None else list(json.loads(content))
