@@ -72,7 +72,7 @@ def _describe_origin(folder: Path, stamps: Sequence[FileStamp]) -> dict[str, Any
 
 
 def _read_entries(features_dir: Path) -> list[tuple[dict[str, Any], ModelIdentity]]:
-    """Read all that is remembered, oldest first: nothing where the file is missing, damaged or another Vox's."""
+    """Read all that is remembered, oldest first: nothing from a file that is damaged or another Vox's."""
     try:
         content = strip_checksum((features_dir / MODELS_NAME).read_bytes())
         rows = [] if content is None else json.loads(content)
