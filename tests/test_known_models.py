@@ -130,3 +130,14 @@ def test_several_models_are_remembered(tmp_path: Path, tiny_wavlm_dir: Path, wav
     remember_model(tmp_path, wavlm_dir, stamp_files(wavlm_dir), MODEL)
     assert recall_model(tmp_path, tiny_wavlm_dir) == MODEL == recall_model(tmp_path, wavlm_dir)
     assert (tmp_path / MODELS_NAME).read_text().count("weights_sha256") == 2
+
+
+@pytest.mark.usefixtures("any_age")
+def test_weights_further_down_count_too(tmp_path: Path, wavlm_dir: Path) -> None:
+    part = wavlm_dir / "parts" / "model-00001-of-00002.safetensors"
+    part.parent.mkdir()
+    part.write_bytes(b"weights")
+    remember_model(tmp_path, wavlm_dir, stamp_files(wavlm_dir), MODEL)
+    assert recall_model(tmp_path, wavlm_dir) == MODEL
+    part.write_bytes(b"WEIGHTS")
+    assert recall_model(tmp_path, wavlm_dir) is None

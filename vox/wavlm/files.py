@@ -12,7 +12,7 @@ PREPROCESSOR_FILE = "preprocessor_config.json"
 WEIGHTS_PATTERNS = ("model*.safetensors*", "pytorch_model*.bin*")  # the first that a repository has
 REMEDY = "give a WavLM saved by transformers with --wavlm FOLDER"
 
-FileStamp = tuple[str, int, int, int]  # name, bytes, times of change of the content and of the entry, in ns
+FileStamp = tuple[str, int, int, int]  # path, bytes, times of change of the content and of the entry, in ns
 
 
 def find_folder(name_or_folder: str) -> Path | None:
@@ -43,14 +43,16 @@ def find_snapshot(name: str) -> Path | None:
 
 
 def stamp_files(folder: Path) -> list[FileStamp]:
-    """Look at all files of a folder, by name; raise OSError where that cannot be done.
+    """Look at all files in a folder, by path in there; raise OSError where that cannot be done.
 
     The time of the entry (ctime) is the one that no program sets: a file copied over with its old size and
     time has another.
     """
     stamps = []
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.rglob("*")):  # an index of weights may name files further down
         if path.is_file():
             status = path.stat()  # behind a link: the hub's snapshots are links
-            stamps.append((path.name, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+            stamps.append(
+                (str(path.relative_to(folder)), status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+            )
     return stamps
