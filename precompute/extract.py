@@ -1,7 +1,7 @@
 """Decode, compute, write: three steps that run beside each other.
 
 Worker processes decode the planned batches, this process runs WavLM, a thread writes. What is computed
-together depends on the shard alone, never on where a run was restarted.
+together depends on the shard and the budget of a batch, never on where a run was restarted.
 
 A GPU computes one batch after the other. On a CPU a few threads compute a batch each: cores that share one
 wait for each other after every operation.
@@ -14,7 +14,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import TypeVar
 
@@ -113,8 +114,11 @@ def is_large_batch(batch: AudioBatch, batch_seconds: float) -> bool:
 
 
 def count_at_once(device: torch.device) -> int:
-    """Say how many batches are computed at once."""
-    return min(torch.get_num_threads(), MAX_CPU_THREADS) if device.type == "cpu" else 1
+    """Say how many batches are computed at once: on a CPU the most that leave no core idle."""
+    if device.type != "cpu":
+        return 1
+    num_cores = torch.get_num_threads()
+    return max(range(1, MAX_CPU_THREADS + 1), key=lambda count: (num_cores // count * count, count))
 
 
 def compute_at_once(
@@ -126,29 +130,26 @@ def compute_at_once(
     """Yield compute(item) for each item, in order: one after the other, or on a CPU a few at once.
 
     On a CPU `compute` runs in threads of its own, where neither inference mode nor autocast is on. A large
-    item has memory and cores to itself. How many cores an item gets depends on itself alone, so that its
-    result is the same to the bit whatever is computed beside it.
+    item has memory and cores to itself, and this thread, which an interrupt reaches at once. How many cores
+    an item gets depends on itself alone, so that its result is the same to the bit whatever is computed
+    beside it.
     """
     if device.type != "cpu":
         yield from map(compute, items)
         return
     num_cores, at_once = torch.get_num_threads(), count_at_once(device)
-    places = threading.Semaphore(at_once)
-    taking_all = threading.Lock()  # two that each held some would wait for each other
 
     def compute_with_its_share(item: Item) -> Made:
-        num_places = at_once if is_large(item) else 1
-        with taking_all if num_places > 1 else nullcontext():
-            for _ in range(num_places):
-                places.acquire()
-        try:
-            torch.set_num_threads(num_cores * num_places // at_once)
-            return compute(item)
-        finally:
-            places.release(num_places)
+        torch.set_num_threads(num_cores // at_once)
+        return compute(item)
 
     try:
-        yield from map_ahead(compute_with_its_share, items, at_once)
+        for are_large, group in groupby(items, is_large):
+            torch.set_num_threads(num_cores)
+            if are_large:
+                yield from map(compute, group)
+            else:
+                yield from map_ahead(compute_with_its_share, group, at_once)
     finally:
         torch.set_num_threads(num_cores)
 

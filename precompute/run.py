@@ -5,6 +5,7 @@ it, is loaded for work alone.
 """
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from precompute.prepare import (
 )
 from precompute.recordings import Recordings
 from vox.corpus import Problem, find_split, load_split
-from vox.errors import CacheError
+from vox.errors import CacheError, DeviceError
 from vox.features.cache import cache_dir
 from vox.features.fingerprint import Fingerprint, ModelIdentity, identify_model
 from vox.features.known_models import recall_model, remember_model
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from vox.wavlm.extractor import FeatureExtractor
 
 log = logging.getLogger(__name__)
+
+DEVICE_NAMES = r"auto|cpu|cuda(:\d+)?"
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class Computer:
     device: "torch.device"
     model: ModelIdentity
     folder: Path | None  # that the model came from; None if it has only just been fetched
-    stamps: list[FileStamp]  # of its files, taken before they were read
+    stamps: list[FileStamp] | None  # of its files, taken before they were read; None if they cannot be told
 
 
 def run(options: Options) -> None:
@@ -74,6 +77,10 @@ def run(options: Options) -> None:
 
     Raises VoxError for whatever a user can mend, and OSError when the disk is full or not writable.
     """
+    if not re.fullmatch(
+        DEVICE_NAMES, options.device
+    ):  # whether there is such a device is told with work to do
+        raise DeviceError("unknown device", where=options.device, remedy="use auto, cpu, cuda or cuda:N")
     for split in options.splits:
         find_split(options.root, split)  # a name misspelt is told before WavLM is loaded
     known = _recall_model(options)
@@ -89,7 +96,7 @@ def run(options: Options) -> None:
     if options.dry_run:
         click.echo(_estimate(options, states, computer))
         return
-    if computer is not None and computer.folder is not None:
+    if computer is not None and computer.folder is not None and computer.stamps is not None:
         remember_model(options.features, computer.folder, computer.stamps, computer.model)
     states.reverse()
     while states:  # each is let go when it is done: of a large corpus it is gigabytes
@@ -117,7 +124,7 @@ def _load_computer(options: Options) -> Computer:
 
     device = pick_device(local_device(options.device))
     folder = find_folder(options.wavlm)
-    stamps = [] if folder is None else stamp_files(folder)
+    stamps = None if folder is None else stamp_files(folder)
     extractor = build_extractor(options.wavlm, options.layers)
     return Computer(extractor, device, identify_model(extractor.wavlm), folder, stamps)
 

@@ -16,7 +16,7 @@ from vox.features import known_models
 from vox.features.files import add_checksum
 from vox.features.fingerprint import ModelIdentity, identify_model
 from vox.features.known_models import MODELS_NAME, recall_model, remember_model
-from vox.wavlm.files import stamp_files
+from vox.wavlm.files import FileStamp, stamp_files
 from vox.wavlm.load import load_wavlm
 
 MODEL = ModelIdentity(weights_sha256="ab", do_normalize=False, config="heads=4", hidden_size=64, num_layers=4)
@@ -40,6 +40,13 @@ def wavlm_dir(tiny_wavlm_dir: Path, tmp_path: Path) -> Path:
 def any_age(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trust the times of files that are only just made."""
     monkeypatch.setattr(known_models, "MIN_AGE_SECONDS", 0.0)
+
+
+def stamps_of(folder: Path) -> list[FileStamp]:
+    """Take the stamps of a folder that has no link in it."""
+    stamps = stamp_files(folder)
+    assert stamps is not None
+    return stamps
 
 
 def change_weights(wavlm_dir: Path) -> None:
@@ -91,7 +98,7 @@ def test_other_weights_under_the_same_name_size_and_time_are_noticed(
 def test_what_may_not_hold_any_more_is_forgotten(
     tmp_path: Path, wavlm_dir: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    remember_model(tmp_path, wavlm_dir, stamp_files(wavlm_dir), MODEL)
+    remember_model(tmp_path, wavlm_dir, stamps_of(wavlm_dir), MODEL)
     assert recall_model(tmp_path, wavlm_dir) == MODEL
     path = tmp_path / MODELS_NAME
     if change == "config_key":
@@ -105,29 +112,50 @@ def test_what_may_not_hold_any_more_is_forgotten(
     else:
         path.unlink()
     assert recall_model(tmp_path, wavlm_dir) is None
-    remember_model(tmp_path, wavlm_dir, stamp_files(wavlm_dir), MODEL)
+    remember_model(tmp_path, wavlm_dir, stamps_of(wavlm_dir), MODEL)
     assert recall_model(tmp_path, wavlm_dir) == MODEL
 
 
 def test_files_that_may_change_unseen_are_not_remembered(
     tmp_path: Path, wavlm_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A change within one tick of the file system's clock, or while the weights were read."""
-    before = stamp_files(wavlm_dir)
+    """A change within one tick of the clock, or behind a link, or of files with a made-up time."""
+    before = stamps_of(wavlm_dir)
     remember_model(tmp_path, wavlm_dir, before, MODEL)  # made a moment ago
     assert recall_model(tmp_path, wavlm_dir) is None
     monkeypatch.setattr(known_models, "MIN_AGE_SECONDS", 0.0)
-    change_weights(wavlm_dir)
-    remember_model(tmp_path, wavlm_dir, before, MODEL)
+    made_up = [(name, size, changed, 1_700_000_000 * known_models.NS) for name, size, changed, _ in before]
+    monkeypatch.setattr(known_models, "stamp_files", lambda folder: made_up)
+    remember_model(tmp_path, wavlm_dir, made_up, MODEL)
     assert recall_model(tmp_path, wavlm_dir) is None
+    (wavlm_dir / "parts").symlink_to(tmp_path)
+    assert stamp_files(wavlm_dir) is None
+
+
+@pytest.mark.usefixtures("any_age")
+def test_what_is_remembered_describes_nothing_that_is_computed(
+    tiny_root: Path, wavlm_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever went wrong with it: the shards of two models never lie in one cache."""
+    features = tmp_path / "features"
+    assert main(command(tiny_root, wavlm_dir, features)) == 0
+    before = identify_model(load_wavlm(str(wavlm_dir)))
+    folder = features / SPLIT / before.fingerprint(LAYERS).prefix
+    (folder / "shard-00001.h5").unlink()
+    change_weights(wavlm_dir)
+    monkeypatch.setattr("precompute.run.recall_model", lambda *_: before)
+    assert main(command(tiny_root, wavlm_dir, features)) == 0
+    assert not (folder / "shard-00001.h5").exists()
+    now = identify_model(load_wavlm(str(wavlm_dir)))
+    assert (features / SPLIT / now.fingerprint(LAYERS).prefix / "shard-00001.h5").exists()
 
 
 @pytest.mark.usefixtures("any_age")
 def test_several_models_are_remembered(tmp_path: Path, tiny_wavlm_dir: Path, wavlm_dir: Path) -> None:
-    remember_model(tmp_path, tiny_wavlm_dir, stamp_files(tiny_wavlm_dir), MODEL)
-    remember_model(tmp_path, wavlm_dir, stamp_files(wavlm_dir), MODEL)
+    remember_model(tmp_path, tiny_wavlm_dir, stamps_of(tiny_wavlm_dir), MODEL)
+    remember_model(tmp_path, wavlm_dir, stamps_of(wavlm_dir), MODEL)
     change_weights(wavlm_dir)
-    remember_model(tmp_path, wavlm_dir, stamp_files(wavlm_dir), MODEL)
+    remember_model(tmp_path, wavlm_dir, stamps_of(wavlm_dir), MODEL)
     assert recall_model(tmp_path, tiny_wavlm_dir) == MODEL == recall_model(tmp_path, wavlm_dir)
     assert (tmp_path / MODELS_NAME).read_text().count("weights_sha256") == 2
 
@@ -137,7 +165,7 @@ def test_weights_further_down_count_too(tmp_path: Path, wavlm_dir: Path) -> None
     part = wavlm_dir / "parts" / "model-00001-of-00002.safetensors"
     part.parent.mkdir()
     part.write_bytes(b"weights")
-    remember_model(tmp_path, wavlm_dir, stamp_files(wavlm_dir), MODEL)
+    remember_model(tmp_path, wavlm_dir, stamps_of(wavlm_dir), MODEL)
     assert recall_model(tmp_path, wavlm_dir) == MODEL
     part.write_bytes(b"WEIGHTS")
     assert recall_model(tmp_path, wavlm_dir) is None

@@ -234,6 +234,8 @@ def test_features_beyond_float16_are_skipped(tmp_path: Path) -> None:
         ("--layers", "9", "ask for layer 9, and this WavLM has 4"),
         ("--rank", "2", "--rank 2 of --world-size 1"),
         ("--split", "nope", "vox download --split nope"),
+        ("--device", "gpu", "unknown device: gpu"),
+        ("--wavlm", "~nobody_of_this_name/wavlm", "no such WavLM folder"),
         ("--shard-gb", "nan", "'--shard-gb': nan is not a number"),
         ("--shard-gb", "inf", "'--shard-gb': inf is not in the range"),
         ("--batch-seconds", "0", "'--batch-seconds': 0.0 is not in the range"),

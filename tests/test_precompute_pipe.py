@@ -146,7 +146,9 @@ def test_what_was_waited_for_is_told(
     assert tuple(float(share) > 40 for share in told.groups()) == is_slow
 
 
-@pytest.mark.parametrize(("num_cores", "at_once", "share"), [(1, 1, 1), (3, 3, 1), (8, 4, 2)])
+@pytest.mark.parametrize(
+    ("num_cores", "at_once", "share"), [(1, 1, 1), (3, 3, 1), (6, 3, 2), (7, 1, 7), (8, 4, 2)]
+)
 def test_a_cpu_computes_a_few_batches_at_once(num_cores: int, at_once: int, share: int) -> None:
     meeting = threading.Barrier(at_once, timeout=10)  # broken unless so many come together
 
@@ -163,7 +165,7 @@ def test_a_cpu_computes_a_few_batches_at_once(num_cores: int, at_once: int, shar
 
 
 def test_a_large_batch_is_computed_alone_with_all_cores() -> None:
-    """Many of them, among small ones: none waits for ever, and none has company."""
+    """In this thread, which an interrupt reaches; many of them, among small ones."""
     lock, company, num_threads = threading.Lock(), 0, {}
 
     def compute(number: int) -> bool:
@@ -176,7 +178,7 @@ def test_a_large_batch_is_computed_alone_with_all_cores() -> None:
         with lock:
             is_alone = is_alone and company == 1
             company -= 1
-        return is_alone
+        return is_alone and threading.current_thread() is threading.main_thread()
 
     def is_large(number: int) -> bool:
         return number % 3 > 0
@@ -185,6 +187,33 @@ def test_a_large_batch_is_computed_alone_with_all_cores() -> None:
         alone = list(compute_at_once(compute, range(30), torch.device("cpu"), is_large))
     assert all(alone[number] for number in range(30) if is_large(number))
     assert num_threads == {number: 4 if is_large(number) else 1 for number in range(30)}
+
+
+@pytest.mark.parametrize("batch_seconds", [0.1, 0.2])
+def test_a_recording_longer_than_the_budget_is_a_large_batch(
+    work: CacheWork, folder: Path, monkeypatch: pytest.MonkeyPatch, batch_seconds: float
+) -> None:
+    """Recordings of 0.19 s."""
+    threads, forward = [], LoudnessFeatures.forward
+
+    def watch(*arguments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        threads.append(threading.current_thread())
+        return forward(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LoudnessFeatures, "forward", watch)
+    numbers, device = range(len(work.shards)), torch.device("cpu")
+    with cores(2):
+        compute_shards(
+            work,
+            numbers,
+            folder,
+            LoudnessFeatures(),
+            device,
+            batch_seconds=batch_seconds,
+            workers=0,  # type: ignore[arg-type]
+        )
+    assert len(threads) == NUM_UTTERANCES
+    assert (threading.main_thread() in threads) == (batch_seconds == 0.1)
 
 
 def test_a_gpu_computes_one_batch_after_the_other_in_this_thread() -> None:

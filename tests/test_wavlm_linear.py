@@ -72,6 +72,17 @@ def test_a_changed_weight_is_packed_anew(change: Callable[[Linear], None]) -> No
     assert relative_l2(layer(inputs), expected_of(layer, inputs)) < 1e-6
 
 
+def test_a_weight_that_has_learned_is_packed_anew() -> None:
+    """By a fused optimizer too, whose changes torch does not count."""
+    layer, inputs = make_layer(), make_inputs(5)
+    layer(inputs)
+    layer.requires_grad_(True)
+    layer(inputs).square().sum().backward()
+    torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True).step()
+    layer.requires_grad_(False)
+    assert relative_l2(layer(inputs), expected_of(layer, inputs)) < 1e-6
+
+
 def test_a_copy_has_weights_of_its_own() -> None:
     layer, inputs = make_layer(), make_inputs(5)
     layer(inputs)
@@ -81,11 +92,11 @@ def test_a_copy_has_weights_of_its_own() -> None:
         assert relative_l2(other(inputs), expected_of(other, inputs)) < 1e-6
 
 
-@pytest.mark.parametrize("learner", ["weight", "inputs"])
+@pytest.mark.parametrize("learner", ["weight", "bias", "inputs"])
 def test_what_learns_gets_its_gradient(learner: str) -> None:
     layer, inputs = make_layer("gelu"), make_inputs(5)
     layer(inputs)
-    learning = layer.weight if learner == "weight" else inputs
+    learning = {"weight": layer.weight, "bias": layer.bias, "inputs": inputs}[learner]
     learning.requires_grad_(True)
     (gradient,) = torch.autograd.grad(layer(inputs).sum(), learning)
     (expected,) = torch.autograd.grad(expected_of(layer, inputs).sum(), learning)

@@ -22,16 +22,18 @@ from vox.wavlm.files import FileStamp, stamp_files
 
 MODELS_NAME = "models.json"
 MAX_MODELS = 32
-# A file changed twice within a tick of the file system's clock looks as if once: too young is not remembered.
+# A file changed twice within a tick of the file system's clock looks as if once: too young is not
+# remembered, nor is a time in whole seconds (of a read-only image, where somebody may have chosen it).
 MIN_AGE_SECONDS = 2.0
+NS = 1_000_000_000
 
 
 def recall_model(features_dir: Path, folder: Path) -> ModelIdentity | None:
     """Return what the WavLM of a folder was when it was last loaded; None where a file may have changed."""
-    try:
-        origin = _describe_origin(folder, stamp_files(folder))
-    except OSError:
+    stamps = stamp_files(folder)
+    if stamps is None:
         return None
+    origin = _describe_origin(folder, stamps)
     return next((model for known, model in _read_entries(features_dir) if known == origin), None)
 
 
@@ -40,23 +42,23 @@ def remember_model(
 ) -> None:
     """Keep what the WavLM of a folder is, from which `stamps` were taken before it was loaded.
 
-    Does nothing where its files have changed since or only just before, or where nothing can be written.
+    Does nothing where a file is so young, or its time so coarse, that a change could go unseen, or where
+    nothing can be written.
     """
-    youngest = max(changed_ns for *_, changed_ns in stamps)  # ctime: no program can set it back
+    times = [changed_ns for *_, changed_ns in stamps]
+    if time.time_ns() - max(times) < MIN_AGE_SECONDS * NS or any(each % NS == 0 for each in times):
+        return
+    origin = _describe_origin(folder, stamps)
+    entries = _read_entries(features_dir)
+    if (origin, model) in entries:
+        return
+    others = [entry for entry in entries if entry[0].get("folder") != origin["folder"]]
+    kept = [*others[1 - MAX_MODELS :], (origin, model)]
+    rows = [{"origin": known, "model": asdict(identity)} for known, identity in kept]
     with contextlib.suppress(OSError):
-        if stamp_files(folder) != list(stamps) or time.time_ns() - youngest < MIN_AGE_SECONDS * 1e9:
-            return
-        origin = _describe_origin(folder, stamps)
-        entries = _read_entries(features_dir)
-        if (origin, model) in entries:
-            return
-        others = [entry for entry in entries if entry[0].get("folder") != origin["folder"]]
-        kept = [*others[1 - MAX_MODELS :], (origin, model)]
-        rows = [{"origin": known, "model": asdict(identity)} for known, identity in kept]
-        content = json.dumps(rows, indent=1).encode()
         features_dir.mkdir(parents=True, exist_ok=True)
         remove_leftovers(features_dir)
-        write_whole(features_dir / MODELS_NAME, add_checksum(content))
+        write_whole(features_dir / MODELS_NAME, add_checksum(json.dumps(rows, indent=1).encode()))
 
 
 def _describe_origin(folder: Path, stamps: Sequence[FileStamp]) -> dict[str, Any]:
@@ -76,6 +78,16 @@ def _read_entries(features_dir: Path) -> list[tuple[dict[str, Any], ModelIdentit
     try:
         content = strip_checksum((features_dir / MODELS_NAME).read_bytes())
         rows = [] if content is None else json.loads(content)
-        return [(dict(row["origin"]), ModelIdentity(**row["model"])) for row in rows]
-    except (OSError, KeyError, TypeError, ValueError):
+        return [(dict(row["origin"]), _to_model(row["model"])) for row in rows]
+    except (OSError, KeyError, TypeError, ValueError, RecursionError):
         return []
+
+
+def _to_model(values: dict[str, Any]) -> ModelIdentity:
+    return ModelIdentity(
+        weights_sha256=str(values["weights_sha256"]),
+        do_normalize=bool(values["do_normalize"]),
+        config=str(values["config"]),
+        hidden_size=int(values["hidden_size"]),
+        num_layers=int(values["num_layers"]),
+    )

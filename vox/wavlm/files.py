@@ -20,7 +20,10 @@ def find_folder(name_or_folder: str) -> Path | None:
 
     Raises WavLMError for what can be neither a folder nor a name on the hub.
     """
-    folder = Path(name_or_folder).expanduser()
+    try:
+        folder = Path(name_or_folder).expanduser()
+    except RuntimeError:  # of a user who is not there
+        raise WavLMError("no such WavLM folder", where=name_or_folder, remedy=REMEDY) from None
     if folder.is_dir():
         return folder
     cached = find_snapshot(name_or_folder)
@@ -42,17 +45,20 @@ def find_snapshot(name: str) -> Path | None:
     return folder if any(any(folder.glob(pattern)) for pattern in WEIGHTS_PATTERNS) else None
 
 
-def stamp_files(folder: Path) -> list[FileStamp]:
-    """Look at all files in a folder, by path in there; raise OSError where that cannot be done.
+def stamp_files(folder: Path) -> list[FileStamp] | None:
+    """Look at all files in a folder, by path in there; None where they cannot all be looked at.
 
-    The time of the entry (ctime) is the one that no program sets: a file copied over with its old size and
-    time has another.
+    A file copied over with its old size and time has another time of its entry (ctime).
     """
     stamps = []
-    for path in sorted(folder.rglob("*")):  # an index of weights may name files further down
-        if path.is_file():
-            status = path.stat()  # behind a link: the hub's snapshots are links
-            stamps.append(
-                (str(path.relative_to(folder)), status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-            )
+    try:
+        for path in sorted(folder.rglob("*")):  # an index of weights may name files further down
+            if path.is_file():
+                status = path.stat()  # behind a link: the hub's snapshots are links
+                name = str(path.relative_to(folder))
+                stamps.append((name, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+            elif path.is_symlink():  # to a folder, which is not looked through
+                return None
+    except OSError:
+        return None
     return stamps

@@ -24,7 +24,7 @@ TYPICAL_ROWS = 1024
 IS_ONEDNN_THERE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def is_packable(inputs: Tensor, weight: Tensor) -> bool:
+def is_packable(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     """Say whether a product with a packed weight gives what autograd, autocast and the dtypes ask for."""
     return (
         IS_ONEDNN_THERE
@@ -33,7 +33,9 @@ def is_packable(inputs: Tensor, weight: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and not weight.requires_grad
         and not weight.is_inference()  # its changes are not counted, so nothing is kept of it
-        and not (inputs.requires_grad and torch.is_grad_enabled())
+        and not (
+            torch.is_grad_enabled() and (inputs.requires_grad or (bias is not None and bias.requires_grad))
+        )
     )
 
 
@@ -61,7 +63,9 @@ class Linear(nn.Linear):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return [..., D] of inputs [..., C]."""
-        if is_packable(inputs, self.weight):
+        if self.weight.requires_grad:
+            self._packed.clear()  # not every optimizer's changes are counted
+        if is_packable(inputs, self.weight, self.bias):
             packed = self._packed.get([self.weight], lambda: pack(self.weight))
             return multiply_packed(inputs, packed, self.bias, self.activation)
         outputs = super().forward(inputs)
