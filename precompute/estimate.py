@@ -17,7 +17,7 @@ from precompute.extract import (
 )
 from precompute.pace import Pace
 from precompute.plan import probed_samples
-from precompute.prepare import CacheState, nearest_folder
+from precompute.prepare import CacheState, free_bytes, nearest_folder
 from vox.corpus import Utterance
 from vox.data.batch import AudioBatch
 from vox.data.plan import plan_by_length
@@ -61,9 +61,10 @@ def estimate_time(
 def measure_disk(folder: Path) -> float:
     """Return how many bytes a second reach the disk that a folder is or will be on; leave nothing there."""
     block = os.urandom(1 << 20)  # some disks compress
+    num_bytes = max(len(block), min(WRITTEN_BYTES, free_bytes(folder) // 2))
     start = time.perf_counter()
     with tempfile.TemporaryFile(dir=nearest_folder(folder)) as file:
-        for _ in range(0, WRITTEN_BYTES, len(block)):
+        for _ in range(0, num_bytes, len(block)):
             file.write(block)
         file.flush()
         os.fsync(file.fileno())

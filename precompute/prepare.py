@@ -8,8 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from precompute.plan import BYTES_PER_GB, OVERFLOW, CacheWork, share_shards
-from precompute.recordings import Recordings, find_readable, recall_stamps, refuse_changed
+from precompute.plan import BYTES_PER_GB, CacheWork, share_shards
+from precompute.recordings import (
+    Recordings,
+    find_readable,
+    may_be_mended,
+    recall_stamps,
+    refuse_changed,
+)
 from vox.corpus import Problem
 from vox.errors import CacheError, name_first
 from vox.features.cache import missing_shards, open_planned
@@ -193,7 +199,7 @@ def _find_shards_to_redo(shards: Sequence[Shard], work: CacheWork) -> set[str]:
         name: shard.path.name
         for shard in shards
         for name, why in zip(shard.ids, shard.skipped, strict=True)
-        if why and why != OVERFLOW
+        if may_be_mended(why)
     }
     suspects = [u for shard in work.shards for u in shard.utterances if u.id in skipped] if skipped else []
     readable = find_readable(suspects)
@@ -263,17 +269,22 @@ def _check_plan(folder: Path, work: CacheWork) -> None:
         return  # a plan without a shard binds nobody
     if old.utterances_sha256 != work.plan.utterances_sha256:
         what = f"the corpus has changed since this cache was begun ({_describe_changes(folder, old, work)})"
+        remedy = "make it anew with --rebuild"
     else:
+        remedy = "give the same --shard-gb as then, make it anew with --rebuild"
         what = f"this cache was cut into {len(old.shards)} shards, and would now be {len(work.plan.shards)}"
     raise CacheError(
         what,
         where=folder,
-        remedy="make it anew with --rebuild, or beside this one with another --features folder",
+        remedy=f"{remedy}, or beside this one with another --features folder",
     )
 
 
 def _describe_changes(folder: Path, old: CachePlan, work: CacheWork) -> str:
-    before = read_utterances(folder, old)
+    try:
+        before = read_utterances(folder, old)
+    except CacheError:
+        return "how cannot be told: its list of utterances is damaged"
     now = {utterance.id: utterance.num_samples for shard in work.shards for utterance in shard.utterances}
     came, went = len(now.keys() - before.keys()), len(before.keys() - now.keys())
     changed = sorted(name for name in before.keys() & now.keys() if before[name] != now[name])

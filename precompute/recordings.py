@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from precompute.plan import CacheWork
+from precompute.plan import OVERFLOW, CacheWork
 from vox.audio import hash_recording, read_audio
 from vox.corpus import Utterance
 from vox.errors import AudioError, CacheError, name_first
@@ -51,6 +51,11 @@ def recall_stamps(folder: Path) -> dict[str, Recorded]:
         return {}
 
 
+def may_be_mended(skipped: str) -> bool:
+    """Say whether a shard's reason for an utterance without features lies in its recording."""
+    return bool(skipped) and skipped != OVERFLOW
+
+
 def find_readable(utterances: Sequence[Utterance]) -> list[str]:
     """Name the utterances whose recordings decode to their length; raise OSError where one cannot be told."""
 
@@ -68,13 +73,14 @@ def find_readable(utterances: Sequence[Utterance]) -> list[str]:
 def refuse_changed(folder: Path, shards: Sequence[Shard], recordings: Recordings, work: CacheWork) -> None:
     """Raise CacheError if a recording behind one of these shards is another than when it was computed.
 
-    A recording whose stamp is as recorded is not opened; of the others, the content decides.
+    A recording whose stamp is as recorded is not opened; of the others, the content decides. One that could
+    not be decoded then may have been mended.
     """
     expected = {
-        name: shard.audio_sha256(row)
+        name: (shard.audio_sha256(row), shard.path.name)
         for shard in shards
         for row, name in enumerate(shard.ids)
-        if not recordings.is_as_recorded(name)
+        if not recordings.is_as_recorded(name) and not may_be_mended(shard.skipped[row])
     }
     if not expected:
         return
@@ -82,10 +88,12 @@ def refuse_changed(folder: Path, shards: Sequence[Shard], recordings: Recordings
     suspects = [u for shard in work.shards for u in shard.utterances if u.id in expected]
     with ThreadPoolExecutor(READING_THREADS) as pool:
         found = pool.map(hash_recording, [utterance.audio_path for utterance in suspects])
-        changed = [u.id for u, sha256 in zip(suspects, found, strict=True) if sha256 != expected[u.id]]
+        changed = [u.id for u, sha256 in zip(suspects, found, strict=True) if sha256 != expected[u.id][0]]
     if changed:
+        stale = sorted({expected[name][1] for name in changed})
         raise CacheError(
             f"{len(changed)} recordings have changed since this cache was begun ({name_first(changed)})",
             where=folder,
-            remedy="make it anew with --rebuild, or beside this one with another --features folder",
+            remedy=f"delete their shards ({name_first(stale)}) and run this again, make all anew with "
+            "--rebuild, or beside this cache with another --features folder",
         )

@@ -91,6 +91,38 @@ def test_changed_recordings_are_named_until_rebuilt(
     )
 
 
+def test_the_shards_named_may_be_made_anew_alone(
+    root: Path, tiny_wavlm_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flip_byte(audio_path(root, 1), 6_000)
+    assert precompute(root, tiny_wavlm_dir) == 2
+    (name,) = re.findall(r"delete their shards \((\S+)\)", capsys.readouterr().err)
+    kept = {path: path.stat().st_ino for path in cache_folder(root).glob("*.h5") if path.name != name}
+    (cache_folder(root) / name).unlink()
+    assert precompute(root, tiny_wavlm_dir) == 0
+    assert {path: path.stat().st_ino for path in cache_folder(root).glob("*.h5") if path.name != name} == kept
+    audio = ["cache", "verify", "--audio", "--root", str(root), "--features", str(root / "features")]
+    assert main(audio) == 0
+
+
+def test_a_recording_that_was_truncated_is_tried_again_when_it_is_whole(
+    root: Path, tiny_wavlm_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other content than the shard's sha256 tells, and no reason to make all anew."""
+    path = audio_path(root, 3)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])  # its header is as it was
+    shutil.rmtree(root / "features")
+    assert precompute(root, tiny_wavlm_dir) == 0
+    assert "skipped 7-1-0003" in capsys.readouterr().err
+    path.write_bytes(content)
+    assert precompute(root, tiny_wavlm_dir) == 0
+    told = capsys.readouterr().err
+    assert "can be read now (7-1-0003): their 1 shards are computed again" in told and "skipped 7" not in told
+    audio = ["cache", "verify", "--audio", "--root", str(root), "--features", str(root / "features")]
+    assert main(audio) == 0
+
+
 def test_new_times_alone_are_recorded_quietly(
     root: Path, tiny_wavlm_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

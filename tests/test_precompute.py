@@ -173,6 +173,8 @@ def test_a_changed_corpus_is_refused_until_rebuilt(
     told = capsys.readouterr().err
     assert "1 utterances came, 1 went, 1 changed length" in told and "--rebuild" in told
     assert read_files(mine) == read_files(features)
+    assert main(command(tiny_root, tiny_wavlm_dir, mine, "--shard-gb", "1")) == 2
+    assert "the same --shard-gb as then" in capsys.readouterr().err
     assert main(command(root, tiny_wavlm_dir, mine, "--rebuild")) == 0
     (folder,) = (mine / SPLIT).iterdir()
     assert list(verify_cache(folder)) == []
