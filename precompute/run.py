@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Checked at once; whether there is such a device is asked of torch, once there is work for it.
 DEVICE_NAMES = r"auto|cpu|cuda(:\d+)?"
 
 
@@ -77,9 +78,7 @@ def run(options: Options) -> None:
 
     Raises VoxError for whatever a user can mend, and OSError when the disk is full or not writable.
     """
-    if not re.fullmatch(
-        DEVICE_NAMES, options.device
-    ):  # whether there is such a device is told with work to do
+    if not re.fullmatch(DEVICE_NAMES, options.device):
         raise DeviceError("unknown device", where=options.device, remedy="use auto, cpu, cuda or cuda:N")
     for split in options.splits:
         find_split(options.root, split)  # a name misspelt is told before WavLM is loaded

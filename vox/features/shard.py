@@ -163,13 +163,11 @@ class Shard:
         assert out_TC.dtype == FEATURE_DTYPE and out_TC.shape == (self.num_frames(row), self.feature_dim)
         view = out_TC.data.cast("B")
         position = self._frames_at + self.offsets.item(row) * self.feature_dim * FEATURE_BYTES
-        try:
+        with name_os_errors(self._name):
             while (count := os.preadv(opened.fd, [view], position)) != len(view):
                 if not count:
                     raise damaged(self.path, "it is truncated")
                 view, position = view[count:], position + count
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, self._name) from None
 
     def _check(self, row: int, features_TC: np.ndarray) -> None:
         """Check the bytes that are given out, not those in the file."""
