@@ -75,6 +75,7 @@ def test_a_run_with_nothing_to_do_does_not_load_torch(
         assert result.returncode == 0, result.stderr
         assert told in result.stdout
         assert result.stdout.splitlines()[-1] == "['h5py']"
+    assert main([*arguments, "--device", "gpu"]) == 2  # a misspelt option is told all the same
 
 
 @pytest.mark.usefixtures("any_age")
