@@ -107,10 +107,10 @@ def _decode_batch(loaded: Checkpoint, batch: AudioBatch, tally: _Tally) -> None:
     device = device_of(recogniser)
     batch = batch.to(device)
     with _count_seconds(tally.seconds, "", device):
-        hidden_BTD, num_frames_B = encode_audio(recogniser, batch.waveforms_BS, batch.num_samples_B)
+        encoded = encode_audio(recogniser, batch.waveforms_BS, batch.num_samples_B)
     for name, texts in tally.texts.items():
         with _count_seconds(tally.seconds, name, device):
-            hypotheses = pick_decoder(name)(recogniser, hidden_BTD, num_frames_B)
+            hypotheses = pick_decoder(name)(recogniser, encoded)
         for utterance_id, hypothesis in zip(batch.ids, hypotheses, strict=True):
             texts[utterance_id] = _ids_to_text(loaded.tokenizer, hypothesis.ids)
             if hypothesis.is_truncated:

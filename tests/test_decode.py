@@ -8,24 +8,26 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.tiny_model import FEATURE_DIM, TINY, make_recogniser, pad
+from tests.tiny_model import FEATURE_DIM, TINY, encoded_alone, make_recogniser, pad
 from vox.decode import DECODERS, Hypothesis
 from vox.decode.attention import greedy_attention, label_limits
 from vox.decode.ctc import greedy_ctc, min_ctc_frames
 from vox.model.decoder import Decoder
+from vox.model.encoded import Encoded
 from vox.text import BLANK_ID, BOS_ID, EOS_ID, PAD_ID
 
 TOLERANCE = 1e-4  # max abs difference of logits, fp32
 VOCAB_SIZE = TINY["vocab_size"]
-RECOGNISER = make_recogniser(seed=1)
+RECOGNISERS = {kind: make_recogniser(seed=1, cross_attention=kind) for kind in ("plain", "label_clock")}
+RECOGNISER = RECOGNISERS["label_clock"]
 
 
-def random_memory(lengths: list[int], seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def random_encoded(lengths: list[int], seed: int, kind: str = "label_clock") -> Encoded:
     generator = torch.Generator().manual_seed(seed)
     features = [torch.randn(length, FEATURE_DIM, generator=generator) for length in lengths]
     num_frames_B = torch.tensor(lengths)
     with torch.no_grad():
-        return RECOGNISER.encode(pad(features, max(lengths), 0.0), num_frames_B), num_frames_B
+        return RECOGNISERS[kind].encode(pad(features, max(lengths), 0.0), num_frames_B)
 
 
 def random_tokens(lengths: list[int], seed: int) -> list[torch.Tensor]:
@@ -37,34 +39,33 @@ def random_tokens(lengths: list[int], seed: int) -> list[torch.Tensor]:
 
 
 # Audio and label lengths of a batch; 70 labels outgrow the first buffers twice.
+@pytest.mark.parametrize("kind", RECOGNISERS)
 @pytest.mark.parametrize(
     ("audio", "labels"),
     [([6], [4]), ([23, 1, 40, 7], [9, 3, 0, 14]), ([2, 50], [70, 33]), ([30, 29], [5, 5])],
 )
 @torch.no_grad()
-def test_each_step_gives_the_teacher_forced_logits(audio: list[int], labels: list[int]) -> None:
-    memory_BTD, num_frames_B = random_memory(audio, seed=len(audio))
+def test_each_step_gives_the_teacher_forced_logits(audio: list[int], labels: list[int], kind: str) -> None:
+    decoder, encoded = RECOGNISERS[kind].decoder, random_encoded(audio, len(audio), kind)
     tokens = random_tokens(labels, seed=sum(labels))
     tokens_BU = pad(tokens, max(labels) + 1, PAD_ID)
-    batched_BUV = RECOGNISER.decoder(tokens_BU, memory_BTD, num_frames_B)
-    cache = RECOGNISER.decoder.start(memory_BTD, num_frames_B)
+    batched_BUV = decoder(tokens_BU, encoded)
+    cache = decoder.start(encoded)
     for position in range(max(labels) + 1):
-        step_BV = RECOGNISER.decoder.step(tokens_BU[:, position], cache)
+        step_BV = decoder.step(tokens_BU[:, position], cache)
         assert (step_BV - batched_BUV[:, position]).abs().max() <= TOLERANCE
         for row, tokens_U in enumerate(tokens):
             if position < len(tokens_U):
-                lone_UV = RECOGNISER.decoder(
-                    tokens_U[None], memory_BTD[row : row + 1, : audio[row]], num_frames_B[row : row + 1]
-                )[0]
+                lone_UV = decoder(tokens_U[None], encoded_alone(encoded, row))[0]
                 assert (step_BV[row] - lone_UV[position]).abs().max() <= TOLERANCE
 
 
 @torch.no_grad()
 def test_selected_rows_go_on_as_before_and_leave_the_old_cache_alone() -> None:
     decoder = RECOGNISER.decoder
-    memory_BTD, num_frames_B = random_memory([12, 5, 30], seed=3)
+    encoded = random_encoded([12, 5, 30], seed=3)
     tokens_BU = torch.stack(random_tokens([6, 6, 6], seed=3))
-    cache = decoder.start(memory_BTD, num_frames_B)
+    cache = decoder.start(encoded)
     index_B = torch.tensor([2, 0, 0])
     unstarted = cache.select(index_B)
     for position in range(3):
@@ -74,23 +75,21 @@ def test_selected_rows_go_on_as_before_and_leave_the_old_cache_alone() -> None:
     chosen_BU = tokens_BU[index_B]
     chosen_BU[1, 3:] = torch.tensor([9, 10, 11, 12])
     selected = cache.select(index_B)
-    expected_BUV = decoder(chosen_BU, memory_BTD[index_B], num_frames_B[index_B])
+    expected_BUV = decoder(chosen_BU, encoded.select(index_B))
     for position in range(3, 7):
         step_BV = decoder.step(chosen_BU[:, position], selected)
         assert (step_BV - expected_BUV[:, position]).abs().max() <= TOLERANCE
-    unselected_BUV = decoder(tokens_BU, memory_BTD, num_frames_B)
+    unselected_BUV = decoder(tokens_BU, encoded)
     assert (decoder.step(tokens_BU[:, 3], cache) - unselected_BUV[:, 3]).abs().max() <= TOLERANCE
     assert (decoder.step(chosen_BU[:, 0], unstarted) - expected_BUV[:, 0]).abs().max() <= TOLERANCE
 
 
-def greedy_by_hand(
-    decoder: Decoder, memory_1TD: torch.Tensor, num_frames_1: torch.Tensor, limit: int
-) -> tuple[list[int], bool]:
+def greedy_by_hand(decoder: Decoder, encoded: Encoded, limit: int) -> tuple[list[int], bool]:
     """Decode one utterance without a cache: the whole sequence again for each label."""
     labels: list[int] = []
     while True:
         tokens_1U = torch.tensor([[BOS_ID, *labels]])
-        scores = decoder(tokens_1U, memory_1TD, num_frames_1)[0, -1].tolist()
+        scores = decoder(tokens_1U, encoded)[0, -1].tolist()
         best = max((i for i in range(len(scores)) if i not in (PAD_ID, BOS_ID)), key=scores.__getitem__)
         if best == EOS_ID:
             return labels, False
@@ -106,12 +105,11 @@ def test_greedy_attention_equals_decoding_each_utterance_alone_without_a_cache()
     decoder.embedding.weight.mul_(4)
     audio = [8, 1, 33, 12, 3, 25, 40, 17]
     limits = [20, 12, 20, 0, 20, 15, 40, 1]
-    memory_BTD, num_frames_B = random_memory(audio, seed=8)
+    encoded = random_encoded(audio, seed=8)
     expected = [
-        greedy_by_hand(decoder, memory_BTD[row : row + 1, :length], num_frames_B[row : row + 1], limits[row])
-        for row, length in enumerate(audio)
+        greedy_by_hand(decoder, encoded_alone(encoded, row), limits[row]) for row in range(len(audio))
     ]
-    found = greedy_attention(decoder, memory_BTD, num_frames_B, torch.tensor(limits))
+    found = greedy_attention(decoder, encoded, torch.tensor(limits))
     assert list(zip(*found, strict=True)) == expected
     assert {truncated for _, truncated in expected} == {True, False}  # both endings are in this test
     assert len({len(labels) for labels, _ in expected}) > 3
@@ -134,7 +132,7 @@ class ScriptedDecoder:
         self.batch_sizes: list[int] = []
         self.heard: list[list[int]] = []
 
-    def start(self, memory_BTD: torch.Tensor, num_frames_B: torch.Tensor) -> ScriptCache:
+    def start(self, encoded: Encoded) -> ScriptCache:
         return ScriptCache(list(range(len(self.scripts))))
 
     def step(self, token_B: torch.Tensor, cache: ScriptCache) -> torch.Tensor:
@@ -153,8 +151,7 @@ def test_rows_stop_at_eos_or_at_their_limit_and_leave_the_batch() -> None:
     limits_B = torch.tensor([10, 10, 2, 4, 2])
     labels, is_truncated = greedy_attention(
         decoder,  # type: ignore[arg-type]
-        torch.zeros(5, 6, 2),
-        torch.full((5,), 6),
+        Encoded(torch.zeros(5, 6, 2), torch.full((5,), 6), torch.zeros(5, 6, VOCAB_SIZE), None),
         limits_B,
     )
     assert labels == [[7], [], [4, 5], [9, 9, 9], [4, 4]]
@@ -203,11 +200,8 @@ def test_min_ctc_frames_is_where_torch_stops_finding_alignments(labels: list[int
 
 
 def test_both_decoders_return_a_hypothesis_an_utterance() -> None:
-    memory_BTD, num_frames_B = random_memory([30, 4], seed=11)
-    ids = greedy_ctc(RECOGNISER.ctc_logits(memory_BTD), num_frames_B)
-    assert DECODERS["ctc"](RECOGNISER, memory_BTD, num_frames_B) == [Hypothesis(row, False) for row in ids]
-    limits_B = torch.tensor([15, 10])
-    pairs = zip(*greedy_attention(RECOGNISER.decoder, memory_BTD, num_frames_B, limits_B), strict=True)
-    assert DECODERS["attention"](RECOGNISER, memory_BTD, num_frames_B) == [
-        Hypothesis(*pair) for pair in pairs
-    ]
+    encoded = random_encoded([30, 4], seed=11)
+    ids = greedy_ctc(RECOGNISER.ctc_head(encoded.hidden_BTD), encoded.num_frames_B)
+    assert DECODERS["ctc"](RECOGNISER, encoded) == [Hypothesis(row, False) for row in ids]
+    pairs = zip(*greedy_attention(RECOGNISER.decoder, encoded, torch.tensor([15, 10])), strict=True)
+    assert DECODERS["attention"](RECOGNISER, encoded) == [Hypothesis(*pair) for pair in pairs]

@@ -58,16 +58,15 @@ def test_logits_do_not_depend_on_the_batch(
     features_BTC = pad(features, max(lengths) + extra, float("nan"))
     tokens_BU = pad(tokens, max(map(len, tokens)) + extra, 5)
 
-    hidden_BTD = recogniser.encode(features_BTC, num_frames_B)
-    ctc_BTV = recogniser.ctc_logits(hidden_BTD)
-    decoder_BUV = recogniser.decoder(tokens_BU, hidden_BTD, num_frames_B)
+    encoded = recogniser.encode(features_BTC, num_frames_B)
+    decoder_BUV = recogniser.decoder(tokens_BU, encoded)
 
     for row, (num_frames, alone) in enumerate(zip(lengths, features, strict=True)):
-        hidden_1TD = recogniser.encode(alone[None], num_frames_B[row : row + 1])
-        assert (hidden_BTD[row, num_frames:] == 0).all()
-        ctc_1TV = recogniser.ctc_logits(hidden_1TD)
-        assert (ctc_BTV[row, :num_frames] - ctc_1TV[0]).abs().max() <= TOLERANCE
-        decoder_1UV = recogniser.decoder(tokens[row][None], hidden_1TD, num_frames_B[row : row + 1])
+        encoded_alone = recogniser.encode(alone[None], num_frames_B[row : row + 1])
+        assert (encoded.hidden_BTD[row, num_frames:] == 0).all()
+        ctc_TV = encoded.ctc_log_probs_BTV[row, :num_frames]
+        assert (ctc_TV - encoded_alone.ctc_log_probs_BTV[0]).abs().max() <= TOLERANCE
+        decoder_1UV = recogniser.decoder(tokens[row][None], encoded_alone)
         assert (decoder_BUV[row, : len(tokens[row])] - decoder_1UV[0]).abs().max() <= TOLERANCE
 
 
@@ -79,11 +78,11 @@ def test_any_number_of_resolutions_keeps_the_frame_rate_and_hears_every_frame(re
     for num_frames in (1, 2, 3, 8, 9, 17):
         features_1TC = random_rows([num_frames], num_frames)[0][None]
         num_frames_1 = torch.tensor([num_frames])
-        hidden_1TD = recogniser.encode(features_1TC, num_frames_1)
+        hidden_1TD = recogniser.encode(features_1TC, num_frames_1).hidden_BTD
         assert hidden_1TD.shape == (1, num_frames, TINY["d_model"])
         changed_1TC = features_1TC.clone()
         changed_1TC[0, -1, 0] += 1
-        is_moved_T = (recogniser.encode(changed_1TC, num_frames_1) != hidden_1TD)[0].any(-1)
+        is_moved_T = (recogniser.encode(changed_1TC, num_frames_1).hidden_BTD != hidden_1TD)[0].any(-1)
         assert is_moved_T.all()
 
 
@@ -191,25 +190,23 @@ def test_utterance_norm_is_over_real_frames_only() -> None:
 @torch.no_grad()
 def test_no_logits_depend_on_later_labels() -> None:
     recogniser = RECOGNISERS["none"]
-    num_frames_B = torch.tensor([9])
-    hidden_BTD = recogniser.encode(torch.randn(1, 9, FEATURE_DIM), num_frames_B)
+    encoded = recogniser.encode(torch.randn(1, 9, FEATURE_DIM), torch.tensor([9]))
     tokens_BU = random_tokens([7], seed=5)[0][None]
-    before_UV = recogniser.decoder(tokens_BU, hidden_BTD, num_frames_B)[0]
+    before_UV = recogniser.decoder(tokens_BU, encoded)[0]
     for changed in range(1, 8):
         other_BU = tokens_BU.clone()
         other_BU[0, changed] = 3 + (other_BU[0, changed] - 2) % 10
-        after_UV = recogniser.decoder(other_BU, hidden_BTD, num_frames_B)[0]
+        after_UV = recogniser.decoder(other_BU, encoded)[0]
         is_moved_U = ((after_UV - before_UV).abs() > 1e-6).any(-1)
         assert is_moved_U.tolist() == [position >= changed for position in range(8)]
 
 
 def test_gradient_reaches_every_parameter() -> None:
     recogniser = make_recogniser().train()
-    num_frames_B = torch.tensor([13, 6])
-    hidden_BTD = recogniser.encode(torch.randn(2, 13, FEATURE_DIM), num_frames_B)
+    encoded = recogniser.encode(torch.randn(2, 13, FEATURE_DIM), torch.tensor([13, 6]))
     tokens_BU = torch.arange(TINY["vocab_size"]).repeat(2, 1)
-    decoder_BUV = recogniser.decoder(tokens_BU, hidden_BTD, num_frames_B)
-    (recogniser.ctc_logits(hidden_BTD).square().sum() + decoder_BUV.square().sum()).backward()
+    decoder_BUV = recogniser.decoder(tokens_BU, encoded)
+    (encoded.ctc_log_probs_BTV.square().sum() + decoder_BUV.square().sum()).backward()
     without = [name for name, p in recogniser.named_parameters() if p.grad is None or not p.grad.any()]
     assert without == []
 
@@ -221,8 +218,8 @@ def test_training_mode_differs_by_dropout_only() -> None:
     tokens_BU = torch.stack(random_tokens([6, 6], seed=6))
 
     def logits() -> tuple[torch.Tensor, torch.Tensor]:
-        hidden_BTD = recogniser.encode(features_BTC, num_frames_B)
-        return recogniser.ctc_logits(hidden_BTD), recogniser.decoder(tokens_BU, hidden_BTD, num_frames_B)
+        encoded = recogniser.encode(features_BTC, num_frames_B)
+        return encoded.ctc_log_probs_BTV, recogniser.decoder(tokens_BU, encoded)
 
     in_eval, in_training = logits(), (recogniser.train(), logits())[1]
     for eval_logits, training_logits in zip(in_eval, in_training, strict=True):
@@ -249,15 +246,15 @@ def test_other_precisions_give_nearly_the_same(dtype: torch.dtype, tolerance: fl
     num_frames_B = torch.tensor([40, 7])
     features_BTC = torch.randn(2, 40, FEATURE_DIM, generator=torch.Generator().manual_seed(7))
     tokens_BU = torch.stack(random_tokens([6, 6], seed=7))
-    expected_BTD = (recogniser := make_recogniser()).encode(features_BTC, num_frames_B)
-    expected_BUV = recogniser.decoder(tokens_BU, expected_BTD, num_frames_B)
+    expected = (recogniser := make_recogniser()).encode(features_BTC, num_frames_B)
+    expected_BUV = recogniser.decoder(tokens_BU, expected)
     if dtype == torch.float64:
         recogniser.double()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-        hidden_BTD = recogniser.encode(features_BTC, num_frames_B)
-        logits_BUV = recogniser.decoder(tokens_BU, hidden_BTD, num_frames_B)
-    for found, expected in ((hidden_BTD, expected_BTD), (logits_BUV, expected_BUV)):
-        assert (found - expected).norm() / expected.norm() < tolerance
+        found = recogniser.encode(features_BTC, num_frames_B)
+        found_BUV = recogniser.decoder(tokens_BU, found)
+    for tensor, wanted in ((found.hidden_BTD, expected.hidden_BTD), (found_BUV, expected_BUV)):
+        assert (tensor - wanted).norm() / wanted.norm() < tolerance
 
 
 def test_a_seed_gives_the_same_weights_again() -> None:
@@ -274,13 +271,13 @@ def test_full_size_starts_at_the_loss_of_equal_scores() -> None:
     recogniser = Recogniser(ModelConfig(), ShapeOnlyExtractor(768, 12)).eval()
     num_frames, labels_BU = 60, torch.arange(3, 9)[None]
     num_frames_B = torch.tensor([num_frames])
-    hidden_BTD = recogniser.encode(torch.randn(1, num_frames, 768), num_frames_B)
-    log_probs_TBV = recogniser.ctc_logits(hidden_BTD).log_softmax(-1).transpose(0, 1)
+    encoded = recogniser.encode(torch.randn(1, num_frames, 768), num_frames_B)
+    log_probs_TBV = encoded.ctc_log_probs_BTV.transpose(0, 1)
     loss = F.ctc_loss(log_probs_TBV, labels_BU, num_frames_B, torch.tensor([6]), reduction="sum").item()
     # With equal scores every alignment has probability V**-T, and without repeats there are C(T + U, 2 U).
     expected = num_frames * math.log(2000) - math.log(math.comb(num_frames + 6, 12))
     assert loss == pytest.approx(expected, rel=0.03)
-    decoder_V = recogniser.decoder(labels_BU, hidden_BTD, num_frames_B)[0].log_softmax(-1).mean(0)
+    decoder_V = recogniser.decoder(labels_BU, encoded)[0].log_softmax(-1).mean(0)
     assert -decoder_V.mean().item() == pytest.approx(math.log(2000), rel=0.15)
 
 

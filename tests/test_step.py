@@ -88,9 +88,9 @@ def test_losses_are_the_sums_of_slow_references(tiny_wavlm_dir):
     features = [torch.randn(5, 32).double(), torch.randn(3, 32).double()]
     labels = [[7, 9], [4]]
     batch, label_batch = make_batch(features, labels, [0, 1], torch.float64)
-    hidden_BTD = recogniser.encode(batch.features_BTC, batch.num_frames_B)
-    sums = compute_losses(recogniser, hidden_BTD, batch.num_frames_B, label_batch)
-    log_probs_BTV = recogniser.ctc_logits(hidden_BTD).log_softmax(2)
+    encoded = recogniser.encode(batch.features_BTC, batch.num_frames_B)
+    sums = compute_losses(recogniser, encoded, label_batch)
+    log_probs_BTV = encoded.ctc_log_probs_BTV
     ctc = attention = 0.0
     for row, (target, num_frames) in enumerate(zip(labels, (5, 3), strict=True)):
         total = 0.0
@@ -99,7 +99,7 @@ def test_losses_are_the_sums_of_slow_references(tiny_wavlm_dir):
                 total += math.exp(sum(float(log_probs_BTV[row, t, k]) for t, k in enumerate(path)))
         ctc -= math.log(total)
         tokens = torch.tensor([[BOS_ID, *target]])
-        logits = recogniser.decoder(tokens, hidden_BTD[row : row + 1], batch.num_frames_B[row : row + 1])
+        logits = recogniser.decoder(tokens, encoded.select(torch.tensor([row])))
         for position, label in enumerate([*target, EOS_ID]):
             attention -= float(logits.log_softmax(2)[0, position, label])
     assert float(sums.ctc) == pytest.approx(ctc, rel=1e-9)
@@ -138,8 +138,8 @@ def test_what_was_not_read_is_not_in_the_logged_loss(tiny_wavlm_dir):
         assert torch.equal(tensor, before[name]), name
     batch = make_batch(features, labels, [0, 1], torch.float32)
     with torch.no_grad():
-        hidden_BTD = recogniser.encode(batch[0].features_BTC, batch[0].num_frames_B)
-        sums = compute_losses(recogniser, hidden_BTD, batch[0].num_frames_B, batch[1])
+        encoded = recogniser.encode(batch[0].features_BTC, batch[0].num_frames_B)
+        sums = compute_losses(recogniser, encoded, batch[1])
     result = run_update(losses, optimizer, scaler, [batch], totals, settings, Ranks()).read()
     num_labels = len(labels[0]) + len(labels[1])
     assert result.ctc == pytest.approx(float(sums.ctc) / num_labels, rel=1e-5)

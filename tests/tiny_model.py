@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from vox.config import ModelConfig
+from vox.model.encoded import Encoded
 from vox.model.recogniser import Recogniser
 
 FEATURE_DIM = 12
@@ -53,6 +54,18 @@ def make_recogniser(seed: int = 0, **changes: Any) -> Recogniser:
             if name.endswith(("query_key_value.weight", "query.weight", "cross_attention.key_value.weight")):
                 parameter.mul_(2)
     return recogniser.eval()
+
+
+def encoded_alone(encoded: Encoded, row: int) -> Encoded:
+    """Return one utterance of a batch without its padding."""
+    num_frames = int(encoded.num_frames_B[row])
+    positions_BT = encoded.label_positions_BT
+    return Encoded(
+        encoded.hidden_BTD[row : row + 1, :num_frames],
+        encoded.num_frames_B[row : row + 1],
+        encoded.ctc_log_probs_BTV[row : row + 1, :num_frames],
+        None if positions_BT is None else positions_BT[row : row + 1, :num_frames],
+    )
 
 
 def pad(rows: list[torch.Tensor], length: int, fill: float) -> torch.Tensor:

@@ -23,7 +23,7 @@ from train.signals import Interrupted, Signals
 from train.step import settle_buckets, wrap_losses
 from train.validate import Stopped
 from vox.checkpoint import CONFIG, list_checkpoints, load_averaged, load_trainer_state
-from vox.config import Config, dump_config, load_config
+from vox.config import Config, dump_config, load_saved_config
 from vox.data.plan import num_updates
 from vox.device import local_device, pick_device, pick_precision
 from vox.errors import CheckpointError
@@ -72,7 +72,7 @@ def _settle(options: TrainOptions, ranks: Ranks) -> tuple[TrainOptions, Config]:
             if options.restore_from is not None:
                 restore_run(options.restore_from, options.run_dir, options.stage)
     options = resume_options(options)
-    return options, load_config(options.run_dir / CONFIG)
+    return options, load_saved_config(options.run_dir / CONFIG)
 
 
 def _run_stage(

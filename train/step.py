@@ -8,7 +8,7 @@ docs/training.md).
 Nothing here asks the device for a value: losses and the verdict on the gradient stay there until they
 are logged. (torch's CTC kernel for GPUs copies its lengths, and waits for that.)
 
-B batch, T frames, C channels, D model width, U labels, V vocabulary.
+B batch, T frames, C channels, U labels, V vocabulary.
 """
 
 from collections.abc import Iterable, Iterator
@@ -26,6 +26,7 @@ from train.ranks import Ranks
 from vox.config import AugmentConfig
 from vox.data.batch import IGNORED, AudioBatch, FeatureBatch, LabelBatch, make_label_batch
 from vox.device import autocast
+from vox.model.encoded import Encoded
 from vox.model.recogniser import Recogniser
 from vox.text import BLANK_ID, UNK_ID
 from vox.units import SAMPLE_RATE
@@ -121,11 +122,9 @@ class Losses(nn.Module):
             features_BTC, num_frames_B = features_of(self.recogniser, batch, settings.cached_layer)
             if settings.augment is not None:
                 features_BTC = mask_features(features_BTC, num_frames_B, settings.augment)
-            hidden_BTD = self.recogniser.encode(features_BTC, num_frames_B)
             return compute_losses(
                 self.recogniser,
-                hidden_BTD,
-                num_frames_B,
+                self.recogniser.encode(features_BTC, num_frames_B),
                 labels,
                 settings.label_smoothing,
                 host_frames_B=count_frames(self.recogniser, cpu_batch),
@@ -189,8 +188,7 @@ def count_frames(recogniser: Recogniser, cpu_batch: Batch) -> torch.Tensor:
 
 def compute_losses(
     recogniser: Recogniser,
-    hidden_BTD: torch.Tensor,
-    num_frames_B: torch.Tensor,
+    encoded: Encoded,
     labels: LabelBatch,
     label_smoothing: float = 0.0,
     *,
@@ -202,16 +200,15 @@ def compute_losses(
     for. An utterance too short for its labels gives an infinite CTC loss: such utterances are refused
     before training, never zeroed here.
     """
-    logits_BTV = recogniser.ctc_logits(hidden_BTD)
     ctc = F.ctc_loss(
-        _at_least_float32(logits_BTV).log_softmax(2).transpose(0, 1),
+        encoded.ctc_log_probs_BTV.transpose(0, 1),
         labels.labels_BU,
-        num_frames_B if host_frames_B is None else host_frames_B,
+        encoded.num_frames_B if host_frames_B is None else host_frames_B,
         labels.num_labels_B,
         blank=BLANK_ID,
         reduction="sum",
     )
-    logits_BUV = recogniser.decoder(labels.inputs_BU, hidden_BTD, num_frames_B)
+    logits_BUV = recogniser.decoder(labels.inputs_BU, encoded)
     attention = F.cross_entropy(
         _at_least_float32(logits_BUV).flatten(0, 1),
         labels.targets_BU.flatten(),

@@ -171,11 +171,11 @@ def _add_batch(
     batch, labels = cpu_batch.to(device), split.label_batch(cpu_batch.ids).to(device)
     with autocast(device, precision):
         features_BTC, num_frames_B = features_of(recogniser, batch, cached_layer)
-        hidden_BTD = recogniser.encode(features_BTC, num_frames_B)
+        encoded = recogniser.encode(features_BTC, num_frames_B)
         host_frames_B = count_frames(recogniser, cpu_batch)
-        losses = compute_losses(recogniser, hidden_BTD, num_frames_B, labels, host_frames_B=host_frames_B)
+        losses = compute_losses(recogniser, encoded, labels, host_frames_B=host_frames_B)
         for name, decode in DECODERS.items():
-            hypotheses = decode(recogniser, hidden_BTD, num_frames_B)
+            hypotheses = decode(recogniser, encoded)
             sums.num_truncated += sum(hypothesis.is_truncated for hypothesis in hypotheses)
             for utterance_id, hypothesis in zip(batch.ids, hypotheses, strict=True):
                 sums.texts[name][utterance_id] = tokenizer.decode(hypothesis.ids)

@@ -29,7 +29,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from vox.config import Config, dump_config, load_config
+from vox.config import Config, dump_config, load_saved_config
 from vox.errors import CheckpointError, ConfigError, TextError, name_first
 from vox.model.recogniser import Recogniser
 from vox.text import Tokenizer
@@ -122,7 +122,7 @@ def load_recogniser(
     folder = Path(folder)
     check_files(folder)
     try:
-        config = load_config(folder / CONFIG)
+        config = load_saved_config(folder / CONFIG)
         tokenizer = Tokenizer.load(folder / TOKENIZER)
         wavlm = build_wavlm(json.loads((folder / WAVLM).read_text(encoding="utf-8")))
         mix = LayerMix.mean_of(config.features.layers, wavlm.num_layers)

@@ -22,6 +22,9 @@ MAX_KERNEL = 10_001
 MAX_COUNT = 1_000_000_000
 MAX_WORKERS = 1_000
 
+# What was computed before there was a key to choose it.
+_BEFORE_KEY_EXISTED: dict[str, Any] = {"model": {"cross_attention": "plain"}}
+
 # PyYAML's constructors let through what they meet: a date that does not exist is a ValueError.
 _YAML_ERRORS = (yaml.YAMLError, ValueError, AttributeError, LookupError, RecursionError)
 
@@ -53,6 +56,10 @@ class ModelConfig(_Section):
     decoder_layers: int = Field(default=4, ge=1, le=MAX_LAYERS)
     decoder_heads: int = Field(default=8, ge=1, le=MAX_WIDTH)
     decoder_d_ff: int = Field(default=2048, ge=1, le=MAX_WIDTH)
+    cross_attention: Literal["plain", "label_clock"] = Field(
+        default="label_clock",
+        description="label_clock: rotary, a frame's position is the number of labels that CTC has begun",
+    )
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
 
     @model_validator(mode="after")
@@ -209,6 +216,15 @@ def load_config(path: Path | str | Sequence[Path | str] | None, overrides: Seque
         _apply_override(tree, override)
         set_keys[override.partition("=")[0]] = f"--set {override}"
     return parse_config(tree, where=str(paths[-1]) if paths else "--set", where_by_key=set_keys)
+
+
+def load_saved_config(path: Path) -> Config:
+    """Read the config that a run or a checkpoint was saved with, by this version or an older one.
+
+    A key that an older version did not have gets the value by which that version computed, which is not
+    always today's default. Raises ConfigError.
+    """
+    return parse_config(_lay_over(_BEFORE_KEY_EXISTED, _read_yaml(path)), where=str(path))
 
 
 def parse_config(

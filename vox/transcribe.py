@@ -1,6 +1,6 @@
 """From waveforms to text with a trained recogniser.
 
-Shape letters: B batch, S samples, T frames, D model width.
+Shape letters: B batch, S samples.
 """
 
 import logging
@@ -13,6 +13,7 @@ from vox.audio import read_audio
 from vox.checkpoint import Checkpoint
 from vox.decode import DECODERS, Hypothesis
 from vox.errors import AudioError, ConfigError, name_first
+from vox.model.encoded import Encoded
 from vox.model.recogniser import Recogniser
 from vox.units import samples_to_frames, samples_to_seconds
 
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 # Training utterances are shorter than this, and the cost of WavLM's attention grows with the square.
 LONG_SECONDS = 60
 
-Decoder = Callable[[Recogniser, torch.Tensor, torch.Tensor], list[Hypothesis]]
+Decoder = Callable[[Recogniser, Encoded], list[Hypothesis]]
 
 
 def pick_decoder(name: str) -> Decoder:
@@ -36,12 +37,9 @@ def device_of(recogniser: Recogniser) -> torch.device:
     return next(recogniser.parameters()).device
 
 
-def encode_audio(
-    recogniser: Recogniser, waveforms_BS: torch.Tensor, num_samples_B: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run WavLM and the encoder: waveforms at 16 kHz to (hidden_BTD, num_frames_B)."""
-    features_BTC, num_frames_B = recogniser.extractor(waveforms_BS, num_samples_B)
-    return recogniser.encode(features_BTC, num_frames_B), num_frames_B
+def encode_audio(recogniser: Recogniser, waveforms_BS: torch.Tensor, num_samples_B: torch.Tensor) -> Encoded:
+    """Run WavLM and the encoder over waveforms at 16 kHz."""
+    return recogniser.encode(*recogniser.extractor(waveforms_BS, num_samples_B))
 
 
 def transcribe_files(
@@ -102,5 +100,4 @@ def _recognise(recogniser: Recogniser, waveform_S: torch.Tensor, decode: Decoder
     device = device_of(recogniser)
     waveforms_BS = waveform_S[None].to(device)
     num_samples_B = torch.tensor([len(waveform_S)], device=device)
-    hidden_BTD, num_frames_B = encode_audio(recogniser, waveforms_BS, num_samples_B)
-    return decode(recogniser, hidden_BTD, num_frames_B)[0]
+    return decode(recogniser, encode_audio(recogniser, waveforms_BS, num_samples_B))[0]

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from vox.config import Config, load_config
+from vox.config import Config, load_config, load_saved_config
 from vox.errors import CheckpointError, ConfigError, VoxError
 
 
@@ -40,7 +40,7 @@ def _read_checkpoint(folder: Path) -> tuple[Config, dict[str, Any]]:
             raise CheckpointError(
                 f"no {name} in the checkpoint", where=folder, remedy="name another checkpoint"
             )
-    return load_config(folder / "config.yaml"), _read_json(folder / "wavlm.json", CheckpointError)
+    return load_saved_config(folder / "config.yaml"), _read_json(folder / "wavlm.json", CheckpointError)
 
 
 def _read_wavlm_folder(folder: Path) -> dict[str, Any] | None:

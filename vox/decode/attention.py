@@ -1,6 +1,6 @@
 """Greedy decoding with the attention decoder, one label a step.
 
-Letters: B batch, T frames, D model width, V vocabulary.
+Letters: B batch, V vocabulary.
 """
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vox.decode.hypothesis import Hypothesis
 from vox.model.decoder import Decoder
+from vox.model.encoded import Encoded
 from vox.model.recogniser import Recogniser
 from vox.text import BOS_ID, EOS_ID, PAD_ID
 from vox.units import FRAME_RATE
@@ -18,7 +19,7 @@ MIN_LABEL_LIMIT = 10  # for very short audio
 
 @torch.no_grad()
 def greedy_attention(
-    decoder: Decoder, memory_BTD: Tensor, num_frames_B: Tensor, max_labels_B: Tensor
+    decoder: Decoder, encoded: Encoded, max_labels_B: Tensor
 ) -> tuple[list[list[int]], list[bool]]:
     """Take the best label at each step until eos; pad and bos are never taken.
 
@@ -29,8 +30,8 @@ def greedy_attention(
     labels: list[list[int]] = [[] for _ in limits]
     is_truncated = [False] * len(limits)
     rows = list(range(len(limits)))
-    cache = decoder.start(memory_BTD, num_frames_B)
-    token_B = torch.full_like(num_frames_B, BOS_ID, dtype=torch.int64)
+    cache = decoder.start(encoded)
+    token_B = torch.full_like(encoded.num_frames_B, BOS_ID, dtype=torch.int64)
     while rows:
         logits_BV = decoder.step(token_B, cache)
         logits_BV[:, [PAD_ID, BOS_ID]] = float("-inf")
@@ -57,9 +58,8 @@ def label_limits(num_frames_B: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def decode_attention(recogniser: Recogniser, hidden_BTD: Tensor, num_frames_B: Tensor) -> list[Hypothesis]:
+def decode_attention(recogniser: Recogniser, encoded: Encoded) -> list[Hypothesis]:
     """Decode encoded audio greedily with the attention decoder, up to MAX_LABELS_PER_SECOND."""
-    labels, is_truncated = greedy_attention(
-        recogniser.decoder, hidden_BTD, num_frames_B, label_limits(num_frames_B)
-    )
+    limits_B = label_limits(encoded.num_frames_B)
+    labels, is_truncated = greedy_attention(recogniser.decoder, encoded, limits_B)
     return [Hypothesis(*pair) for pair in zip(labels, is_truncated, strict=True)]

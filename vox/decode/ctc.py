@@ -1,6 +1,6 @@
 """CTC (Graves et al. 2006): greedy decoding, and how many frames a label sequence needs.
 
-Letters: B batch, T frames, D model width, V vocabulary.
+Letters: B batch, T frames, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vox.decode.hypothesis import Hypothesis
+from vox.model.encoded import Encoded
 from vox.model.recogniser import Recogniser
 from vox.text import BLANK_ID
 
@@ -20,9 +21,9 @@ def min_ctc_frames(labels: Sequence[int]) -> int:
 
 
 @torch.no_grad()
-def greedy_ctc(logits_BTV: Tensor, num_frames_B: Tensor) -> list[list[int]]:
+def greedy_ctc(scores_BTV: Tensor, num_frames_B: Tensor) -> list[list[int]]:
     """Take the best label of each real frame, merge repeats, then drop blanks."""
-    best_BT = logits_BTV.argmax(dim=-1).cpu()
+    best_BT = scores_BTV.argmax(dim=-1).cpu()
     return [
         [label for label in best_T[:num_frames].unique_consecutive().tolist() if label != BLANK_ID]
         for best_T, num_frames in zip(best_BT, num_frames_B.tolist(), strict=True)
@@ -30,6 +31,6 @@ def greedy_ctc(logits_BTV: Tensor, num_frames_B: Tensor) -> list[list[int]]:
 
 
 @torch.no_grad()
-def decode_ctc(recogniser: Recogniser, hidden_BTD: Tensor, num_frames_B: Tensor) -> list[Hypothesis]:
+def decode_ctc(recogniser: Recogniser, encoded: Encoded) -> list[Hypothesis]:
     """Decode encoded audio greedily with the CTC head."""
-    return [Hypothesis(ids) for ids in greedy_ctc(recogniser.ctc_logits(hidden_BTD), num_frames_B)]
+    return [Hypothesis(ids) for ids in greedy_ctc(encoded.ctc_log_probs_BTV, encoded.num_frames_B)]

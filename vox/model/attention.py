@@ -118,16 +118,27 @@ class CrossAttention(nn.Module):
         self.key_value = nn.Linear(d_model, 2 * d_model, bias=False)
         self.output = nn.Linear(d_model, d_model, bias=False)
 
-    def project_memory(self, memory_BTD: Tensor) -> KeyValue:
-        """Return the memory's keys and values, each [B, H, T, K]."""
-        key_BTD, value_BTD = self.key_value(memory_BTD).chunk(2, dim=-1)
-        return _split_heads(key_BTD, self.num_heads), _split_heads(value_BTD, self.num_heads)
+    def project_memory(self, memory_BTD: Tensor, rotary: Rotary | None) -> KeyValue:
+        """Return the memory's keys, turned by the frames' positions if there are any, and its values.
 
-    def forward(self, x_BUD: Tensor, memory: KeyValue, is_key_seen_B11T: Tensor) -> Tensor:
-        """Attend from each label to the frames that the mask shows."""
+        Each is [B, H, T, K].
+        """
+        key_BTD, value_BTD = self.key_value(memory_BTD).chunk(2, dim=-1)
+        key_BHTK = _split_heads(key_BTD, self.num_heads)
+        if rotary is not None:
+            key_BHTK = rotate(key_BHTK, rotary)
+        return key_BHTK, _split_heads(value_BTD, self.num_heads)
+
+    def forward(
+        self, x_BUD: Tensor, memory: KeyValue, is_key_seen_B11T: Tensor, rotary: Rotary | None
+    ) -> Tensor:
+        """Attend from each label, turned by its position if it has one, to the frames that the mask shows."""
         keys_BHTK, values_BHTK = memory
+        query_BHUK = _split_heads(self.query(x_BUD), self.num_heads)
+        if rotary is not None:
+            query_BHUK = rotate(query_BHUK, rotary)
         mixed_BHUK = F.scaled_dot_product_attention(
-            _split_heads(self.query(x_BUD), self.num_heads),
+            query_BHUK,
             keys_BHTK,
             values_BHTK,
             attn_mask=is_key_seen_B11T,

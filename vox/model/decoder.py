@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vox.config import ModelConfig
 from vox.masks import keys_to_mask, lengths_to_mask
 from vox.model.attention import CrossAttention, KeyValue, KeyValueBuffer, SelfAttention
+from vox.model.encoded import Encoded
 from vox.model.feedforward import SwiGLU
 from vox.model.initialise import initialise
 from vox.model.rotary import Rotary, rotary_table
@@ -27,6 +28,7 @@ class DecoderCache:
     memories: list[KeyValue]  # one a layer: the audio's keys and values, computed once
     is_frame_seen_B11T: Tensor
     pasts: list[KeyValueBuffer]  # one a layer: the labels' keys and values
+    has_positions: bool  # whether cross-attention is rotary
     num_steps: int = 0
 
     def select(self, index_B: Tensor) -> "DecoderCache":
@@ -38,6 +40,7 @@ class DecoderCache:
             memories=[(keys[index_B], values[index_B]) for keys, values in self.memories],
             is_frame_seen_B11T=self.is_frame_seen_B11T[index_B],
             pasts=[past.select(index_B) for past in self.pasts],
+            has_positions=self.has_positions,
             num_steps=self.num_steps,
         )
 
@@ -56,9 +59,9 @@ class DecoderLayer(nn.Module):
         self.feedforward = SwiGLU(d_model, d_ff, dropout)
         self.dropout = nn.Dropout(dropout)
 
-    def project_memory(self, memory_BTD: Tensor) -> KeyValue:
+    def project_memory(self, memory_BTD: Tensor, rotary: Rotary | None) -> KeyValue:
         """Return the keys and values that the labels of this layer attend to."""
-        return self.cross_attention.project_memory(self.memory_norm(memory_BTD))
+        return self.cross_attention.project_memory(self.memory_norm(memory_BTD), rotary)
 
     def forward(
         self,
@@ -66,16 +69,20 @@ class DecoderLayer(nn.Module):
         rotary: Rotary,
         memory: KeyValue,
         is_frame_seen_B11T: Tensor,
+        cross_rotary: Rotary | None,
         past: KeyValueBuffer | None = None,
     ) -> Tensor:
-        """Map [B, U, D] to [B, U, D]: whole sequences without a past, one step (U = 1) with one."""
+        """Map [B, U, D] to [B, U, D]: whole sequences without a past, one step (U = 1) with one.
+
+        cross_rotary: the labels' positions in cross-attention; None where it has none.
+        """
         normed_BUD = self.self_norm(x_BUD)
         if past is None:
             attended_BUD = self.self_attention(normed_BUD, rotary, is_causal=True)
         else:
             attended_BUD = self.self_attention.step(normed_BUD, rotary, past)
         x_BUD = x_BUD + self.dropout(attended_BUD)
-        heard_BUD = self.cross_attention(self.cross_norm(x_BUD), memory, is_frame_seen_B11T)
+        heard_BUD = self.cross_attention(self.cross_norm(x_BUD), memory, is_frame_seen_B11T, cross_rotary)
         x_BUD = x_BUD + self.dropout(heard_BUD)
         return x_BUD + self.dropout(self.feedforward(self.feedforward_norm(x_BUD)))
 
@@ -97,27 +104,28 @@ class Decoder(nn.Module):
         self.head_width = config.d_model // config.decoder_heads
         initialise(self)
 
-    def forward(self, tokens_BU: Tensor, memory_BTD: Tensor, num_frames_B: Tensor) -> Tensor:
+    def forward(self, tokens_BU: Tensor, encoded: Encoded) -> Tensor:
         """Score the label after each of these (teacher forcing).
 
-        tokens_BU: int64, bos first, padded on the right with any id. memory_BTD: what the encoder returns,
-        finite on padded frames. Returns logits_BUV, where position u has heard tokens 0 to u only, so that
-        padding changes nothing before it.
+        tokens_BU: int64, bos first, padded on the right with any id. Returns logits_BUV, where position u
+        depends on tokens 0 to u only, so that padding changes nothing before it.
         """
-        is_frame_seen_B11T = keys_to_mask(lengths_to_mask(num_frames_B, memory_BTD.shape[1]))
         rotary = rotary_table(torch.arange(tokens_BU.shape[1], device=tokens_BU.device), self.head_width)
+        cross_rotary = None if encoded.label_positions_BT is None else rotary
+        is_frame_seen_B11T = _see_real_frames(encoded)
         x_BUD = self._embed(tokens_BU)
-        for layer, memory in zip(self.layers, self._project_memory(memory_BTD), strict=True):
-            x_BUD = layer(x_BUD, rotary, memory, is_frame_seen_B11T)
+        for layer, memory in zip(self.layers, self._project_memory(encoded), strict=True):
+            x_BUD = layer(x_BUD, rotary, memory, is_frame_seen_B11T, cross_rotary)
         return self.output(self.norm(x_BUD))
 
     @torch.no_grad()
-    def start(self, memory_BTD: Tensor, num_frames_B: Tensor) -> DecoderCache:
+    def start(self, encoded: Encoded) -> DecoderCache:
         """Prepare to decode step by step: project the audio for every layer, once."""
         return DecoderCache(
-            memories=self._project_memory(memory_BTD),
-            is_frame_seen_B11T=keys_to_mask(lengths_to_mask(num_frames_B, memory_BTD.shape[1])),
+            memories=self._project_memory(encoded),
+            is_frame_seen_B11T=_see_real_frames(encoded),
             pasts=[KeyValueBuffer() for _ in self.layers],
+            has_positions=encoded.label_positions_BT is not None,
         )
 
     @torch.no_grad()
@@ -128,15 +136,22 @@ class Decoder(nn.Module):
         """
         position_1 = torch.tensor([cache.num_steps], device=token_B.device)
         rotary = rotary_table(position_1, self.head_width)
+        cross_rotary = rotary if cache.has_positions else None
         x_B1D = self._embed(token_B[:, None])
         for layer, memory, past in zip(self.layers, cache.memories, cache.pasts, strict=True):
-            x_B1D = layer(x_B1D, rotary, memory, cache.is_frame_seen_B11T, past)
+            x_B1D = layer(x_B1D, rotary, memory, cache.is_frame_seen_B11T, cross_rotary, past)
         cache.num_steps += 1
         return self.output(self.norm(x_B1D))[:, 0]
 
-    def _project_memory(self, memory_BTD: Tensor) -> list[KeyValue]:
+    def _project_memory(self, encoded: Encoded) -> list[KeyValue]:
+        positions_BT = encoded.label_positions_BT
+        rotary = None if positions_BT is None else rotary_table(positions_BT[:, None], self.head_width)
         layers = cast(Iterable[DecoderLayer], self.layers)
-        return [layer.project_memory(memory_BTD) for layer in layers]
+        return [layer.project_memory(encoded.hidden_BTD, rotary) for layer in layers]
 
     def _embed(self, tokens_BU: Tensor) -> Tensor:
         return self.dropout(self.embedding(tokens_BU) * self.embedding_scale)
+
+
+def _see_real_frames(encoded: Encoded) -> Tensor:
+    return keys_to_mask(lengths_to_mask(encoded.num_frames_B, encoded.hidden_BTD.shape[1]))

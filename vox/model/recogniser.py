@@ -1,6 +1,6 @@
 """The whole recogniser: WavLM's features, adapter, Zipformer, CTC head and attention decoder.
 
-Letters: B batch, T frames, C feature channels, D model width, V vocabulary.
+Letters: B batch, T frames, C feature channels.
 """
 
 from typing import TYPE_CHECKING
@@ -13,6 +13,8 @@ from vox.errors import ConfigError
 from vox.masks import lengths_to_mask, zero_padding
 from vox.model.adapter import Adapter, normalise_utterances
 from vox.model.decoder import Decoder
+from vox.model.encoded import Encoded
+from vox.model.label_clock import count_labels_begun
 from vox.model.zipformer import Zipformer
 
 if TYPE_CHECKING:
@@ -40,8 +42,8 @@ class Recogniser(nn.Module):
         nn.init.normal_(self.ctc_head.weight, std=_CTC_HEAD_STD)
         nn.init.zeros_(self.ctc_head.bias)
 
-    def encode(self, features_BTC: Tensor, num_frames_B: Tensor) -> Tensor:
-        """Turn features into hidden_BTD, frame for frame, zeros on padded frames.
+    def encode(self, features_BTC: Tensor, num_frames_B: Tensor) -> Encoded:
+        """Run adapter, encoder and CTC head over features, frame for frame.
 
         features_BTC: any float dtype (a cache holds float16); padded frames may hold anything.
         """
@@ -49,11 +51,15 @@ class Recogniser(nn.Module):
         features_BTC = zero_padding(features_BTC.to(self._dtype()), is_valid_BT)
         if self.config.feature_norm == "utterance":
             features_BTC = normalise_utterances(features_BTC, is_valid_BT)
-        return self.encoder(self.adapter(features_BTC, is_valid_BT), num_frames_B)
-
-    def ctc_logits(self, hidden_BTD: Tensor) -> Tensor:
-        """Return logits_BTV of the CTC head."""
-        return self.ctc_head(hidden_BTD)
+        hidden_BTD = self.encoder(self.adapter(features_BTC, is_valid_BT), num_frames_B)
+        logits_BTV = self.ctc_head(hidden_BTD)
+        # Half precision has too few digits for sums over time.
+        wide = torch.promote_types(logits_BTV.dtype, torch.float32)
+        log_probs_BTV = logits_BTV.to(wide).log_softmax(dim=2)
+        positions_BT = None
+        if self.config.cross_attention == "label_clock":
+            positions_BT = count_labels_begun(log_probs_BTV, is_valid_BT)
+        return Encoded(hidden_BTD, num_frames_B, log_probs_BTV, positions_BT)
 
     def _dtype(self) -> torch.dtype:
         return self.ctc_head.weight.dtype

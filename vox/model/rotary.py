@@ -13,17 +13,21 @@ BASE = 10_000.0  # the slowest pair turns once in 2 pi x BASE positions
 
 
 class Rotary(NamedTuple):
-    """Cosine and sine of each position's angles, float32 [T, K / 2]."""
+    """Cosine and sine of each position's angles: [T, K / 2], or [B, 1, T, K / 2] where rows differ."""
 
     cos_TK: Tensor
     sin_TK: Tensor
 
 
 def rotary_table(positions_T: Tensor, head_width: int) -> Rotary:
-    """Compute the angles for integer positions [T] and an even head width."""
+    """Compute the angles for positions [T] (or [B, 1, T]) and an even head width.
+
+    In float32; in float64 for positions in float64.
+    """
     assert head_width % 2 == 0
-    exponents_K = torch.arange(0, head_width, 2, device=positions_T.device, dtype=torch.float32) / head_width
-    angles_TK = positions_T.float()[:, None] * BASE**-exponents_K
+    dtype = torch.float64 if positions_T.dtype == torch.float64 else torch.float32
+    exponents_K = torch.arange(0, head_width, 2, device=positions_T.device, dtype=dtype) / head_width
+    angles_TK = positions_T.to(dtype)[..., None] * BASE**-exponents_K
     return Rotary(angles_TK.cos(), angles_TK.sin())
 
 
