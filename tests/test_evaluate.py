@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,11 @@ from evaluate.report import _replace_text, default_out_dir
 from evaluate.run import _score_tally, _Tally
 from tests.conftest import make_speech, write_split
 from tests.untrained import save_arbitrary_checkpoint, save_go_checkpoint
+from vox.checkpoint import load_recogniser
 from vox.cli import main
 from vox.corpus import Utterance
+from vox.decode import DECODERS, Hypothesis
+from vox.transcribe import transcribe_files
 from vox.units import SAMPLE_RATE
 
 Lines = list[dict[str, object]]
@@ -234,17 +238,62 @@ def test_transcribe_does_the_others_when_some_cannot_be_read(
     assert (captured.out, captured.err) == ("go\n", "")
 
 
-def test_transcribe_warns_once_of_long_recordings(
+def test_transcribe_warns_of_recordings_longer_than_those_trained_on(
+    go_checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    loaded = load_recogniser(go_checkpoint)
+    paths = [tmp_path / f"{name}.wav" for name in "ab"]
+    for path, seconds in zip(paths, (2, 3), strict=True):
+        soundfile.write(path, make_speech(seconds * SAMPLE_RATE, 1), SAMPLE_RATE)
+    trained = replace(loaded, state={"longest_train_samples": 2 * SAMPLE_RATE})
+    assert len(list(transcribe_files(trained, paths, "ctc"))) == 2
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"{paths[1]} is 3 s long, and no recording of the training")
+    caplog.clear()
+    list(transcribe_files(loaded, paths, "ctc"))  # an older checkpoint did not record it
+    assert not caplog.records
+
+
+def test_transcribe_warns_where_the_decoders_differ_in_length(
     go_checkpoint: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("vox.transcribe.LONG_SECONDS", 2)  # a real minute takes seconds to decode
-    paths = [tmp_path / f"{name}.wav" for name in "abc"]
-    for path, seconds in zip(paths, (2, 3, 4), strict=True):
-        soundfile.write(path, make_speech(seconds * SAMPLE_RATE, 1), SAMPLE_RATE)
-    files = [str(path) for path in paths]
-    assert main(["transcribe", *files, "--checkpoint", str(go_checkpoint), "--decoder", "ctc"]) == 0
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"warning: {paths[1]} is 3 s long")
+    path = tmp_path / "a.wav"
+    soundfile.write(path, make_speech(SAMPLE_RATE, 1), SAMPLE_RATE)
+    (go,) = load_recogniser(go_checkpoint).tokenizer.encode("go")  # what CTC finds, once
+    for num_labels, is_warned in ((1, False), (5, False), (6, True)):
+        found = [Hypothesis([go] * num_labels)]
+        monkeypatch.setitem(DECODERS, "attention", lambda *_, found=found: found)
+        caplog.clear()
+        list(transcribe_files(load_recogniser(go_checkpoint), [path], "attention"))
+        assert [f"found {num_labels} labels and CTC 1" in r.getMessage() for r in caplog.records] == (
+            [True] if is_warned else []
+        )
+
+
+@pytest.mark.parametrize(
+    ("wer", "expected"),
+    [
+        ({"ctc": 0.3, "attention": 0.2}, "attention"),
+        ({"ctc": 0.1, "attention": 0.2}, "ctc"),
+        ({"ctc": 0.1, "attention": 0.1}, "ctc"),
+        ({}, "ctc"),
+    ],
+)
+def test_one_answer_comes_from_the_decoder_with_the_lower_dev_wer(
+    wer: dict[str, float],
+    expected: str,
+    go_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, make_speech(SAMPLE_RATE, 1), SAMPLE_RATE)
+    loaded = load_recogniser(go_checkpoint)
+    for name in DECODERS:
+        ids = loaded.tokenizer.encode("go" if name == "ctc" else "left")
+        monkeypatch.setitem(DECODERS, name, lambda *_, ids=ids: [Hypothesis(ids)])
+    ((_, text),) = transcribe_files(replace(loaded, state={"dev": {"wer": wer}} if wer else {}), [path])
+    assert text == ("go" if expected == "ctc" else "left")

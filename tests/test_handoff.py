@@ -43,8 +43,9 @@ def test_a_loss_that_is_not_finite_ranks_last():
     assert results[0].rank == results[2].rank == (math.inf, math.inf)
 
 
-def test_both_decoders_decide_which_is_best():
-    """One attention error outweighed half of all CTC errors when only the better decoder counted."""
-    half_deaf = replace(measure(1.0, 1.0), wer={"ctc": 0.07, "attention": 0.003})
-    good = replace(measure(1.0, 1.0), wer={"ctc": 0.045, "attention": 0.011})
-    assert good.rank < half_deaf.rank
+def test_the_better_decoder_decides_which_is_best_then_the_losses():
+    attention_better = replace(measure(1.0, 1.0), wer={"ctc": 0.07, "attention": 0.003})
+    ctc_better = replace(measure(0.5, 0.5), wer={"ctc": 0.01, "attention": 0.011})
+    assert attention_better.rank < ctc_better.rank
+    lower_loss = replace(measure(0.9, 1.0), wer={"ctc": 0.5, "attention": 0.003})
+    assert lower_loss.rank < attention_better.rank

@@ -241,7 +241,7 @@ def test_a_decoder_that_babbles_does_not_decide_which_checkpoint_is_best():
     found = {"split": "d", "split_digest": "", "num_truncated": 0, "seconds": 1.0, "examples": []}
     silent = DevResult(ctc=10.0, attention=5.0, wer={"ctc": 1.0, "attention": 1.0}, **found)
     babbling = DevResult(ctc=4.0, attention=3.0, wer={"ctc": 1.0, "attention": 4.0}, **found)
-    learnt = DevResult(ctc=5.0, attention=4.0, wer={"ctc": 0.9, "attention": 1.0}, **found)
+    learnt = DevResult(ctc=5.0, attention=4.0, wer={"ctc": 0.89, "attention": 1.0}, **found)
     assert learnt.rank < babbling.rank < silent.rank
 
 

@@ -154,6 +154,7 @@ def _build_run(
         train_digest=parts.train.digest(),
         dev_digest=parts.dev.digest(),
         total_updates=total_updates,
+        longest_train_samples=_find_longest(parts),
         cache_weights=None if parts.fingerprint is None else parts.fingerprint.weights_sha256,
     )
     if options.resume:
@@ -185,6 +186,12 @@ def _build_run(
     )
 
 
+def _find_longest(parts: Parts) -> int:
+    """Return the samples of the longest utterance trained on, in this stage and those before it."""
+    before = 0 if parts.origin is None else parts.origin.state.get("longest_train_samples", 0)
+    return max(before, *parts.train.lengths)
+
+
 def _find_progress(options: TrainOptions, parts: Parts, fresh: Progress, ranks: Ranks) -> Progress:
     """Return where the run stood, after checking that it is still the same run, and put its links back."""
     assert parts.origin is not None
@@ -202,6 +209,7 @@ def _find_progress(options: TrainOptions, parts: Parts, fresh: Progress, ranks: 
             where=options.run_dir,
             remedy="restore it, cached or live as it was, or start another run with --run",
         )
+    progress.longest_train_samples = fresh.longest_train_samples
     with ranks.first_goes_first():
         if ranks.is_first:
             keep = parts.config.train.keep_checkpoints

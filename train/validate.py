@@ -24,6 +24,7 @@ from vox.units import SAMPLE_RATE, seconds_to_samples
 
 DEV_BATCH_SECONDS = 120.0  # padded audio a batch
 NUM_SAMPLES_SHOWN = 3
+UNDECIDED_WER = 0.9  # from here up, WERs tell an untrained decoder from a babbling one, and no more
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,14 @@ class DevResult:
 
     @property
     def rank(self) -> tuple[float, float]:
-        """Order results: the decoders' mean WER, then the losses; lower is better, not finite worst.
+        """Order results: the better decoder's WER, then the losses; lower is better, not finite worst.
 
-        The mean, because the better decoder alone keeps a checkpoint whose other decoder is far off: on 100
-        utterances one attention error outweighed half of all CTC errors.
+        The better decoder, because `vox transcribe` uses that one (`vox.decode.preferred_decoder`). While
+        even its WER is near 100 % it is noise, and the losses decide.
         """
         losses = self.ctc + self.attention
-        # More than every word wrong is not worse: a decoder that babbles early on must not decide.
-        mean_wer = sum(min(wer, 1.0) for wer in self.wer.values()) / len(self.wer)
-        return (mean_wer, losses) if math.isfinite(losses) else (math.inf, math.inf)
+        wer = min(min(self.wer.values()), UNDECIDED_WER)
+        return (wer, losses) if math.isfinite(losses) else (math.inf, math.inf)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON-able values, for a checkpoint's state."""

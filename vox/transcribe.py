@@ -11,7 +11,8 @@ import torch
 
 from vox.audio import read_audio
 from vox.checkpoint import Checkpoint
-from vox.decode import DECODERS, Hypothesis
+from vox.decode import DECODERS, Hypothesis, preferred_decoder
+from vox.decode.ctc import decode_ctc
 from vox.errors import AudioError, ConfigError, name_first
 from vox.model.encoded import Encoded
 from vox.model.recogniser import Recogniser
@@ -19,8 +20,9 @@ from vox.units import samples_to_frames, samples_to_seconds
 
 log = logging.getLogger(__name__)
 
-# Training utterances are shorter than this, and the cost of WavLM's attention grows with the square.
-LONG_SECONDS = 60
+# Two decoders whose texts differ in length by more than this do not agree on what was said.
+MAX_LENGTH_DIFFERENCE = 0.25  # of the longer one
+MIN_LENGTH_DIFFERENCE = 5  # labels: short texts differ by chance
 
 Decoder = Callable[[Recogniser, Encoded], list[Hypothesis]]
 
@@ -43,16 +45,21 @@ def encode_audio(recogniser: Recogniser, waveforms_BS: torch.Tensor, num_samples
 
 
 def transcribe_files(
-    loaded: Checkpoint, paths: Iterable[Path], decoder: str = "attention"
+    loaded: Checkpoint, paths: Iterable[Path], decoder: str | None = None
 ) -> Iterator[tuple[Path, str]]:
     """Yield each recording's path and text, in order, as soon as it is known.
 
-    A recording that cannot be read does not stop the others: it is logged, and when all are done an
-    AudioError counts them. Raises ConfigError for an unknown decoder.
+    decoder: None for the one with the lower dev WER when the checkpoint was saved.
+
+    Warns of a recording longer than any that the model was trained on, and of an attention decoder whose
+    text is much longer or shorter than CTC's. A recording that cannot be read does not stop the others: it
+    is logged, and when all are done an AudioError counts them. Raises ConfigError for an unknown decoder.
     """
-    decode = pick_decoder(decoder)
+    name = decoder or preferred_decoder(loaded.state)
+    decode = pick_decoder(name)
+    longest_seconds = samples_to_seconds(loaded.state.get("longest_train_samples", 0))
     failures: list[AudioError] = []
-    num_files = num_long = 0
+    num_files = 0
     for path in paths:
         num_files += 1
         try:
@@ -62,17 +69,26 @@ def transcribe_files(
             failures.append(error)
             continue
         seconds = samples_to_seconds(len(waveform_S))
-        num_long += seconds > LONG_SECONDS
-        if seconds > LONG_SECONDS and num_long == 1:
+        if 0 < longest_seconds < seconds:
             log.warning(
-                "%s is %.0f s long: the recogniser was trained on short utterances, and long ones are slow "
-                "and less accurate; cut recordings at pauses",
+                "%s is %.0f s long, and no recording of the training was longer than %.0f s: words may be "
+                "missing; cut it at pauses",
                 path,
                 seconds,
+                longest_seconds,
             )
-        hypothesis = _recognise(loaded.recogniser, waveform_S, decode)
+        hypothesis, ctc = _recognise(loaded.recogniser, waveform_S, decode)
         if hypothesis.is_truncated:
             log.warning("%s: the text was cut off at the most labels for its length", path)
+        elif is_far_apart(len(hypothesis.ids), len(ctc.ids)):
+            log.warning(
+                "%s: the %s decoder found %d labels and CTC %d: words may be missing or repeated; compare "
+                "with --decoder ctc",
+                path,
+                name,
+                len(hypothesis.ids),
+                len(ctc.ids),
+            )
         yield path, loaded.tokenizer.decode(hypothesis.ids)
     if len(failures) == 1:
         raise failures[0]
@@ -95,9 +111,19 @@ def _read_recording(path: Path) -> torch.Tensor:
     return waveform_S
 
 
+def is_far_apart(num_labels: int, num_ctc_labels: int) -> bool:
+    """Say whether two decoders' texts differ so much in length that one of them must be wrong."""
+    longer, difference = max(num_labels, num_ctc_labels), abs(num_labels - num_ctc_labels)
+    return difference >= MIN_LENGTH_DIFFERENCE and difference > MAX_LENGTH_DIFFERENCE * longer
+
+
 @torch.inference_mode()
-def _recognise(recogniser: Recogniser, waveform_S: torch.Tensor, decode: Decoder) -> Hypothesis:
+def _recognise(
+    recogniser: Recogniser, waveform_S: torch.Tensor, decode: Decoder
+) -> tuple[Hypothesis, Hypothesis]:
+    """Return what the decoder found, and what greedy CTC found, which costs nothing more."""
     device = device_of(recogniser)
     waveforms_BS = waveform_S[None].to(device)
     num_samples_B = torch.tensor([len(waveform_S)], device=device)
-    return decode(recogniser, encode_audio(recogniser, waveforms_BS, num_samples_B))[0]
+    encoded = encode_audio(recogniser, waveforms_BS, num_samples_B)
+    return decode(recogniser, encoded)[0], decode_ctc(recogniser, encoded)[0]

@@ -13,9 +13,13 @@ import click
     metavar="DIR",
     help="A checkpoint folder. [default: the newest stage's best under runs/]",
 )
-@click.option("--decoder", default="attention", show_default=True, metavar="NAME", help="attention or ctc.")
+@click.option(
+    "--decoder",
+    metavar="NAME",
+    help="attention or ctc. [default: the one with the lower dev WER in training]",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-def transcribe(files: tuple[Path, ...], checkpoint: Path | None, decoder: str, device: str) -> None:
+def transcribe(files: tuple[Path, ...], checkpoint: Path | None, decoder: str | None, device: str) -> None:
     """Write down what is said in audio files.
 
     Prints the text; for several files, one line each: path, tab, text. Any sample rate, mono or not.
@@ -24,7 +28,8 @@ def transcribe(files: tuple[Path, ...], checkpoint: Path | None, decoder: str, d
     from vox.device import pick_device
     from vox.transcribe import pick_decoder, transcribe_files
 
-    pick_decoder(decoder)  # a typo is found before the weights are read
+    if decoder is not None:
+        pick_decoder(decoder)  # a typo is found before the weights are read
     loaded = load_recogniser(checkpoint or newest_checkpoint(), pick_device(device))
     for path, text in transcribe_files(loaded, files, decoder):
         click.echo(text if len(files) == 1 else f"{click.format_filename(path)}\t{text}")
