@@ -18,7 +18,11 @@ from vox.text import BLANK_ID, BOS_ID, EOS_ID, PAD_ID
 
 TOLERANCE = 1e-4  # max abs difference of logits, fp32
 VOCAB_SIZE = TINY["vocab_size"]
-RECOGNISERS = {kind: make_recogniser(seed=1, cross_attention=kind) for kind in ("plain", "label_clock")}
+RECOGNISERS = {
+    "plain": make_recogniser(seed=1, cross_attention="plain"),
+    "label_clock": make_recogniser(seed=1),
+    "short_context": make_recogniser(seed=1, decoder_context=3),
+}
 RECOGNISER = RECOGNISERS["label_clock"]
 
 

@@ -201,6 +201,18 @@ def test_no_logits_depend_on_later_labels() -> None:
         assert is_moved_U.tolist() == [position >= changed for position in range(8)]
 
 
+@torch.no_grad()
+def test_a_context_hides_the_labels_before_it() -> None:
+    """Two layers of a context of 3 reach 4 labels back."""
+    recogniser = make_recogniser(seed=4, decoder_context=3, cross_attention="plain")
+    encoded = recogniser.encode(torch.randn(1, 9, FEATURE_DIM), torch.tensor([9]))
+    tokens_BU = random_tokens([9], seed=5)[0][None]
+    before_UV = recogniser.decoder(tokens_BU, encoded)[0]
+    tokens_BU[0, 2] = 3 + (tokens_BU[0, 2] - 2) % 10
+    is_moved_U = ((recogniser.decoder(tokens_BU, encoded)[0] - before_UV).abs() > 1e-6).any(-1)
+    assert is_moved_U.tolist() == [2 <= position <= 6 for position in range(10)]
+
+
 def test_gradient_reaches_every_parameter() -> None:
     recogniser = make_recogniser().train()
     encoded = recogniser.encode(torch.randn(2, 13, FEATURE_DIM), torch.tensor([13, 6]))

@@ -56,6 +56,12 @@ class ModelConfig(_Section):
     decoder_layers: int = Field(default=4, ge=1, le=MAX_LAYERS)
     decoder_heads: int = Field(default=8, ge=1, le=MAX_WIDTH)
     decoder_d_ff: int = Field(default=2048, ge=1, le=MAX_WIDTH)
+    decoder_context: int | None = Field(
+        default=None,
+        ge=2,
+        le=MAX_COUNT,
+        description="labels that each label's self-attention sees, itself included; null: all before it",
+    )
     cross_attention: Literal["plain", "label_clock"] = Field(
         default="label_clock",
         description="label_clock: rotary, a frame's position is the number of labels that CTC has begun",

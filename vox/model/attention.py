@@ -75,28 +75,35 @@ class SelfAttention(nn.Module):
         return self.output.in_features // self.num_heads
 
     def forward(
-        self, x_BTD: Tensor, rotary: Rotary, is_key_seen_B11T: Tensor | None = None, is_causal: bool = False
+        self, x_BTD: Tensor, rotary: Rotary, is_key_seen: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
-        """Attend over all positions that the mask shows, or (is_causal) over those up to each query's own."""
+        """Attend over the positions that the mask shows, or (is_causal) over those up to each query's own.
+
+        is_key_seen: bool, [B, 1, 1, T] or [T, T] (query, key).
+        """
         query_BHTK, key_BHTK, value_BHTK = self._project(x_BTD, rotary)
         mixed_BHTK = F.scaled_dot_product_attention(
             query_BHTK,
             key_BHTK,
             value_BHTK,
-            attn_mask=is_key_seen_B11T,
+            attn_mask=is_key_seen,
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=is_causal,
         )
         return self.output(_join_heads(mixed_BHTK))
 
-    def step(self, x_B1D: Tensor, rotary: Rotary, past: KeyValueBuffer) -> Tensor:
-        """Attend from one new position, which is appended to the past, to it and all before it.
+    def step(self, x_B1D: Tensor, rotary: Rotary, past: KeyValueBuffer, context: int | None) -> Tensor:
+        """Attend from one new position, which is appended to the past, to it and those before it.
+
+        context: how many positions are seen, the new one included; None: all.
 
         There is no mask: every key in the buffer is the query's own or an earlier one. (A causal mask of
         one query is aligned with the first key, and would hide all others.)
         """
         query_BH1K, key_BH1K, value_BH1K = self._project(x_B1D, rotary)
         keys_BHTK, values_BHTK = past.append(key_BH1K, value_BH1K)
+        if context is not None:
+            keys_BHTK, values_BHTK = keys_BHTK[:, :, -context:], values_BHTK[:, :, -context:]
         mixed_BH1K = F.scaled_dot_product_attention(query_BH1K, keys_BHTK, values_BHTK)
         return self.output(_join_heads(mixed_BH1K))
 

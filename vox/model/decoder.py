@@ -48,8 +48,11 @@ class DecoderCache:
 class DecoderLayer(nn.Module):
     """Self-attention, cross-attention, feed-forward; each behind its LayerNorm, and one for the memory."""
 
-    def __init__(self, d_model: int, num_heads: int, d_ff: int, dropout: float) -> None:
+    def __init__(
+        self, d_model: int, num_heads: int, d_ff: int, dropout: float, context: int | None = None
+    ) -> None:
         super().__init__()
+        self.context = context
         self.self_norm = nn.LayerNorm(d_model)
         self.self_attention = SelfAttention(d_model, num_heads, dropout)
         self.cross_norm = nn.LayerNorm(d_model)
@@ -70,17 +73,20 @@ class DecoderLayer(nn.Module):
         memory: KeyValue,
         is_frame_seen_B11T: Tensor,
         cross_rotary: Rotary | None,
+        is_label_seen_UU: Tensor | None = None,
         past: KeyValueBuffer | None = None,
     ) -> Tensor:
         """Map [B, U, D] to [B, U, D]: whole sequences without a past, one step (U = 1) with one.
 
-        cross_rotary: the labels' positions in cross-attention; None where it has none.
+        cross_rotary: the labels' positions in cross-attention; None where it has none. is_label_seen_UU:
+        which labels each position of a whole sequence sees; None: all up to its own.
         """
         normed_BUD = self.self_norm(x_BUD)
         if past is None:
-            attended_BUD = self.self_attention(normed_BUD, rotary, is_causal=True)
+            is_causal = is_label_seen_UU is None
+            attended_BUD = self.self_attention(normed_BUD, rotary, is_label_seen_UU, is_causal=is_causal)
         else:
-            attended_BUD = self.self_attention.step(normed_BUD, rotary, past)
+            attended_BUD = self.self_attention.step(normed_BUD, rotary, past, self.context)
         x_BUD = x_BUD + self.dropout(attended_BUD)
         heard_BUD = self.cross_attention(self.cross_norm(x_BUD), memory, is_frame_seen_B11T, cross_rotary)
         x_BUD = x_BUD + self.dropout(heard_BUD)
@@ -96,9 +102,16 @@ class Decoder(nn.Module):
         self.embedding_scale = config.d_model**0.5
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(
-            DecoderLayer(config.d_model, config.decoder_heads, config.decoder_d_ff, config.dropout)
+            DecoderLayer(
+                config.d_model,
+                config.decoder_heads,
+                config.decoder_d_ff,
+                config.dropout,
+                config.decoder_context,
+            )
             for _ in range(config.decoder_layers)
         )
+        self.context = config.decoder_context
         self.norm = nn.LayerNorm(config.d_model)
         self.output = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.head_width = config.d_model // config.decoder_heads
@@ -113,9 +126,10 @@ class Decoder(nn.Module):
         rotary = rotary_table(torch.arange(tokens_BU.shape[1], device=tokens_BU.device), self.head_width)
         cross_rotary = None if encoded.label_positions_BT is None else rotary
         is_frame_seen_B11T = _see_real_frames(encoded)
+        is_label_seen_UU = None if self.context is None else _see_recent_labels(tokens_BU, self.context)
         x_BUD = self._embed(tokens_BU)
         for layer, memory in zip(self.layers, self._project_memory(encoded), strict=True):
-            x_BUD = layer(x_BUD, rotary, memory, is_frame_seen_B11T, cross_rotary)
+            x_BUD = layer(x_BUD, rotary, memory, is_frame_seen_B11T, cross_rotary, is_label_seen_UU)
         return self.output(self.norm(x_BUD))
 
     @torch.no_grad()
@@ -139,7 +153,7 @@ class Decoder(nn.Module):
         cross_rotary = rotary if cache.has_positions else None
         x_B1D = self._embed(token_B[:, None])
         for layer, memory, past in zip(self.layers, cache.memories, cache.pasts, strict=True):
-            x_B1D = layer(x_B1D, rotary, memory, cache.is_frame_seen_B11T, cross_rotary, past)
+            x_B1D = layer(x_B1D, rotary, memory, cache.is_frame_seen_B11T, cross_rotary, past=past)
         cache.num_steps += 1
         return self.output(self.norm(x_B1D))[:, 0]
 
@@ -155,3 +169,10 @@ class Decoder(nn.Module):
 
 def _see_real_frames(encoded: Encoded) -> Tensor:
     return keys_to_mask(lengths_to_mask(encoded.num_frames_B, encoded.hidden_BTD.shape[1]))
+
+
+def _see_recent_labels(tokens_BU: Tensor, context: int) -> Tensor:
+    """Return [U, U] (query, key), True where the key is the query or one of the context - 1 before it."""
+    position_U = torch.arange(tokens_BU.shape[1], device=tokens_BU.device)
+    distance_UU = position_U[:, None] - position_U[None, :]
+    return (distance_UU >= 0) & (distance_UU < context)
