@@ -1,6 +1,6 @@
 """Decoding: step by step equals all at once, and greedy search equals slow references."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -62,6 +62,24 @@ def test_each_step_gives_the_teacher_forced_logits(audio: list[int], labels: lis
             if position < len(tokens_U):
                 lone_UV = decoder(tokens_U[None], encoded_alone(encoded, row))[0]
                 assert (step_BV[row] - lone_UV[position]).abs().max() <= TOLERANCE
+
+
+@torch.no_grad()
+def test_a_context_hides_frames_that_are_many_labels_away() -> None:
+    """Frames 0 to 59 are at labels 0, 0.5, … 29.5; a frame at label p moves labels p - 3 to p + 3 + 2."""
+    decoder, seen = RECOGNISERS["short_context"].decoder, random_encoded([60], seed=2)
+    encoded = replace(seen, label_positions_BT=torch.arange(60.0)[None] / 2)
+    tokens_BU = random_tokens([19], seed=2)[0][None]
+    before_UV = decoder(tokens_BU, encoded)[0]
+    for frame, first, last in ((2, 0, 6), (30, 12, 20), (58, 26, 30)):
+        hidden_BTD = encoded.hidden_BTD.clone()
+        hidden_BTD[0, frame, 0] += 5
+        after_UV = decoder(tokens_BU, replace(encoded, hidden_BTD=hidden_BTD))[0]
+        is_moved_U = ((after_UV - before_UV).abs() > 1e-6).any(-1)
+        assert is_moved_U.tolist() == [first <= index <= last for index in range(20)]
+    # Labels beyond the last position see what one at the last position sees.
+    short = replace(encoded, label_positions_BT=torch.full((1, 60), 2.0))
+    assert decoder(tokens_BU, short).isfinite().all()
 
 
 @torch.no_grad()

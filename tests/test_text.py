@@ -17,6 +17,7 @@ from vox.text import (
     PAD_ID,
     UNK_ID,
     Tokenizer,
+    choose_vocab_size,
     get_tokenizer,
     normalise_text,
     tokenizer_path,
@@ -98,6 +99,22 @@ def test_training_is_deterministic_in_bytes_and_across_processes() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert bytes.fromhex(done.stdout.strip()) == train_tokenizer(TEXTS, 40).model_bytes
     assert done.stderr == ""  # SentencePiece is silent
+
+
+def test_a_vocabulary_is_chosen_by_the_different_words() -> None:
+    digits = ["zero one two three four", "five six seven eight nine"] * 100
+    assert choose_vocab_size(digits) == 4 + 16 + 10  # specials, characters and word mark, the least merges
+    many = [f"{a}{b}{c}" for a in "abcdefgh" for b in "abcdefgh" for c in "abcdefghij"]
+    assert choose_vocab_size(many) == 4 + 11 + 640 // 32
+    with pytest.raises(TextError, match="no text"):
+        choose_vocab_size(["", ""])
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.lists(st.lists(words, min_size=1, max_size=4).map(" ".join), min_size=1, max_size=6))
+def test_a_chosen_vocabulary_can_always_be_trained(texts: list[str]) -> None:
+    size = choose_vocab_size(texts)
+    assert train_tokenizer(texts, size).vocab_size == size
 
 
 @settings(deadline=None, max_examples=15)

@@ -163,10 +163,21 @@ def test_transcripts_that_the_tokenizer_cannot_spell_are_named(tiny_wavlm_dir, t
         run_training(stage1_options(root, tiny_wavlm_dir, tmp_path / "run"))
 
 
+def test_an_automatic_vocabulary_is_recorded_as_a_number(tiny_root, tiny_wavlm_dir, tmp_path, caplog):
+    caplog.set_level("INFO")
+    overrides = ("model.vocab_size=auto", "train.max_updates=1")
+    options = stage1_options(tiny_root, tiny_wavlm_dir, tmp_path / "run", overrides=overrides)
+    run_training(options)
+    saved = load_recogniser(options.run_dir / "last")
+    assert saved.config.model.vocab_size == saved.tokenizer.vocab_size
+    assert f"auto is {saved.tokenizer.vocab_size} for these transcripts" in caplog.text
+    assert "is large for these transcripts" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"overrides": ("model.vocab_size=900",)}, TextError, "largest"),
+        ({"overrides": ("model.vocab_size=900",)}, TextError, "largest.*configs/small.yaml"),
         ({"overrides": ("model.feature_dim=768",)}, ConfigError, "--set model.feature_dim=32"),
         ({"overrides": ("features.layers=[9]",)}, ConfigError, "has 4"),
         ({"overrides": ("train.unfreeze_layers=[3]",)}, ConfigError, "stage 2"),

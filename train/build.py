@@ -16,11 +16,13 @@ from vox.data.sources import Source
 from vox.errors import CacheError, CheckpointError, ConfigError
 from vox.features.fingerprint import Fingerprint, make_fingerprint
 from vox.model.recogniser import Recogniser
-from vox.text import Tokenizer, get_tokenizer
-from vox.wavlm.extractor import build_extractor
+from vox.text import Tokenizer, choose_vocab_size, get_tokenizer
+from vox.wavlm.extractor import FeatureExtractor, build_extractor
 from vox.wavlm.mix import LayerMix
 
 log = logging.getLogger(__name__)
+
+LARGE_VOCABULARY = 3  # times what `auto` takes: from there on a warning is due
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,11 @@ def build_parts(options: TrainOptions, config: Config, device: torch.device, ran
     origin = _load_origin(options, ranks)
     if origin is None:
         extractor = build_extractor(config.features.wavlm, config.features.layers)
-        recogniser = Recogniser(config.model, extractor)
     else:
-        recogniser, config = origin.recogniser, _adopt(config, origin.config)
+        extractor, config = origin.recogniser.extractor, _adopt(config, origin.config)
         log.info("starting from the weights of %s", origin.folder)
-    choose_trainable(recogniser, config, cached=options.cached)
     cached_layer = _cached_layer(config) if options.cached else None
-    fingerprint = _wanted_fingerprint(options, config, recogniser, origin) if options.cached else None
+    fingerprint = _wanted_fingerprint(options, config, extractor, origin) if options.cached else None
     pin = device.type == "cuda"
     workers = config.data.workers
     train_utterances, train_source = open_source(
@@ -73,9 +73,11 @@ def build_parts(options: TrainOptions, config: Config, device: torch.device, ran
     )
     if origin is None:
         with ranks.first_goes_first():
-            tokenizer = _tokenizer_of(options, config, train_utterances)
+            config, tokenizer = _make_tokenizer(options, config, train_utterances)
+        recogniser = Recogniser(config.model, extractor)
     else:
-        tokenizer = origin.tokenizer
+        recogniser, tokenizer = origin.recogniser, origin.tokenizer
+    choose_trainable(recogniser, config, cached=options.cached)
 
     def label(name: str, utterances: list[Utterance], source: Source) -> TrainingSplit:
         count_frames = recogniser.extractor.wavlm.num_frames
@@ -138,14 +140,14 @@ def _cached_layer(config: Config) -> int | None:
 
 
 def _wanted_fingerprint(
-    options: TrainOptions, config: Config, recogniser: Recogniser, origin: Checkpoint | None
+    options: TrainOptions, config: Config, extractor: FeatureExtractor, origin: Checkpoint | None
 ) -> Fingerprint:
     """Return the fingerprint of the cache that this run reads.
 
     Stage 2 changes WavLM's upper layers as it goes; the cache below them is that of the weights it
     started from, which its checkpoints name.
     """
-    wavlm, mix, layer = recogniser.extractor.wavlm, recogniser.extractor.mix, _cached_layer(config)
+    wavlm, mix, layer = extractor.wavlm, extractor.mix, _cached_layer(config)
     if layer is None:
         _check_mix(mix, config)
         return make_fingerprint(wavlm, config.features.layers)
@@ -189,7 +191,23 @@ def _check_mix(mix: LayerMix, config: Config) -> None:
         )
 
 
-def _tokenizer_of(options: TrainOptions, config: Config, utterances: list[Utterance]) -> Tokenizer:
+def _make_tokenizer(
+    options: TrainOptions, config: Config, utterances: list[Utterance]
+) -> tuple[Config, Tokenizer]:
+    """Load or train the tokenizer; return it and the config with the vocabulary's size as a number."""
     once = config.data.speeds[0]  # or every transcript would count as often as it is heard
     texts = [utterance.text for utterance in utterances if utterance.speed == once]
-    return get_tokenizer(options.root, config.data.train_split, texts, config.model.vocab_size)
+    fitting = choose_vocab_size(texts)
+    if config.model.vocab_size == "auto":
+        log.info("model.vocab_size: auto is %d for these transcripts", fitting)
+        model = config.model.model_copy(update={"vocab_size": fitting})
+        config = config.model_copy(update={"model": model})
+    elif config.model.num_pieces > LARGE_VOCABULARY * fitting:
+        log.warning(
+            "a vocabulary of %d pieces is large for these transcripts, and rare pieces are hard to learn: "
+            "model.vocab_size=auto would take %d; configs/small.yaml is for small corpora",
+            config.model.num_pieces,
+            fitting,
+        )
+    size = config.model.num_pieces
+    return config, get_tokenizer(options.root, config.data.train_split, texts, size)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from vox.errors import ConfigError
 
@@ -37,8 +37,9 @@ class _Section(BaseModel):
 class ModelConfig(_Section):
     """Dimensions of everything above WavLM; all a loader needs to build the modules."""
 
-    vocab_size: int = Field(
-        default=2000, ge=5, le=MAX_VOCAB_SIZE, description="BPE pieces, the four special tokens included"
+    vocab_size: Literal["auto"] | int = Field(
+        default=2000,
+        description="BPE pieces, the four special tokens included; auto: by the size of the transcripts",
     )
     feature_dim: int = Field(default=768, ge=1, le=MAX_WIDTH, description="width of WavLM's layers")
     feature_norm: Literal["none", "utterance"] = Field(
@@ -60,13 +61,31 @@ class ModelConfig(_Section):
         default=None,
         ge=2,
         le=MAX_COUNT,
-        description="labels that each label's self-attention sees, itself included; null: all before it",
+        description="labels back, and labels around in the audio, that the decoder sees; null: all",
     )
     cross_attention: Literal["plain", "label_clock"] = Field(
         default="label_clock",
         description="label_clock: rotary, a frame's position is the number of labels that CTC has begun",
     )
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
+
+    @property
+    def num_pieces(self) -> int:
+        """The size of the vocabulary; raises ConfigError while it is still to be chosen."""
+        if self.vocab_size == "auto":
+            raise ConfigError(
+                "model.vocab_size is auto, which training turns into a number",
+                remedy="pass --set model.vocab_size=N, or name a checkpoint",
+            )
+        return self.vocab_size
+
+    @field_validator("vocab_size", mode="before")
+    @classmethod
+    def _check_vocab_size(cls, value: object) -> object:
+        is_number = isinstance(value, int) and not isinstance(value, bool)
+        if value != "auto" and not (is_number and 5 <= value <= MAX_VOCAB_SIZE):  # type: ignore[operator]
+            raise ValueError(f"auto, or a number from 5 to {MAX_VOCAB_SIZE}")
+        return value
 
     @model_validator(mode="after")
     def _check_shapes(self) -> "ModelConfig":

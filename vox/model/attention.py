@@ -136,10 +136,11 @@ class CrossAttention(nn.Module):
             key_BHTK = rotate(key_BHTK, rotary)
         return key_BHTK, _split_heads(value_BTD, self.num_heads)
 
-    def forward(
-        self, x_BUD: Tensor, memory: KeyValue, is_key_seen_B11T: Tensor, rotary: Rotary | None
-    ) -> Tensor:
-        """Attend from each label, turned by its position if it has one, to the frames that the mask shows."""
+    def forward(self, x_BUD: Tensor, memory: KeyValue, is_key_seen: Tensor, rotary: Rotary | None) -> Tensor:
+        """Attend from each label, turned by its position if it has one, to the frames that the mask shows.
+
+        is_key_seen: bool, [B, 1, 1, T] or [B, 1, U, T].
+        """
         keys_BHTK, values_BHTK = memory
         query_BHUK = _split_heads(self.query(x_BUD), self.num_heads)
         if rotary is not None:
@@ -148,7 +149,7 @@ class CrossAttention(nn.Module):
             query_BHUK,
             keys_BHTK,
             values_BHTK,
-            attn_mask=is_key_seen_B11T,
+            attn_mask=is_key_seen,
             dropout_p=self.dropout if self.training else 0.0,
         )
         return self.output(_join_heads(mixed_BHUK))

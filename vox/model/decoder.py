@@ -28,7 +28,7 @@ class DecoderCache:
     memories: list[KeyValue]  # one a layer: the audio's keys and values, computed once
     is_frame_seen_B11T: Tensor
     pasts: list[KeyValueBuffer]  # one a layer: the labels' keys and values
-    has_positions: bool  # whether cross-attention is rotary
+    label_positions_BT: Tensor | None  # each frame's; None where cross-attention has no positions
     num_steps: int = 0
 
     def select(self, index_B: Tensor) -> "DecoderCache":
@@ -40,7 +40,7 @@ class DecoderCache:
             memories=[(keys[index_B], values[index_B]) for keys, values in self.memories],
             is_frame_seen_B11T=self.is_frame_seen_B11T[index_B],
             pasts=[past.select(index_B) for past in self.pasts],
-            has_positions=self.has_positions,
+            label_positions_BT=None if self.label_positions_BT is None else self.label_positions_BT[index_B],
             num_steps=self.num_steps,
         )
 
@@ -71,15 +71,16 @@ class DecoderLayer(nn.Module):
         x_BUD: Tensor,
         rotary: Rotary,
         memory: KeyValue,
-        is_frame_seen_B11T: Tensor,
+        is_frame_seen: Tensor,
         cross_rotary: Rotary | None,
         is_label_seen_UU: Tensor | None = None,
         past: KeyValueBuffer | None = None,
     ) -> Tensor:
         """Map [B, U, D] to [B, U, D]: whole sequences without a past, one step (U = 1) with one.
 
-        cross_rotary: the labels' positions in cross-attention; None where it has none. is_label_seen_UU:
-        which labels each position of a whole sequence sees; None: all up to its own.
+        is_frame_seen: bool, [B, 1, 1, T] or [B, 1, U, T]. cross_rotary: the labels' positions in
+        cross-attention; None where it has none. is_label_seen_UU: which labels each position of a whole
+        sequence sees; None: all up to its own.
         """
         normed_BUD = self.self_norm(x_BUD)
         if past is None:
@@ -88,7 +89,7 @@ class DecoderLayer(nn.Module):
         else:
             attended_BUD = self.self_attention.step(normed_BUD, rotary, past, self.context)
         x_BUD = x_BUD + self.dropout(attended_BUD)
-        heard_BUD = self.cross_attention(self.cross_norm(x_BUD), memory, is_frame_seen_B11T, cross_rotary)
+        heard_BUD = self.cross_attention(self.cross_norm(x_BUD), memory, is_frame_seen, cross_rotary)
         x_BUD = x_BUD + self.dropout(heard_BUD)
         return x_BUD + self.dropout(self.feedforward(self.feedforward_norm(x_BUD)))
 
@@ -98,7 +99,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.embedding = nn.Embedding(config.num_pieces, config.d_model)
         self.embedding_scale = config.d_model**0.5
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(
@@ -113,7 +114,7 @@ class Decoder(nn.Module):
         )
         self.context = config.decoder_context
         self.norm = nn.LayerNorm(config.d_model)
-        self.output = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.output = nn.Linear(config.d_model, config.num_pieces, bias=False)
         self.head_width = config.d_model // config.decoder_heads
         initialise(self)
 
@@ -123,13 +124,14 @@ class Decoder(nn.Module):
         tokens_BU: int64, bos first, padded on the right with any id. Returns logits_BUV, where position u
         depends on tokens 0 to u only, so that padding changes nothing before it.
         """
-        rotary = rotary_table(torch.arange(tokens_BU.shape[1], device=tokens_BU.device), self.head_width)
+        index_U = torch.arange(tokens_BU.shape[1], device=tokens_BU.device)
+        rotary = rotary_table(index_U, self.head_width)
         cross_rotary = None if encoded.label_positions_BT is None else rotary
-        is_frame_seen_B11T = _see_real_frames(encoded)
-        is_label_seen_UU = None if self.context is None else _see_recent_labels(tokens_BU, self.context)
+        is_frame_seen = self._see_frames(_see_real_frames(encoded), encoded.label_positions_BT, index_U)
+        is_label_seen_UU = None if self.context is None else _see_recent_labels(index_U, self.context)
         x_BUD = self._embed(tokens_BU)
         for layer, memory in zip(self.layers, self._project_memory(encoded), strict=True):
-            x_BUD = layer(x_BUD, rotary, memory, is_frame_seen_B11T, cross_rotary, is_label_seen_UU)
+            x_BUD = layer(x_BUD, rotary, memory, is_frame_seen, cross_rotary, is_label_seen_UU)
         return self.output(self.norm(x_BUD))
 
     @torch.no_grad()
@@ -139,7 +141,7 @@ class Decoder(nn.Module):
             memories=self._project_memory(encoded),
             is_frame_seen_B11T=_see_real_frames(encoded),
             pasts=[KeyValueBuffer() for _ in self.layers],
-            has_positions=encoded.label_positions_BT is not None,
+            label_positions_BT=encoded.label_positions_BT,
         )
 
     @torch.no_grad()
@@ -150,12 +152,25 @@ class Decoder(nn.Module):
         """
         position_1 = torch.tensor([cache.num_steps], device=token_B.device)
         rotary = rotary_table(position_1, self.head_width)
-        cross_rotary = rotary if cache.has_positions else None
+        cross_rotary = None if cache.label_positions_BT is None else rotary
+        is_frame_seen = self._see_frames(cache.is_frame_seen_B11T, cache.label_positions_BT, position_1)
         x_B1D = self._embed(token_B[:, None])
         for layer, memory, past in zip(self.layers, cache.memories, cache.pasts, strict=True):
-            x_B1D = layer(x_B1D, rotary, memory, cache.is_frame_seen_B11T, cross_rotary, past=past)
+            x_B1D = layer(x_B1D, rotary, memory, is_frame_seen, cross_rotary, past=past)
         cache.num_steps += 1
         return self.output(self.norm(x_B1D))[:, 0]
+
+    def _see_frames(self, is_real_B11T: Tensor, positions_BT: Tensor | None, index_U: Tensor) -> Tensor:
+        """Return which frames the labels at these indices see: [B, 1, 1, T], or [B, 1, U, T] in a context.
+
+        A context shows the frames whose position is at most so many labels away. A label beyond the last
+        position sees what a label at the last position sees, so that there is always a frame.
+        """
+        if self.context is None or positions_BT is None:
+            return is_real_B11T
+        centre_BU = torch.minimum(index_U[None, :].to(positions_BT.dtype), positions_BT[:, -1:])
+        distance_BUT = (positions_BT[:, None, :] - centre_BU[:, :, None]).abs()
+        return is_real_B11T & (distance_BUT <= self.context)[:, None]
 
     def _project_memory(self, encoded: Encoded) -> list[KeyValue]:
         positions_BT = encoded.label_positions_BT
@@ -171,8 +186,7 @@ def _see_real_frames(encoded: Encoded) -> Tensor:
     return keys_to_mask(lengths_to_mask(encoded.num_frames_B, encoded.hidden_BTD.shape[1]))
 
 
-def _see_recent_labels(tokens_BU: Tensor, context: int) -> Tensor:
+def _see_recent_labels(index_U: Tensor, context: int) -> Tensor:
     """Return [U, U] (query, key), True where the key is the query or one of the context - 1 before it."""
-    position_U = torch.arange(tokens_BU.shape[1], device=tokens_BU.device)
-    distance_UU = position_U[:, None] - position_U[None, :]
+    distance_UU = index_U[:, None] - index_U[None, :]
     return (distance_UU >= 0) & (distance_UU < context)

@@ -38,7 +38,7 @@ class Recogniser(nn.Module):
         self.adapter = Adapter(config.feature_dim, config.d_model, config.dropout)
         self.encoder = Zipformer(config)
         self.decoder = Decoder(config)
-        self.ctc_head = nn.Linear(config.d_model, config.vocab_size)
+        self.ctc_head = nn.Linear(config.d_model, config.num_pieces)
         nn.init.normal_(self.ctc_head.weight, std=_CTC_HEAD_STD)
         nn.init.zeros_(self.ctc_head.bias)
 
