@@ -1,4 +1,8 @@
-"""A small language of spoken game commands: 64 words, 4,164 sentences."""
+"""A small language of spoken game commands, and strings of digits and letters.
+
+A sentence follows a grammar, which tells a listener what may come next. A string follows none: each digit
+or letter is as likely as any other, so a recogniser must have understood the audio to get it right.
+"""
 
 import itertools
 import math
@@ -18,8 +22,12 @@ SHIFTS = ("open", "close", "lock")
 OPENINGS = ("door", "gate", "chest", "window")
 SPELLS = ("fire", "ice", "light")
 
-# Each template is a list of places; a place is a word, or the words to choose one from. Nothing but `the`
-# comes twice in a sentence: an attention decoder as small as the demo's loses its place in repetitions.
+DIGITS = ("zero", "one", *NUMBERS[:-1])
+LETTERS = ("b", "h", "k", "m", "q", "r", "w", "x")  # names that sound different
+STRINGS = ((DIGITS, 3, 6), (LETTERS, 3, 5))  # what is said, at least and at most how many
+STRING_SHARE = 0.15  # of what is drawn; short sentences come twice and are dropped, so more of what is left
+
+# Each template is a list of places; a place is a word, or the words to choose one from.
 TEMPLATES: tuple[tuple[str | tuple[str, ...], ...], ...] = (
     (MOVES, DIRECTIONS, NUMBERS, "steps"),
     (MOVES, DIRECTIONS, "then", SHIFTS, "the", OPENINGS),
@@ -38,8 +46,8 @@ TEMPLATES: tuple[tuple[str | tuple[str, ...], ...], ...] = (
 
 
 def list_words() -> set[str]:
-    """List every word that the grammar can say."""
-    words: set[str] = set()
+    """List every word that can be said."""
+    words: set[str] = {*DIGITS, *LETTERS}
     for template in TEMPLATES:
         for place in template:
             words.update((place,) if isinstance(place, str) else place)
@@ -47,14 +55,19 @@ def list_words() -> set[str]:
 
 
 def count_sentences() -> int:
-    """Count the sentences that the grammar can say."""
+    """Count the sentences of the grammar, strings left out."""
     return sum(math.prod(1 if isinstance(place, str) else len(place) for place in t) for t in TEMPLATES)
 
 
-def make_sentences(counts: dict[str, int], seed: int) -> dict[str, list[str]]:
-    """Make so many sentences for each split, all different within a split and between splits.
+def is_string(text: str) -> bool:
+    """Say whether a text is a string of digits or letters, and no sentence of the grammar."""
+    return any(set(text.split()) <= set(words) for words, _, _ in STRINGS)
 
-    Raises VoxError when more are asked for than there are.
+
+def make_sentences(counts: dict[str, int], seed: int) -> dict[str, list[str]]:
+    """Make so many texts for each split, all different within a split and between splits.
+
+    About a quarter of them are strings. Raises VoxError when more are asked for than the grammar has sentences.
     """
     total = sum(counts.values())
     if total > count_sentences():
@@ -71,5 +84,8 @@ def make_sentences(counts: dict[str, int], seed: int) -> dict[str, list[str]]:
 
 
 def _say(generator: random.Random) -> str:
+    if generator.random() < STRING_SHARE:
+        words, least, most = generator.choice(STRINGS)
+        return " ".join(generator.choices(words, k=generator.randint(least, most)))
     template = generator.choice(TEMPLATES)
     return " ".join(place if isinstance(place, str) else generator.choice(place) for place in template)
