@@ -1,12 +1,14 @@
 """The largest micro-batch, tried before the first update."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.training import stage1_options
-from train.memory import describe_batch, make_worst_batch, rehearse
+from train.memory import describe_batch, find_largest, make_worst_batch, rehearse, settle_micro_batch
 from train.run import run_training
 from train.step import Losses
 from vox.data.plan import plan_epoch
@@ -17,11 +19,16 @@ def spy_on_start(options, monkeypatch):
     """Run a stage up to its first update, and return its parts in motion."""
     caught = SimpleNamespace()
 
-    def stop(run, settings):
+    def remember(run, settings):
         caught.run, caught.settings = run, settings
+        settle_micro_batch(run, settings)
+
+    def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("train.run.try_worst_batch", stop)
+    monkeypatch.setattr("train.run.settle_micro_batch", remember)
+
+    monkeypatch.setattr("train.run.settle_buckets", stop)
     with pytest.raises(KeyboardInterrupt):
         run_training(options)
     return caught.run, caught.settings
@@ -40,7 +47,7 @@ def test_no_epoch_has_a_larger_one(tiny_root, tiny_wavlm_dir, tmp_path, monkeypa
             seed=0,
             epoch=epoch,
             utterances_per_update=12,
-            micro_batch_utterances=data.micro_batch_utterances,
+            micro_batch_utterances=run.progress.micro_batch_utterances,
             micro_batch_length=None if seconds is None else int(seconds * 16_000),
         ):
             for micro in update[0]:
@@ -74,3 +81,65 @@ def test_running_out_of_memory_names_the_setting(tiny_root, tiny_wavlm_dir, tmp_
     with pytest.raises(DeviceError, match=r"lower data.micro_batch_utterances \(now 2\)") as caught:
         rehearse(run, settings)
     assert describe_batch(make_worst_batch(run)[0]) in str(caught.value)
+
+
+def test_the_search_halves_until_it_fits():
+    tried = []
+
+    def fits(count):
+        tried.append(count)
+        return count <= 9
+
+    assert find_largest(35, fits) == 9 and tried == [35, 18, 9]
+    assert find_largest(3, lambda _: False) == 1
+
+
+def test_auto_is_eight_on_a_cpu_and_a_number_is_taken_as_it_is(
+    tiny_root, tiny_wavlm_dir, tmp_path, monkeypatch
+):
+    for asked, expected in (("auto", 8), ("3", 3)):
+        overrides = (f"data.micro_batch_utterances={asked}",)
+        options = stage1_options(tiny_root, tiny_wavlm_dir, tmp_path / asked, overrides=overrides)
+        run, _ = spy_on_start(options, monkeypatch)
+        assert run.progress.micro_batch_utterances == expected
+
+
+def test_out_of_memory_in_the_middle_halves_the_micro_batch_and_loses_nothing(
+    tiny_root, tiny_wavlm_dir, tmp_path, monkeypatch, caplog
+):
+    """Micro-batches of 4 fail from the second update on: all updates are made, with the same gradients."""
+    overrides = ("model.dropout=0", "augment.time_masks=0", "augment.channel_masks=0")
+    plain = stage1_options(tiny_root, tiny_wavlm_dir, tmp_path / "plain", overrides=overrides)
+    run_training(plain)  # micro-batches of 2
+    forward, num_calls = Losses.forward, 0
+
+    def fail_when_large(self, batch, labels, settings):
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls > 1 and len(batch.ids) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, batch, labels, settings)
+
+    monkeypatch.setattr(Losses, "forward", fail_when_large)
+    overrides += ("data.micro_batch_utterances=4",)
+    halved = stage1_options(tiny_root, tiny_wavlm_dir, tmp_path / "halved", overrides=overrides)
+    run_training(halved)
+    warnings = [r.getMessage() for r in caplog.records if "ran out of memory" in r.getMessage()]
+    assert len(warnings) == 1 and warnings[0].startswith("update 2 ran out of memory")
+    states = [json.loads((o.run_dir / "last" / "state.json").read_text()) for o in (plain, halved)]
+    assert states[0]["update"] == states[1]["update"] and states[1]["micro_batch_utterances"] == 2
+    first, second = (load_file(o.run_dir / "last" / "model.safetensors") for o in (plain, halved))
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, atol=1e-5, rtol=1e-4)
+
+
+def test_out_of_memory_that_no_smaller_cut_can_end_names_the_setting(
+    tiny_root, tiny_wavlm_dir, tmp_path, monkeypatch
+):
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Losses, "forward", fail)
+    options = stage1_options(tiny_root, tiny_wavlm_dir, tmp_path / "run")
+    with pytest.raises(DeviceError, match=r"lower data.micro_batch_utterances \(now 1\)"):
+        run_training(options)

@@ -7,9 +7,11 @@ import time
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+import torch
 from tqdm import tqdm
 
 from train.average import validate_weights
+from train.memory import halve_micro_batch
 from train.progress import Run, save_run
 from train.schedule import ctc_weight_at, learning_rate_at, set_learning_rate
 from train.signals import Interrupted
@@ -47,36 +49,24 @@ def _is_complete(run: Run) -> bool:
 
 
 def _train_epoch(run: Run) -> None:
-    progress, config = run.progress, run.parts.config
-    plan = _plan_epoch(run)
-    rest = plan[progress.update_in_epoch :][: run.total_updates - progress.update]
+    progress = run.progress
+    num_updates, first_update = len(_plan_epoch(run)), progress.update
     run.parts.recogniser.train()
-    run.window_start = last_save = time.monotonic()
+    run.window_start = time.monotonic()
     is_whole, unread_before = progress.update_in_epoch == 0, progress.unread_updates
     bar = tqdm(
-        total=len(plan),
+        total=num_updates,
         initial=progress.update_in_epoch,
         desc=f"epoch {progress.epoch + 1}",
         disable=None if run.ranks.is_first else True,
         leave=False,
     )
     with bar:
-        _validate_if_due(run, len(plan))  # resumed from the moment before
-        for update, (totals, batches) in zip(rest, _read_updates(run, rest), strict=True):
-            _update(run, update, totals, batches)
-            bar.update()
-            if progress.update % config.train.log_updates == 0:
-                _write_window(run, bar)
-            is_due = (time.monotonic() - last_save) / 60 >= config.train.checkpoint_minutes
-            is_asked_to_stop = run.signals.agree(is_save_due=is_due)
-            if is_asked_to_stop or run.signals.is_save_due:
-                save(run, f"update-{progress.update:08d}")
-                last_save = time.monotonic()
-            if is_asked_to_stop:
-                raise Interrupted(run.signals.number)
-            _validate_if_due(run, len(plan))
+        _validate_if_due(run, num_updates)  # resumed from the moment before
+        while not _run_updates(run, bar):
+            halve_micro_batch(run)
         _read_results(run)
-        if is_whole and progress.unread_updates - unread_before == len(rest):
+        if is_whole and progress.unread_updates - unread_before == progress.update - first_update:
             raise AudioError(
                 f"not one recording of epoch {progress.epoch + 1} could be read",
                 where=run.parts.train.name,
@@ -86,6 +76,31 @@ def _train_epoch(run: Run) -> None:
             _write_window(run, bar)
 
 
+def _run_updates(run: Run, bar: "tqdm[NoReturn]") -> bool:
+    """Run the rest of the epoch's updates; return False where one did not fit into memory."""
+    progress, config = run.progress, run.parts.config
+    plan = _plan_epoch(run)
+    rest = plan[progress.update_in_epoch :][: run.total_updates - progress.update]
+    last_save = time.monotonic()
+    for update, (totals, batches) in zip(rest, _read_updates(run, rest), strict=True):
+        try:
+            _update(run, update, totals, batches)
+        except torch.OutOfMemoryError:
+            return False  # the error holds on to tensors: the caller goes on without it
+        bar.update()
+        if progress.update % config.train.log_updates == 0:
+            _write_window(run, bar)
+        is_due = (time.monotonic() - last_save) / 60 >= config.train.checkpoint_minutes
+        is_asked_to_stop = run.signals.agree(is_save_due=is_due)
+        if is_asked_to_stop or run.signals.is_save_due:
+            save(run, f"update-{progress.update:08d}")
+            last_save = time.monotonic()
+        if is_asked_to_stop:
+            raise Interrupted(run.signals.number)
+        _validate_if_due(run, len(plan))
+    return True
+
+
 def _plan_epoch(run: Run) -> list[Update]:
     data = run.parts.config.data
     return plan_epoch(
@@ -93,7 +108,7 @@ def _plan_epoch(run: Run) -> list[Update]:
         seed=run.parts.config.train.seed,
         epoch=run.progress.epoch,
         utterances_per_update=data.utterances_per_update,
-        micro_batch_utterances=data.micro_batch_utterances,
+        micro_batch_utterances=run.progress.micro_batch_utterances,
         micro_batch_length=(
             None if data.micro_batch_seconds is None else int(data.micro_batch_seconds * SAMPLE_RATE)
         ),

@@ -1,17 +1,18 @@
-"""The largest micro-batch that a run can meet, tried before the first one.
+"""How many utterances a micro-batch holds: the largest one is tried before the first update.
 
-Running out of memory then happens in the first minute, and not in the night.
+Running out of memory then happens in the first minute, and not in the night. By T6 the gradient does not
+depend on the cut, so that `data.micro_batch_utterances: auto` may choose it.
 
 B batch, T frames, C channels.
 """
 
 import logging
+from collections.abc import Callable
 
 import torch
 
 from train.progress import Run
 from train.step import StepSettings
-from vox.config import DataConfig
 from vox.data.batch import AudioBatch, FeatureBatch, LabelBatch, make_label_batch
 from vox.data.sources import CachedSource
 from vox.errors import DeviceError
@@ -21,21 +22,86 @@ from vox.units import FRAME_RATE, SAMPLE_RATE, samples_to_frames
 log = logging.getLogger(__name__)
 
 
-def try_worst_batch(run: Run, settings: StepSettings) -> None:
-    """Compute losses and gradients of the largest micro-batch on a GPU, and forget them; on a CPU nothing.
+CPU_MICRO_BATCH = 8
+ROOM = 0.85  # of a GPU's memory: what `auto` fills at most
 
-    The optimizer's state is allowed for. Weights and random states stay as they are. Raises DeviceError,
-    naming the setting to lower, where memory does not suffice.
+
+def settle_micro_batch(run: Run, settings: StepSettings) -> None:
+    """Decide how many utterances a micro-batch holds, and try the largest one on a GPU.
+
+    What was asked for, what a resumed run had, or for `auto` the largest cut that fits with room to spare;
+    the same on all ranks. The optimizer's state is allowed for. Weights and random states stay as they are.
+    Raises DeviceError, naming the setting to lower, where memory does not suffice.
     """
+    progress, data = run.progress, run.parts.config.data
+    recorded = progress.micro_batch_utterances
+    if data.micro_batch_utterances != "auto":
+        progress.micro_batch_utterances = data.micro_batch_utterances
+    elif run.device.type != "cuda" or data.micro_batch_seconds is not None:
+        progress.micro_batch_utterances = recorded or CPU_MICRO_BATCH
+    else:
+        most = recorded or -(-data.utterances_per_update // run.ranks.world_size)
+        room = 1.0 if recorded else ROOM
+        found = find_largest(most, lambda count: _fits(run, settings, count, room))
+        progress.micro_batch_utterances = min(run.ranks.gather(found))
+        log.info("micro-batches of %d utterances", progress.micro_batch_utterances)
     if run.device.type != "cuda":
         return
     rehearse(run, settings)
     log.info("the largest micro-batch takes %.1f GB", torch.cuda.max_memory_allocated(run.device) / 1e9)
 
 
+def find_largest(most: int, fits: Callable[[int], bool]) -> int:
+    """Halve a number of utterances until it fits; 1 is returned untried."""
+    count = most
+    while count > 1 and not fits(count):
+        count = -(-count // 2)
+    return count
+
+
+def halve_micro_batch(run: Run) -> None:
+    """Go on with micro-batches of half the size, after one did not fit into memory during training.
+
+    Raises DeviceError where that is impossible: with several ranks (the others wait for this one's
+    gradients), where seconds limit a micro-batch, and at one utterance.
+    """
+    progress, data = run.progress, run.parts.config.data
+    if not run.ranks.is_alone or data.micro_batch_seconds is not None or progress.micro_batch_utterances <= 1:
+        raise DeviceError(
+            f"a micro-batch does not fit into the memory of {run.device}", remedy=name_setting(run)
+        )
+    run.optimizer.zero_grad(set_to_none=True)
+    if run.device.type == "cuda":
+        torch.cuda.empty_cache()
+    progress.micro_batch_utterances = -(-progress.micro_batch_utterances // 2)
+    log.warning(
+        "update %d ran out of memory: it is computed again in micro-batches of %d utterances, as are all "
+        "after it",
+        progress.update + 1,
+        progress.micro_batch_utterances,
+    )
+
+
+def _fits(run: Run, settings: StepSettings, count: int, room: float) -> bool:
+    """Try micro-batches of so many utterances; say whether they take no more than that share of memory."""
+    run.progress.micro_batch_utterances = count
+    torch.cuda.reset_peak_memory_stats(run.device)
+    try:
+        rehearse(run, settings)
+    except DeviceError:
+        torch.cuda.empty_cache()
+        return False
+    free, _ = torch.cuda.mem_get_info(run.device)
+    available = free + torch.cuda.memory_reserved(run.device)
+    return torch.cuda.max_memory_allocated(run.device) <= room * available
+
+
 def rehearse(run: Run, settings: StepSettings) -> None:
-    """Do what `try_worst_batch` does, on any device."""
-    recogniser, data = run.parts.recogniser, run.parts.config.data
+    """Compute losses and gradients of the largest micro-batch, and forget them.
+
+    Raises DeviceError, naming the setting to lower, where memory does not suffice.
+    """
+    recogniser = run.parts.recogniser
     batch, labels = make_worst_batch(run)
     was_training = recogniser.training
     recogniser.train()
@@ -53,7 +119,7 @@ def rehearse(run: Run, settings: StepSettings) -> None:
     except torch.OutOfMemoryError:
         raise DeviceError(
             f"the largest micro-batch, {describe_batch(batch)}, does not fit into the memory of {run.device}",
-            remedy=name_setting(data),
+            remedy=name_setting(run),
         ) from None
     finally:
         recogniser.train(was_training)
@@ -65,7 +131,7 @@ def make_worst_batch(run: Run) -> tuple[AudioBatch | FeatureBatch, LabelBatch]:
     """Make a silent micro-batch as large as the plan of any epoch can make one."""
     split, data = run.parts.train, run.parts.config.data
     longest = max(split.lengths)
-    count = data.micro_batch_utterances
+    count = run.progress.micro_batch_utterances
     if data.micro_batch_seconds is not None:
         count = max(1, int(data.micro_batch_seconds * SAMPLE_RATE) // longest)
     share = -(-data.utterances_per_update // run.ranks.world_size)
@@ -90,8 +156,9 @@ def describe_batch(batch: AudioBatch | FeatureBatch) -> str:
     return f"{len(batch.ids)} utterances of {seconds:.1f} s"
 
 
-def name_setting(data: DataConfig) -> str:
+def name_setting(run: Run) -> str:
     """Name the setting that makes micro-batches smaller; an update stays what it is."""
+    data = run.parts.config.data
     if data.micro_batch_seconds is not None:
         return f"lower data.micro_batch_seconds (now {data.micro_batch_seconds:g})"
-    return f"lower data.micro_batch_utterances (now {data.micro_batch_utterances})"
+    return f"lower data.micro_batch_utterances (now {run.progress.micro_batch_utterances})"

@@ -49,6 +49,7 @@ class Progress:
     best_checkpoint: str | None = None  # and the name of its folder
     dev: dict[str, Any] | None = None  # the newest dev result
     weights: str = "raw"  # which weights it is of, and the checkpoint stands for: raw, ema or average
+    micro_batch_utterances: int = 0  # what data.micro_batch_utterances came to; 0: not known yet
     longest_train_samples: int = 0  # the longest utterance trained on, in this stage or before
     cache_weights: str | None = None  # sha256 of the WavLM that made the cache that is read
     handoff: dict[str, float] | None = None

@@ -12,7 +12,7 @@ from train.build import Parts, build_parts, count_trainable
 from train.handoff import check_handoff
 from train.heartbeat import Heartbeat
 from train.loop import record, report_failures, save, step_settings, train_epochs
-from train.memory import try_worst_batch
+from train.memory import settle_micro_batch
 from train.metrics import MetricsLog
 from train.options import TrainOptions, resolve_config, resume_options, save_options
 from train.progress import Progress, Run, restore, restore_links
@@ -128,7 +128,7 @@ def _start(run: Run, options: TrainOptions) -> None:
     _announce(run)
     settings = step_settings(run, run.parts.config.train.ctc_weight)
     if run.progress.update < run.total_updates:
-        try_worst_batch(run, settings)
+        settle_micro_batch(run, settings)
     settle_buckets(run.losses, settings)
     if options.resume:
         return

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from vox.errors import ConfigError
 
@@ -34,10 +34,22 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
+def _auto_or_number(least: int, most: int) -> BeforeValidator:
+    """Check that a value is "auto" or an integer between two bounds."""
+
+    def check(value: object) -> object:
+        is_number = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+        if value != "auto" and not is_number:
+            raise ValueError(f"auto, or a number from {least} to {most}")
+        return value
+
+    return BeforeValidator(check)
+
+
 class ModelConfig(_Section):
     """Dimensions of everything above WavLM; all a loader needs to build the modules."""
 
-    vocab_size: Literal["auto"] | int = Field(
+    vocab_size: Annotated[Literal["auto"] | int, _auto_or_number(5, MAX_VOCAB_SIZE)] = Field(
         default=2000,
         description="BPE pieces, the four special tokens included; auto: by the size of the transcripts",
     )
@@ -79,14 +91,6 @@ class ModelConfig(_Section):
             )
         return self.vocab_size
 
-    @field_validator("vocab_size", mode="before")
-    @classmethod
-    def _check_vocab_size(cls, value: object) -> object:
-        is_number = isinstance(value, int) and not isinstance(value, bool)
-        if value != "auto" and not (is_number and 5 <= value <= MAX_VOCAB_SIZE):  # type: ignore[operator]
-            raise ValueError(f"auto, or a number from 5 to {MAX_VOCAB_SIZE}")
-        return value
-
     @model_validator(mode="after")
     def _check_shapes(self) -> "ModelConfig":
         for name, heads in (("encoder_heads", self.encoder_heads), ("decoder_heads", self.decoder_heads)):
@@ -123,8 +127,8 @@ class DataConfig(_Section):
     utterances_per_update: int = Field(
         default=32, ge=1, le=MAX_COUNT, description="over all ranks and micro-batches"
     )
-    micro_batch_utterances: int = Field(
-        default=8, ge=1, le=MAX_COUNT, description="utterances on a device at once"
+    micro_batch_utterances: Annotated[Literal["auto"] | int, _auto_or_number(1, MAX_COUNT)] = Field(
+        default="auto", description="utterances on a device at once; auto: as many as fit, 8 on a CPU"
     )
     micro_batch_seconds: float | None = Field(
         default=None, gt=0, description="padded seconds on a device at once, in place of a count"

@@ -31,6 +31,7 @@ from tests.benchmarks.updates import Share, Work, plan_work, read_updates, time_
 from tests.conftest import tiny_wavlm_kwargs
 from tests.training import MODEL as TINY_MODEL
 from train.build import choose_trainable
+from train.memory import CPU_MICRO_BATCH
 from train.options import CONFIGS_DIR
 from train.ranks import Ranks
 from train.schedule import build_optimizer
@@ -128,7 +129,7 @@ def main(
     length = work.seconds(work.plan) / len(work.plan)
     click.echo(
         f"\ntraining: {updates} updates of {count} utterances ({length:.0f} s on average, micro-batches of "
-        f"{stage1.data.micro_batch_utterances} at most), {_name_device(device)}, "
+        f"{CPU_MICRO_BATCH} at most), {_name_device(device)}, "
         f"{str(dtype).removeprefix('torch.')}, {workers} decoding workers{', tiny models' if tiny else ''}"
     )
     _print_rates(figures)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from train.memory import CPU_MICRO_BATCH
 from train.step import Batch, LabelTotals
 from vox.config import Config
 from vox.data.batch import LabelBatch, make_label_batch
@@ -39,13 +40,13 @@ class Work:
 
 def plan_work(num_samples: list[int], config: Config) -> Work:
     """Plan one epoch over utterances of these lengths, with made labels."""
-    data, num_pieces = config.data, config.model.vocab_size - FIRST_PIECE
+    data, num_pieces = config.data, config.model.num_pieces - FIRST_PIECE
     plan = plan_epoch(
         num_samples,
         seed=0,
         epoch=0,
         utterances_per_update=data.utterances_per_update,
-        micro_batch_utterances=data.micro_batch_utterances,
+        micro_batch_utterances=CPU_MICRO_BATCH,
     )
     counts = [length * LABELS_PER_SECOND // SAMPLE_RATE for length in num_samples]
     return Work(plan, num_samples, [[FIRST_PIECE + i % num_pieces for i in range(count)] for count in counts])

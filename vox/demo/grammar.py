@@ -67,7 +67,7 @@ def is_string(text: str) -> bool:
 def make_sentences(counts: dict[str, int], seed: int) -> dict[str, list[str]]:
     """Make so many texts for each split, all different within a split and between splits.
 
-    About a quarter of them are strings. Raises VoxError when more are asked for than the grammar has sentences.
+    About a quarter of them are strings. Raises VoxError when more are asked for than there are sentences.
     """
     total = sum(counts.values())
     if total > count_sentences():
