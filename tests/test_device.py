@@ -1,5 +1,6 @@
 """Devices: what choosing a GPU sets, and which precision it gets."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -74,3 +75,9 @@ def test_bfloat16_is_chosen_where_the_gpu_computes_it(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert pick_precision("auto", torch.device("cuda")) is precision
     assert pick_precision("auto", torch.device("cpu")) is torch.float32
+
+
+@pytest.mark.skipif(os.environ.get("VOX_TEST_GPU") == "1", reason="asked to see the GPU")
+def test_tests_see_no_gpu() -> None:
+    """On a machine with one, `auto` would choose it in every test and in every process that a test starts."""
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "" and torch.cuda.device_count() == 0
