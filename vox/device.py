@@ -7,8 +7,8 @@ import torch
 
 from vox.errors import DeviceError
 
-# Set to 1, it lets attention on a GPU go through cuDNN. An environment variable and not a config key: it belongs
-# to a machine and not to a run, which may resume elsewhere, and all commands that compute need it.
+# Set to 1, it lets attention on a GPU go through cuDNN. An environment variable and not a config key: it
+# belongs to a machine and not to a run, which may resume elsewhere, and all commands that compute need it.
 CUDNN_ATTENTION = "VOX_CUDNN_ATTENTION"
 
 
@@ -53,8 +53,8 @@ def _set_up_cuda(device: torch.device) -> None:
     # would be 1e-3 off itself, in WavLM and in the encoder. Half precision is not affected.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
-    # Products in half precision add up in float32 to the end: by default cuBLAS may add up parts of a long sum
-    # in half precision.
+    # Products in half precision add up in float32 to the end: by default cuBLAS may add up parts of a long
+    # sum in half precision.
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     # torch 2.11 prefers cuDNN's attention on compute capability 9.0 and 10.x (cuDNN after 9.15; torch brings
