@@ -91,7 +91,7 @@ def frozen_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Return the context for WavLM's frozen part, which keeps its features those of the cache.
 
     Under bfloat16 (8 bits of mantissa) features come out 7.5e-3 off float32, more than a cache may differ
-    from live audio; under float16 (11 bits) 9.4e-4. What is not trained has no gradients that could
+    from live audio; under float16 (11 bits) 0.6e-3. What is not trained has no gradients that could
     underflow, and so needs no bfloat16: it runs in float16 on a GPU and in float32 on a CPU. Any other
     precision is left as it is.
     """

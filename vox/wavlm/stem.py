@@ -2,8 +2,8 @@
 
 B batch, S samples, T frames (of whichever layer), C channels, D model width. Masks: True = real.
 
-The stem is never trained here, so it always runs without gradients. Module names follow Hugging Face's
-WavLMModel, so that state dicts fit.
+The stem is never trained here, so it always runs without gradients, and in the precision of its weights
+(`WavLM` turns autocast off for it). Module names follow Hugging Face's WavLMModel, so that state dicts fit.
 """
 
 import math
@@ -111,16 +111,10 @@ class ConvLayer(nn.Module):
     def run_batch(self, frames_BTC: Tensor, weight_BKCD: Tensor | None, bias_BD: Tensor | None) -> Tensor:
         """Return [B, T', D] of a batch [B, T, C]: what a GPU does best."""
         if weight_BKCD is None or bias_BD is None:
-            # Transposed views: the kernels for half precision want the channels innermost in memory.
+            # Transposed views: channels stay innermost in memory, as the first layer and the norms have them.
             return self._finish(self.conv(frames_BTC.transpose(1, 2)).transpose(1, 2))
-        dtype = frames_BTC.dtype
-        device = frames_BTC.device.type
-        if torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
-        with torch.autocast(device, enabled=False):
-            windows_BTK = frames_BTC[..., 0].unfold(1, self.kernel, self.stride)
-            out_BTD = torch.baddbmm(bias_BD[:, None], windows_BTK, weight_BKCD[:, :, 0])
-        return self.activation(out_BTD.to(dtype))
+        windows_BTK = frames_BTC[..., 0].unfold(1, self.kernel, self.stride)
+        return self.activation(torch.baddbmm(bias_BD[:, None], windows_BTK, weight_BKCD[:, :, 0]))
 
     def _finish(self, frames: Tensor) -> Tensor:
         if isinstance(self.layer_norm, nn.LayerNorm):
@@ -145,8 +139,7 @@ class ConvStem(nn.Module):
     def forward(self, waveforms_BS: Tensor, num_samples_B: Tensor) -> Tensor:
         """Return frames [B, T, C] of clean waveforms [B, S] (zeros in the padding)."""
         if waveforms_BS.device.type == "cpu":
-            with torch.autocast("cpu", enabled=False):
-                return self.run_in_blocks(waveforms_BS, num_samples_B)
+            return self.run_in_blocks(waveforms_BS, num_samples_B)
         return self.run_batch(waveforms_BS, num_samples_B)
 
     def run_batch(self, waveforms_BS: Tensor, num_samples_B: Tensor) -> Tensor:
