@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.training import stage1_options
-from train.memory import describe_batch, make_worst_batch, rehearse
+from train.memory import describe_batch, make_worst_batch, rehearse, try_worst_batch
 from train.run import run_training
 from train.step import Losses
 from vox.data.plan import plan_epoch
@@ -74,3 +74,36 @@ def test_running_out_of_memory_names_the_setting(tiny_root, tiny_wavlm_dir, tmp_
     with pytest.raises(DeviceError, match=r"lower data.micro_batch_utterances \(now 2\)") as caught:
         rehearse(run, settings)
     assert describe_batch(make_worst_batch(run)[0]) in str(caught.value)
+
+
+def test_the_peak_in_the_metrics_is_of_training_and_not_of_the_rehearsal(monkeypatch):
+    gpu, calls = torch.device("cuda"), []
+    monkeypatch.setattr("train.memory.rehearse", lambda run, settings: calls.append("rehearse"))
+    for name in ("max_memory_allocated", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda device, name=name: calls.append((name, device)) or 0)
+    try_worst_batch(SimpleNamespace(device=gpu), None)
+    assert calls == ["rehearse", ("max_memory_allocated", gpu), ("reset_peak_memory_stats", gpu)]
+    calls.clear()
+    try_worst_batch(SimpleNamespace(device=torch.device("cpu")), None)
+    assert not calls
+
+
+def test_nothing_is_pinned_for_a_cpu_beside_a_gpu(
+    tiny_root, tiny_wavlm_dir, features_dir, tmp_path, monkeypatch
+):
+    def pin_memory(tensor):
+        raise AssertionError("pinned memory is the GPU's")
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)  # the optimizer asks
+    for cached in (True, False):
+        options = stage1_options(
+            tiny_root,
+            tiny_wavlm_dir,
+            tmp_path / str(cached),
+            cached=cached,
+            features=features_dir,
+            overrides=("train.max_updates=1",),
+        )
+        run_training(options)

@@ -31,6 +31,7 @@ def try_worst_batch(run: Run, settings: StepSettings) -> None:
         return
     rehearse(run, settings)
     log.info("the largest micro-batch takes %.1f GB", torch.cuda.max_memory_allocated(run.device) / 1e9)
+    torch.cuda.reset_peak_memory_stats(run.device)  # the metrics tell what training itself takes
 
 
 def rehearse(run: Run, settings: StepSettings) -> None:
