@@ -12,6 +12,7 @@ import torch
 from vox.audio import read_audio
 from vox.checkpoint import Checkpoint
 from vox.decode import DECODERS, Hypothesis
+from vox.device import autocast, pick_precision
 from vox.errors import AudioError, ConfigError, name_first
 from vox.model.encoded import Encoded
 from vox.model.recogniser import Recogniser
@@ -100,4 +101,5 @@ def _recognise(recogniser: Recogniser, waveform_S: torch.Tensor, decode: Decoder
     device = device_of(recogniser)
     waveforms_BS = waveform_S[None].to(device)
     num_samples_B = torch.tensor([len(waveform_S)], device=device)
-    return decode(recogniser, encode_audio(recogniser, waveforms_BS, num_samples_B))[0]
+    with autocast(device, pick_precision("auto", device)):
+        return decode(recogniser, encode_audio(recogniser, waveforms_BS, num_samples_B))[0]

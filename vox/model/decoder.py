@@ -134,7 +134,8 @@ class Decoder(nn.Module):
 
         Updates the cache. The logits are those of `forward` at the same position, in eval mode.
         """
-        position_1 = torch.tensor([cache.num_steps], device=token_B.device)
+        # Filled on the device: a copy from the host would be waited for.
+        position_1 = torch.full((1,), cache.num_steps, device=token_B.device)
         rotary = rotary_table(position_1, self.head_width)
         cross_rotary = rotary if cache.has_positions else None
         x_B1D = self._embed(token_B[:, None])
