@@ -93,6 +93,7 @@ def _make_report(evaluation: Evaluation, checkpoint: Mapping[str, Any]) -> dict[
         "checkpoint": dict(checkpoint),
         "num_utterances": len(evaluation.ids),
         "audio_seconds": evaluation.audio_seconds,
+        "precision": evaluation.precision,
         "decoders": {name: _decoder_figures(name, result) for name, result in evaluation.decoders.items()},
         "num_excluded": len(evaluation.excluded),
         "excluded": evaluation.excluded,

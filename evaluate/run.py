@@ -17,7 +17,7 @@ from vox.checkpoint import Checkpoint
 from vox.corpus import Utterance, probe_audio, read_split
 from vox.data.batch import AudioBatch, AudioFailure
 from vox.data.sources import iterate_by_length
-from vox.device import synchronize
+from vox.device import autocast, pick_precision, synchronize
 from vox.errors import CorpusError
 from vox.progress import AudioProgress
 from vox.score import Score, score
@@ -47,6 +47,7 @@ class Evaluation:
     references: list[str]
     excluded: dict[str, str]  # id: why it cannot be used; counted in no figure
     audio_seconds: float  # of the utterances scored
+    precision: str  # what was computed in: float32, bfloat16 or float16
     decoders: dict[str, DecoderResult]
 
 
@@ -59,6 +60,7 @@ class _Tally:
     excluded: dict[str, str] = field(default_factory=dict)  # id: why it could not be read
     seconds: dict[str, float] = field(default_factory=dict)  # of computing, by decoder; "" is the encoder
     num_samples: int = 0
+    precision: torch.dtype = torch.float32
 
 
 def evaluate_split(
@@ -73,11 +75,13 @@ def evaluate_split(
 ) -> Evaluation:
     """Decode and score utterances (probed) on the device that the recogniser is on.
 
+    In the precision that training chooses for that device, and validates in: half precision on a GPU.
     left_out: what of the split is not in `utterances`, and why; only listed. Recordings that turn out
     to be unreadable join it: they are in no figure. Raises CorpusError when none can be read, and
     ConfigError for an unknown decoder.
     """
     tally = _Tally(texts={name: {} for name in decoders}, truncated={name: [] for name in decoders})
+    tally.precision = pick_precision("auto", device_of(loaded.recogniser))
     batches = iterate_by_length(utterances, batch_seconds, workers)
     seconds = {utterance.id: samples_to_seconds(utterance.num_samples or 0) for utterance in utterances}
     with AudioProgress(sum(seconds.values()), f"decoding {split}") as progress:
@@ -106,10 +110,10 @@ def _decode_batch(loaded: Checkpoint, batch: AudioBatch, tally: _Tally) -> None:
     recogniser = loaded.recogniser
     device = device_of(recogniser)
     batch = batch.to(device)
-    with _count_seconds(tally.seconds, "", device):
+    with autocast(device, tally.precision), _count_seconds(tally.seconds, "", device):
         encoded = encode_audio(recogniser, batch.waveforms_BS, batch.num_samples_B)
     for name, texts in tally.texts.items():
-        with _count_seconds(tally.seconds, name, device):
+        with autocast(device, tally.precision), _count_seconds(tally.seconds, name, device):
             hypotheses = pick_decoder(name)(recogniser, encoded)
         for utterance_id, hypothesis in zip(batch.ids, hypotheses, strict=True):
             texts[utterance_id] = _ids_to_text(loaded.tokenizer, hypothesis.ids)
@@ -152,6 +156,7 @@ def _score_tally(
         references=references,
         excluded=dict(sorted({**left_out, **tally.excluded}.items())),
         audio_seconds=audio_seconds,
+        precision=str(tally.precision).removeprefix("torch."),
         decoders=results,
     )
 

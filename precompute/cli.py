@@ -42,7 +42,7 @@ SHARED_OPTIONS = frozenset(
 @click.option(
     "--workers",
     type=click.IntRange(min=0),
-    help="Processes that decode audio.  [default: one less than cores, at most 4]",
+    help="Processes that decode audio.  [default: one less than cores, at most 8 with a GPU, else 4]",
 )
 @click.option(
     "--shard-gb",

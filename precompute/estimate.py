@@ -74,7 +74,11 @@ def measure_disk(folder: Path) -> float:
 def choose_batches(
     states: Sequence[CacheState], batch_seconds: float, device: torch.device
 ) -> list[list[Utterance]]:
-    """Choose batches evenly from the longest to the shortest of the missing shards, one more to warm up."""
+    """Choose batches evenly from the longest to the shortest of the missing shards, after one to warm up.
+
+    The first one is a part of the second, where it can be, so that every timed batch has a new shape: nearly
+    all batches of the work have, and a GPU looks for memory and kernels for each.
+    """
     if device.type == "cpu":
         batch_seconds = min(batch_seconds, CPU_BATCH_SECONDS)
     utterances = [
@@ -89,7 +93,8 @@ def choose_batches(
     chosen = [planned[(2 * part + 1) * len(planned) // (2 * count)] for part in range(count)]
     # From the middle outwards, in case that the time is up after one: it should be a typical one.
     chosen.sort(key=lambda batch: abs(planned.index(batch) - len(planned) // 2))
-    return [[utterances[position] for position in batch] for batch in (chosen[0], *chosen)]
+    warm_up = chosen[0][1:] or chosen[0]
+    return [[utterances[position] for position in batch] for batch in (warm_up, *chosen)]
 
 
 def _time_batches(
@@ -107,8 +112,6 @@ def _time_batches(
             continue
         is_large = is_large_batch(batch, pace.batch_seconds)
         copies = 1 if is_large else count_at_once(device)  # as the work will compute it
-        if device.type == "cuda":  # memory and kernels for a new shape are looked for once
-            _compute(extractor, batch, device, copies)
         start = time.perf_counter()
         _compute(extractor, batch, device, copies)
         if index == 0 and time.perf_counter() - start < MAX_TIMED_SECONDS:

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 # Padded seconds of audio computed at once: what keeps a GPU busy, and what a laptop's memory bears.
 CUDA_BATCH_SECONDS = 160.0
 CPU_BATCH_SECONDS = 30.0
-MAX_DEFAULT_WORKERS = 4
+# Processes that decode, where nobody says how many. One decodes about 2,600 seconds of FLAC a second: four
+# would keep a GPU waiting that computes 10,000.
+CUDA_MAX_WORKERS = 8
+CPU_MAX_WORKERS = 4
 
 
 @dataclass(frozen=True)
@@ -19,8 +22,10 @@ class Pace:
 
 def choose_pace(batch_seconds: float | None, workers: int | None, device_type: str) -> Pace:
     """Fill in what is not given; of the workers one core is left for the computation."""
-    default_seconds = CUDA_BATCH_SECONDS if device_type == "cuda" else CPU_BATCH_SECONDS
-    default_workers = min(MAX_DEFAULT_WORKERS, len(os.sched_getaffinity(0)) - 1)
+    is_gpu = device_type == "cuda"
+    default_seconds = CUDA_BATCH_SECONDS if is_gpu else CPU_BATCH_SECONDS
+    max_workers = CUDA_MAX_WORKERS if is_gpu else CPU_MAX_WORKERS
+    default_workers = min(max_workers, len(os.sched_getaffinity(0)) - 1)
     return Pace(
         batch_seconds=default_seconds if batch_seconds is None else batch_seconds,
         workers=default_workers if workers is None else workers,

@@ -1,7 +1,7 @@
-"""Computed features on their way to disk: one thread writes them, another finishes whole shards.
+"""Computed features on their way to disk: one thread writes them, others finish whole shards.
 
-Finishing a shard reads it back to hash it and waits for the disk: seconds for a gigabyte, in which the
-next shard's batches are written already.
+Finishing a shard reads it back to hash it and waits for the disk: 1.5 to 2 s a gigabyte, in which the next
+shard's batches are written already. A GPU can compute a gigabyte in that time.
 
 B batch, T frames, C channels.
 """
@@ -20,7 +20,8 @@ from vox.corpus import Problem
 from vox.features.writer import ShardWriter
 
 QUEUED_BATCHES = 4  # computed and not yet written
-FINISHING_SHARDS = 2  # at once: one at work, one waiting for it
+FINISHING_THREADS = 3
+FINISHING_SHARDS = FINISHING_THREADS + 1  # at once: one waits for a thread
 
 Key = tuple[int, int]  # a shard's number, and an utterance's row in it
 
@@ -55,7 +56,7 @@ class WriterThread:
         self._is_cancelled = False
         self._writers: dict[int, ShardWriter] = {}
         self._thread = threading.Thread(target=self._run, name="shard writer", daemon=True)
-        self._finisher = ThreadPoolExecutor(1, "shard finisher")
+        self._finisher = ThreadPoolExecutor(FINISHING_THREADS, "shard finisher")
         self._finishing: list[Future[None]] = []
 
     def __enter__(self) -> "WriterThread":
@@ -118,10 +119,7 @@ class WriterThread:
 
     def _finish_or_keep_error(self, writer: ShardWriter) -> None:
         try:
-            if self._error is None:
-                writer.finish()
-            else:
-                writer.abort()
+            writer.finish()
         except BaseException as error:
             self._error = error
 

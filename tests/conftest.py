@@ -4,8 +4,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# Models here are too small to share among threads; subprocesses inherit it. Before torch is imported.
+# Before torch is imported; subprocesses inherit both. Models here are too small to share among threads.
 os.environ["OMP_NUM_THREADS"] = "1"
+# On a machine with a GPU the tests compute where they do everywhere: many compare to the bit, and `auto`
+# would choose the GPU and float16. VOX_TEST_GPU=1 shows it to tests that are meant for one.
+if os.environ.get("VOX_TEST_GPU") != "1":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import numpy as np
 import pytest

@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from evaluate.report import _replace_text, default_out_dir
 from evaluate.run import _score_tally, _Tally
@@ -17,6 +19,9 @@ from vox.checkpoint import load_recogniser
 from vox.cli import main
 from vox.corpus import Utterance
 from vox.decode import DECODERS, Hypothesis
+from vox.decode.ctc import greedy_ctc
+from vox.model.decoder import Decoder
+from vox.model.recogniser import Recogniser
 from vox.transcribe import transcribe_files
 from vox.units import SAMPLE_RATE
 
@@ -104,6 +109,47 @@ def test_evaluate_and_transcribe_hear_the_same(
         rows = read_json_lines(tmp_path / f"hypotheses-{decoder}.jsonl")
         assert [row["hypothesis"] for row in rows] == [text for _, text in alone]
         assert len({row["hypothesis"] for row in rows}) > 1, "the recogniser does not listen"
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_everything_computes_in_the_precision_chosen_for_the_device(
+    precision: torch.dtype,
+    go_checkpoint: Path,
+    tiny_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on a GPU, where `auto` is bfloat16 or float16. The words are the same in each."""
+    seen = set()
+
+    def note_precision(call: Callable) -> Callable:
+        def noted(*arguments: object) -> object:
+            is_half = torch.is_autocast_enabled("cpu")
+            seen.add((call.__name__, torch.get_autocast_dtype("cpu") if is_half else torch.float32))
+            return call(*arguments)
+
+        return noted
+
+    for module in ("evaluate.run", "vox.transcribe"):
+        monkeypatch.setattr(f"{module}.pick_precision", lambda name, device: precision)
+    monkeypatch.setattr(Recogniser, "encode", note_precision(Recogniser.encode))
+    monkeypatch.setattr("vox.decode.ctc.greedy_ctc", note_precision(greedy_ctc))
+    monkeypatch.setattr(Decoder, "step", note_precision(Decoder.step))
+    expected = {("encode", precision), ("greedy_ctc", precision), ("step", precision)}
+    arguments = ["--split", "dev-tiny", "--checkpoint", str(go_checkpoint), "--root", str(tiny_root)]
+    assert main(["evaluate", *arguments, "--out", str(tmp_path), "--workers", "0"]) == 0
+    assert seen == expected
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["precision"] == str(precision).removeprefix("torch.")
+    assert {row["hypothesis"] for row in read_json_lines(tmp_path / "hypotheses-ctc.jsonl")} == {"go"}
+    seen.clear()
+    path = min((tiny_root / "LibriSpeech" / "dev-tiny").rglob("*.flac"))
+    for decoder in ("ctc", "attention"):
+        capsys.readouterr()
+        assert main(["transcribe", str(path), "--checkpoint", str(go_checkpoint), "--decoder", decoder]) == 0
+        assert decoder == "attention" or capsys.readouterr().out == "go\n"
+    assert seen == expected
 
 
 def test_an_unreadable_recording_is_excluded_and_said(

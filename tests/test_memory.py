@@ -1,6 +1,7 @@
 """The largest micro-batch, tried before the first update."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -142,4 +143,37 @@ def test_out_of_memory_that_no_smaller_cut_can_end_names_the_setting(
     monkeypatch.setattr(Losses, "forward", fail)
     options = stage1_options(tiny_root, tiny_wavlm_dir, tmp_path / "run")
     with pytest.raises(DeviceError, match=r"lower data.micro_batch_utterances \(now 1\)"):
+        run_training(options)
+
+
+def test_the_peak_in_the_metrics_is_of_training_and_not_of_the_rehearsal(
+    tiny_root, tiny_wavlm_dir, tmp_path, monkeypatch
+):
+    run, settings = spy_on_start(stage1_options(tiny_root, tiny_wavlm_dir, tmp_path / "run"), monkeypatch)
+    gpu, calls = torch.device("cuda"), []
+    monkeypatch.setattr("train.memory.rehearse", lambda run, settings: calls.append("rehearse"))
+    for name in ("max_memory_allocated", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda device, name=name: calls.append((name, device)) or 0)
+    settle_micro_batch(replace(run, device=gpu), settings)
+    assert calls == ["rehearse", ("max_memory_allocated", gpu), ("reset_peak_memory_stats", gpu)]
+
+
+def test_nothing_is_pinned_for_a_cpu_beside_a_gpu(
+    tiny_root, tiny_wavlm_dir, features_dir, tmp_path, monkeypatch
+):
+    def pin_memory(tensor):
+        raise AssertionError("pinned memory is the GPU's")
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)  # the optimizer asks
+    for cached in (True, False):
+        options = stage1_options(
+            tiny_root,
+            tiny_wavlm_dir,
+            tmp_path / str(cached),
+            cached=cached,
+            features=features_dir,
+            overrides=("train.max_updates=1",),
+        )
         run_training(options)

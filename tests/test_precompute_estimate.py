@@ -2,15 +2,18 @@
 
 import re
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
+import vox.device
 from precompute.estimate import measure_disk
 from tests.precomputing import command, cores
 from vox.cli import main
 from vox.data.batch import AudioBatch
+from vox.wavlm.extractor import FeatureExtractor
 
 
 def test_dry_run_writes_nothing(
@@ -45,11 +48,37 @@ def test_the_estimate_holds_no_more_in_memory_than_the_work(
     with cores(3):
         dry_run = command(tiny_root, tiny_wavlm_dir, tmp_path, "--dry-run", "--batch-seconds", budget)
         assert main(dry_run) == 0
-    # The first is computed twice: to warm up, and to be timed.
-    times = Counter(ids for ids, _ in computed)
-    times[computed[0][0]] -= copies
+    # To warm up, all but the longest of the first batch, or the first batch itself.
+    times = Counter(ids for ids, _ in computed[copies:])
+    warm_up, first = computed[0][0], computed[copies][0]
+    assert warm_up in (first, first[1:]) and warm_up
     assert set(times.values()) == {copies}
     assert {each for _, each in computed} == {num_threads}
+
+
+def test_the_estimate_counts_what_a_new_shape_costs_a_gpu(
+    tiny_root: Path, tiny_wavlm_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every batch of the work has a shape of its own: one computed before would be timed without that."""
+    shapes: list[torch.Size] = []
+    moved_to: list[torch.device] = []
+
+    def compute(extractor: object, batch: AudioBatch, *rest: object) -> None:
+        shapes.append(batch.waveforms_BS.shape)
+
+    def to(extractor: FeatureExtractor, device: torch.device) -> FeatureExtractor:
+        moved_to.append(device)
+        return extractor
+
+    monkeypatch.setattr(vox.device, "pick_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr("precompute.estimate.compute_batch", compute)
+    monkeypatch.setattr("precompute.estimate.synchronize", lambda device: None)
+    monkeypatch.setattr("precompute.estimate.autocast", lambda *_: nullcontext())
+    monkeypatch.setattr(FeatureExtractor, "to", to)
+    dry_run = command(tiny_root, tiny_wavlm_dir, tmp_path, "--dry-run", "--batch-seconds", "4")
+    assert main(dry_run) == 0
+    assert moved_to == [torch.device("cuda")]
+    assert len(shapes) == len(set(shapes)) >= 4
 
 
 def test_the_estimate_is_the_disks_where_that_is_slower(

@@ -22,7 +22,7 @@ from tests.precomputing import cores
 from vox.corpus import Utterance
 from vox.errors import DeviceError
 from vox.features.fingerprint import Fingerprint
-from vox.features.shard import Shard
+from vox.features.shard import Shard, hash_after_user_block
 from vox.units import samples_to_frames
 
 NUM_UTTERANCES = 8
@@ -85,26 +85,42 @@ def test_the_next_shard_is_written_while_one_is_being_finished(
     np.testing.assert_allclose(read, np.arange(NUM_UTTERANCES) / 10, atol=1e-3)
 
 
-@pytest.mark.parametrize("failing", [1, 2, 4])
+def test_several_shards_are_finished_at_once(
+    work: CacheWork, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each waits for the disk until three do."""
+    all_there = threading.Barrier(3, timeout=10)
+    num_calls = iter(range(len(work.shards)))
+
+    def sync_folder(parent: Path) -> None:
+        if next(num_calls) < 3:
+            all_there.wait()
+
+    monkeypatch.setattr("vox.features.writer.sync_folder", sync_folder)
+    compute(work, folder)
+    assert len(list(folder.iterdir())) == 4
+
+
+@pytest.mark.parametrize("failing", [0, 1, 3])
 def test_an_error_in_finishing_is_raised_and_leaves_whole_shards_only(
     work: CacheWork, folder: Path, monkeypatch: pytest.MonkeyPatch, failing: int
 ) -> None:
-    """The last shard's too, when nothing more is put."""
-    num_calls = 0
+    """The last shard's too, when nothing more is put. What was complete before is put in place."""
 
     def fill_disk(fd: int) -> str:
-        nonlocal num_calls
-        num_calls += 1
-        if num_calls == failing:
+        if f"shard-{failing:05d}" in str(Path(f"/proc/self/fd/{fd}").readlink()):
             raise OSError(errno.ENOSPC, "no space left", "shard")
-        return "0" * 64
+        time.sleep(0.05)  # the others come after it
+        return hash_after_user_block(fd)
 
     monkeypatch.setattr("vox.features.writer.hash_after_user_block", fill_disk)
     with pytest.raises(OSError, match="no space left"):
         compute(work, folder)
-    assert [path.name for path in sorted(folder.iterdir())] == [
-        f"shard-{number:05d}.h5" for number in range(failing - 1)
-    ]
+    paths = sorted(folder.iterdir())
+    names = [path.name for path in paths]
+    assert names[:failing] == [f"shard-{number:05d}.h5" for number in range(failing)]
+    assert f"shard-{failing:05d}.h5" not in names
+    assert all(Shard(path).read(0).shape == (9, 2) for path in paths)
 
 
 def slowly(call: Callable) -> Callable:

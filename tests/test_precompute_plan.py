@@ -1,10 +1,12 @@
-"""How a corpus is cut into shards, and the shards shared among ranks."""
+"""How a corpus is cut into shards, the shards shared among ranks, and the pace chosen for a device."""
 
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from precompute.pace import Pace, choose_pace
 from precompute.plan import cut_shards, share_shards
 from vox.corpus import Utterance
 
@@ -29,3 +31,14 @@ def test_shards_hold_everything_once_in_order(lengths: list[int], max_frames: in
     assert sorted(number for share in shares for number in share) == list(range(len(shards)))
     loads = [sum(frames[number] for number in share) for share in shares]
     assert max(loads) - min(loads) <= max(frames)
+
+
+@pytest.mark.parametrize(
+    ("device", "num_cores", "workers"), [("cuda", 16, 8), ("cpu", 16, 4), ("cuda", 4, 3)]
+)
+def test_a_gpu_gets_more_decoders_and_larger_batches(
+    monkeypatch: pytest.MonkeyPatch, device: str, num_cores: int, workers: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(num_cores)))
+    assert choose_pace(None, None, device) == Pace(160.0 if device == "cuda" else 30.0, workers)
+    assert choose_pace(7.0, 0, device) == Pace(7.0, 0)

@@ -5,15 +5,17 @@ B batch, S samples, T frames, D model width.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.wavlm_models import SHAPES, copy_to_ours, make_reference, make_waveform, relative_l2
-from vox.wavlm.attention import BIAS_ALIGNMENT, QUERY_BLOCK_FRAMES
+from vox.wavlm.attention import BIAS_ALIGNMENT, QUERY_BLOCK_FRAMES, spread_bias
 from vox.wavlm.model import WavLM
 
 WIDTH = 32
@@ -89,6 +91,35 @@ def test_blocks_have_the_states_and_gradients_of_one_pass(
     for name, gradient in expected[1].items():
         # A key's bias moves all of a query's logits alike: its gradient is rounding alone.
         assert (found[1][name] - gradient).norm() <= 1e-10 * (gradient.norm() + 0.01 * scale), name
+
+
+@pytest.mark.parametrize("first", [0, 5, 7])
+def test_the_bias_of_a_block_is_its_rows_of_the_whole(first: int) -> None:
+    bias_HR = torch.randn(2, 2 * 12 - 1)
+    bias_HQT = spread_bias(bias_HR, first, first + 5)
+    for query, key in product(range(5), range(12)):
+        assert torch.equal(bias_HQT[:, query, key], bias_HR[:, key - (first + query) + 11])
+
+
+@pytest.mark.parametrize("layers", [(), (0, 2)], ids=["frozen", "learning"])
+def test_the_fused_kernels_take_the_mask_of_every_block(
+    layers: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They want the keys of a query side by side in memory; a GPU computes other masks step by step."""
+    strides = []
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor, dropout_p: float) -> Tensor:
+        strides.append(attn_mask.stride(-1))
+        return real(query, key, value, attn_mask, dropout_p)
+
+    real = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attend)
+    monkeypatch.setattr("vox.wavlm.attention.ONE_PASS_FRAMES", 100)
+    monkeypatch.setattr("vox.wavlm.attention.QUERY_BLOCK_FRAMES", 48)
+    wavlm = copy_to_ours(make_reference("base"))
+    wavlm.freeze_except(layers)
+    run(wavlm, [50_000, 33_000])  # 156 frames: four blocks in each of the four layers
+    assert strides == [1] * 16
 
 
 def test_a_gpus_stem_takes_long_recordings_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:

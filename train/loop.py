@@ -169,7 +169,7 @@ def _read_updates(
         labels = [split.labels[ids[position]] for position in _positions_of(update)]
         num_labels = sum(len(row) for row in labels)
         totals = LabelTotals(num_labels, num_labels + len(labels))
-        yield totals, _take(split, stream, sum(map(bool, my_share)))
+        yield totals, _take(split, stream, sum(map(bool, my_share)), pin=run.device.type == "cuda")
 
 
 def _positions_of(update: Update) -> list[int]:
@@ -178,12 +178,13 @@ def _positions_of(update: Update) -> list[int]:
 
 
 def _take(
-    split: TrainingSplit, stream: Iterator[AudioBatch | FeatureBatch], count: int
+    split: TrainingSplit, stream: Iterator[AudioBatch | FeatureBatch], count: int, *, pin: bool
 ) -> Iterator[tuple[AudioBatch | FeatureBatch, LabelBatch]]:
     for _ in range(count):
         batch = next(stream)
         if batch.ids:  # empty when none of its recordings could be read
-            yield batch, split.label_batch(batch.ids).pin()
+            labels = split.label_batch(batch.ids)
+            yield batch, labels.pin() if pin else labels
 
 
 def save(run: Run, name: str, *, is_best: bool = False) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from train.progress import Run
 from train.step import StepSettings
+from vox.config import MAX_COUNT
 from vox.data.batch import AudioBatch, FeatureBatch, LabelBatch, make_label_batch
 from vox.data.sources import CachedSource
 from vox.errors import DeviceError
@@ -20,7 +21,6 @@ from vox.text import UNK_ID
 from vox.units import FRAME_RATE, SAMPLE_RATE, samples_to_frames
 
 log = logging.getLogger(__name__)
-
 
 CPU_MICRO_BATCH = 8
 ROOM = 0.85  # of a GPU's memory: what `auto` fills at most
@@ -36,7 +36,8 @@ def settle_micro_batch(run: Run, settings: StepSettings) -> None:
     progress, data = run.progress, run.parts.config.data
     recorded = progress.micro_batch_utterances
     if data.micro_batch_utterances != "auto":
-        progress.micro_batch_utterances = data.micro_batch_utterances
+        # A run that once ran out of memory goes on as it did then.
+        progress.micro_batch_utterances = min(data.micro_batch_utterances, recorded or MAX_COUNT)
     elif run.device.type != "cuda" or data.micro_batch_seconds is not None:
         progress.micro_batch_utterances = recorded or CPU_MICRO_BATCH
     else:
@@ -49,6 +50,7 @@ def settle_micro_batch(run: Run, settings: StepSettings) -> None:
         return
     rehearse(run, settings)
     log.info("the largest micro-batch takes %.1f GB", torch.cuda.max_memory_allocated(run.device) / 1e9)
+    torch.cuda.reset_peak_memory_stats(run.device)  # the metrics tell what training itself takes
 
 
 def find_largest(most: int, fits: Callable[[int], bool]) -> int:

@@ -7,6 +7,10 @@ import torch
 
 from vox.errors import DeviceError
 
+# Set to 1, it lets attention on a GPU go through cuDNN. An environment variable and not a config key: it
+# belongs to a machine and not to a run, which may resume elsewhere, and all commands that compute need it.
+CUDNN_ATTENTION = "VOX_CUDNN_ATTENTION"
+
 
 def local_device(name: str) -> str:
     """Turn `auto` and `cuda` into this process's own GPU of its machine, where torchrun started it."""
@@ -49,6 +53,15 @@ def _set_up_cuda(device: torch.device) -> None:
     # would be 1e-3 off itself, in WavLM and in the encoder. Half precision is not affected.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
+    # Products in half precision add up in float32 to the end: by default cuBLAS may add up parts of a long
+    # sum in half precision.
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    # torch 2.11 prefers cuDNN's attention on compute capability 9.0 and 10.x (cuDNN after 9.15; torch brings
+    # 9.19). It makes a plan for every new shape, up to 0.5 s each (FunASR issue 3704, on a B200), and nearly
+    # every batch here has a new shape. With a mask its gradients can be NaN (pytorch issue 196678, since
+    # 2.11), and it rounds dropout to sixteenths (pytorch issue 174245).
+    torch.backends.cuda.enable_cudnn_sdp(os.environ.get(CUDNN_ATTENTION) == "1")
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
@@ -78,7 +91,7 @@ def frozen_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Return the context for WavLM's frozen part, which keeps its features those of the cache.
 
     Under bfloat16 (8 bits of mantissa) features come out 7.5e-3 off float32, more than a cache may differ
-    from live audio; under float16 (11 bits) 9.4e-4. What is not trained has no gradients that could
+    from live audio; under float16 (11 bits) 0.6e-3. What is not trained has no gradients that could
     underflow, and so needs no bfloat16: it runs in float16 on a GPU and in float32 on a CPU. Any other
     precision is left as it is.
     """

@@ -13,6 +13,7 @@ from vox.audio import read_audio
 from vox.checkpoint import Checkpoint
 from vox.decode import DECODERS, Hypothesis, preferred_decoder
 from vox.decode.ctc import decode_ctc
+from vox.device import autocast, pick_precision
 from vox.errors import AudioError, ConfigError, name_first
 from vox.model.encoded import Encoded
 from vox.model.recogniser import Recogniser
@@ -125,5 +126,6 @@ def _recognise(
     device = device_of(recogniser)
     waveforms_BS = waveform_S[None].to(device)
     num_samples_B = torch.tensor([len(waveform_S)], device=device)
-    encoded = encode_audio(recogniser, waveforms_BS, num_samples_B)
-    return decode(recogniser, encoded)[0], decode_ctc(recogniser, encoded)[0]
+    with autocast(device, pick_precision("auto", device)):
+        encoded = encode_audio(recogniser, waveforms_BS, num_samples_B)
+        return decode(recogniser, encoded)[0], decode_ctc(recogniser, encoded)[0]

@@ -38,8 +38,8 @@ class AudioBatch:
     num_samples_B: torch.Tensor
 
     def pin(self) -> "AudioBatch":
-        """Copy to pinned memory what is not there yet; return it as it is where there is no GPU."""
-        return AudioBatch(self.ids, _pin(self.waveforms_BS), _pin(self.num_samples_B))
+        """Copy to pinned memory what is not there yet; only for a GPU, and where there is one."""
+        return AudioBatch(self.ids, self.waveforms_BS.pin_memory(), self.num_samples_B.pin_memory())
 
     def to(self, device: torch.device) -> "AudioBatch":
         """Copy to a device, asynchronously from pinned memory."""
@@ -62,8 +62,8 @@ class FeatureBatch:
     num_frames_B: torch.Tensor
 
     def pin(self) -> "FeatureBatch":
-        """Copy to pinned memory what is not there yet; return it as it is where there is no GPU."""
-        return FeatureBatch(self.ids, _pin(self.features_BTC), _pin(self.num_frames_B))
+        """Copy to pinned memory what is not there yet; only for a GPU, and where there is one."""
+        return FeatureBatch(self.ids, self.features_BTC.pin_memory(), self.num_frames_B.pin_memory())
 
     def to(self, device: torch.device) -> "FeatureBatch":
         """Copy to a device, asynchronously from pinned memory."""
@@ -88,9 +88,9 @@ class LabelBatch:
     targets_BU: torch.Tensor
 
     def pin(self) -> "LabelBatch":
-        """Copy to pinned memory what is not there yet; return it as it is where there is no GPU."""
+        """Copy to pinned memory what is not there yet; only for a GPU, and where there is one."""
         tensors = (self.labels_BU, self.num_labels_B, self.inputs_BU, self.targets_BU)
-        return LabelBatch(*map(_pin, tensors))
+        return LabelBatch(*(tensor.pin_memory() for tensor in tensors))
 
     def to(self, device: torch.device) -> "LabelBatch":
         """Copy to a device, all but the lengths."""
@@ -185,10 +185,6 @@ def make_label_batch(labels: Sequence[Sequence[int]]) -> LabelBatch:
         inputs_BU=_pad([[BOS_ID, *row] for row in labels], PAD_ID),
         targets_BU=_pad([[*row, EOS_ID] for row in labels], IGNORED),
     )
-
-
-def _pin(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.pin_memory() if torch.cuda.is_available() else tensor
 
 
 def _pad(rows: Sequence[Sequence[int]], fill: int) -> torch.Tensor:

@@ -34,7 +34,11 @@ def greedy_attention(
     token_B = torch.full_like(encoded.num_frames_B, BOS_ID, dtype=torch.int64)
     while rows:
         logits_BV = decoder.step(token_B, cache)
-        logits_BV[:, [PAD_ID, BOS_ID]] = float("-inf")
+        for never in (
+            PAD_ID,
+            BOS_ID,
+        ):  # one by one: a list of them would be copied to the device, and waited for
+            logits_BV[:, never] = float("-inf")
         token_B = logits_BV.argmax(dim=-1)
         kept = []
         for position, (row, token) in enumerate(zip(rows, token_B.tolist(), strict=True)):

@@ -150,7 +150,8 @@ class Decoder(nn.Module):
 
         Updates the cache. The logits are those of `forward` at the same position, in eval mode.
         """
-        position_1 = torch.tensor([cache.num_steps], device=token_B.device)
+        # Filled on the device: a copy from the host would be waited for.
+        position_1 = torch.full((1,), cache.num_steps, device=token_B.device)
         rotary = rotary_table(position_1, self.head_width)
         cross_rotary = None if cache.label_positions_BT is None else rotary
         is_frame_seen = self._see_frames(cache.is_frame_seen_B11T, cache.label_positions_BT, position_1)

@@ -47,7 +47,10 @@ def spread_bias(bias_HR: Tensor, first: int, last: int) -> Tensor:
     Query t meets keys at distances -t to T-1-t: a window of T on the 2T-1 distances, for each query.
     """
     num_frames = (bias_HR.shape[1] + 1) // 2
-    return bias_HR[:, num_frames - last : 2 * num_frames - 1 - first].unfold(1, num_frames, 1).flip(1)
+    windows_HQT = bias_HR[:, num_frames - last : 2 * num_frames - 1 - first].unfold(1, num_frames, 1)
+    # A copy, since flipped windows keep queries innermost in memory, and a GPU's fused attention with
+    # gradients takes no such mask: it would be computed step by step, with all of its scores in memory.
+    return windows_HQT.contiguous().flip(1)
 
 
 def make_bias_scratch(hidden_BTD: Tensor, num_heads: int) -> Tensor:

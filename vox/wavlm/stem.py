@@ -1,9 +1,10 @@
 """WavLM's convolution stem, with statistics over each utterance's own samples only.
 
-B batch, S samples, T frames (of whichever layer), C channels, D model width. Masks: True = real.
+B batch, S samples, T frames (of whichever layer), C channels, K kernel, P parts of a sum, D model width.
+Masks: True = real.
 
-The stem is never trained here, so it always runs without gradients. Module names follow Hugging Face's
-WavLMModel, so that state dicts fit.
+The stem is never trained here, so it always runs without gradients, and in the precision of its weights
+(`WavLM` turns autocast off for it). Module names follow Hugging Face's WavLMModel, so that state dicts fit.
 """
 
 import math
@@ -22,6 +23,7 @@ from vox.wavlm.linear import ACTIVATIONS, Linear, is_packable, multiply_packed, 
 NORMALISE_EPS = 1e-7
 
 BLOCK_FRAMES = 32  # of the stem's output at a time on a CPU: 4 MB after the first convolution of base
+SUM_PARTS = 64  # of a sum over all of an utterance's samples
 BATCH_FRAMES = 8192  # at a time on a GPU: 164 s, 1.1 GB after the first convolution of base in float32
 
 
@@ -51,12 +53,17 @@ def fold_group_norm(
     convolution's own would be taken away again by the norm.
     """
     kernel_CK = conv.weight[:, 0].double()
+    num_steps = samples_to_frames(waveforms_BS.shape[1], conv.kernel_size, conv.stride)
+    # More padding, for SUM_PARTS parts of equal length.
+    waveforms_BS = F.pad(waveforms_BS, (0, -num_steps % SUM_PARTS * conv.stride[0]))
     windows_BTK = waveforms_BS.unfold(1, *conv.kernel_size, *conv.stride).double()
     is_padding_BT1 = ~lengths_to_mask(num_frames_B, windows_BTK.shape[1])[..., None]
     count_B1 = num_frames_B.clamp(min=1)[:, None]
     mean_BK = windows_BTK.masked_fill(is_padding_BT1, 0.0).sum(1) / count_B1
     centred_BTK = (windows_BTK - mean_BK[:, None]).masked_fill(is_padding_BT1, 0.0)
-    covariance_BKK = centred_BTK.transpose(1, 2) @ centred_BTK / count_B1[..., None]
+    # A GPU gives each small product to one of its many cores, however long the sum is.
+    parts_BPTK = centred_BTK.unflatten(1, (SUM_PARTS, -1))
+    covariance_BKK = (parts_BPTK.transpose(2, 3) @ parts_BPTK).sum(1) / count_B1[..., None]
     variance_BC = ((kernel_CK @ covariance_BKK) * kernel_CK).sum(2).clamp(min=0.0)
     scale_BC = norm.weight * torch.rsqrt(variance_BC + norm.eps)
     bias_BC = norm.bias - (mean_BK @ kernel_CK.T) * scale_BC
@@ -111,16 +118,10 @@ class ConvLayer(nn.Module):
     def run_batch(self, frames_BTC: Tensor, weight_BKCD: Tensor | None, bias_BD: Tensor | None) -> Tensor:
         """Return [B, T', D] of a batch [B, T, C]: what a GPU does best."""
         if weight_BKCD is None or bias_BD is None:
-            # Transposed views: the kernels for half precision want the channels innermost in memory.
+            # Transposed views: channels stay innermost in memory, as the first layer and the norms have them.
             return self._finish(self.conv(frames_BTC.transpose(1, 2)).transpose(1, 2))
-        dtype = frames_BTC.dtype
-        device = frames_BTC.device.type
-        if torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
-        with torch.autocast(device, enabled=False):
-            windows_BTK = frames_BTC[..., 0].unfold(1, self.kernel, self.stride)
-            out_BTD = torch.baddbmm(bias_BD[:, None], windows_BTK, weight_BKCD[:, :, 0])
-        return self.activation(out_BTD.to(dtype))
+        windows_BTK = frames_BTC[..., 0].unfold(1, self.kernel, self.stride)
+        return self.activation(torch.baddbmm(bias_BD[:, None], windows_BTK, weight_BKCD[:, :, 0]))
 
     def _finish(self, frames: Tensor) -> Tensor:
         if isinstance(self.layer_norm, nn.LayerNorm):
@@ -145,8 +146,7 @@ class ConvStem(nn.Module):
     def forward(self, waveforms_BS: Tensor, num_samples_B: Tensor) -> Tensor:
         """Return frames [B, T, C] of clean waveforms [B, S] (zeros in the padding)."""
         if waveforms_BS.device.type == "cpu":
-            with torch.autocast("cpu", enabled=False):
-                return self.run_in_blocks(waveforms_BS, num_samples_B)
+            return self.run_in_blocks(waveforms_BS, num_samples_B)
         return self.run_batch(waveforms_BS, num_samples_B)
 
     def run_batch(self, waveforms_BS: Tensor, num_samples_B: Tensor) -> Tensor:
