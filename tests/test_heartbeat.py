@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.training import read_metrics, stage1_options
 from train.heartbeat import Heartbeat
+from train.run import run_training
 from vox.errors import AudioError
 from vox.liveness import ALIVE, judge_liveness, read_process_start
 
@@ -112,3 +114,15 @@ def test_a_beat_takes_no_time(tmp_path):
         for update in range(1000):
             heartbeat.beat(state="training", update=update, epoch=1, updates_per_second=3.5)
         assert time.perf_counter() - started < 1.0  # 1 ms each; 2 us measured
+
+
+def test_a_gpu_s_figures_reach_the_metrics(tiny_root, tiny_wavlm_dir, tmp_path, monkeypatch):
+    def measure(device):
+        return {"memory_gb": 1.5, "utilization": 97.0, "temperature": None}  # a driver that does not tell
+
+    monkeypatch.setattr("train.loop.measure_gpu", measure)
+    options = stage1_options(tiny_root, tiny_wavlm_dir, tmp_path / "run", overrides=("train.max_updates=1",))
+    run_training(options)
+    (line,) = (row for row in read_metrics(options.run_dir) if row["kind"] == "train")
+    assert (line["gpu_memory_gb"], line["gpu_utilization"]) == (1.5, 97.0)
+    assert "gpu_temperature" not in line

@@ -4,13 +4,12 @@ It says which process trains, in which state, and how far it is; `vox status` re
 killed writes nothing more, so its last heartbeat says when and in which state it died.
 """
 
-import importlib.util
 import json
 import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -148,9 +147,10 @@ class Heartbeat:
 
 
 def measure_gpu(device: torch.device) -> dict[str, float | None] | None:
-    """Return what this process uses of a GPU: memory in GB, utilization in percent; None on a CPU.
+    """Return what this process uses of a GPU: memory in GB; None on a CPU.
 
-    The utilization is that of the whole GPU, and None where pynvml is not installed. Never raises.
+    Utilization in percent and temperature in degrees Celsius are those of the whole GPU, and None where
+    the driver does not tell them. Never raises.
     """
     if device.type != "cuda":
         return None
@@ -164,14 +164,15 @@ def measure_gpu(device: torch.device) -> dict[str, float | None] | None:
         }
     except Exception:  # a driver that is going down raises many kinds
         return None
-    return figures | {"utilization": _measure_utilization(device)}
+    return figures | {
+        "utilization": _ask_driver(torch.cuda.utilization, device),
+        "temperature": _ask_driver(torch.cuda.temperature, device),
+    }
 
 
-def _measure_utilization(device: torch.device) -> float | None:
-    if importlib.util.find_spec("pynvml") is None:
-        return None
+def _ask_driver(question: Callable[[torch.device], int], device: torch.device) -> float | None:
     try:
-        return float(torch.cuda.utilization(device))
+        return float(question(device))
     except Exception:  # pynvml and torch raise kinds of their own
         return None
 

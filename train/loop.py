@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from train.average import validate_weights
+from train.heartbeat import measure_gpu
 from train.memory import halve_micro_batch
 from train.progress import Run, save_run
 from train.schedule import ctc_weight_at, learning_rate_at, set_learning_rate
@@ -316,6 +317,8 @@ def _write_window(run: Run, bar: "tqdm[NoReturn]") -> None:
         "skipped_updates": progress.skipped_updates,
         "unread_updates": progress.unread_updates,
     }
+    gpu = measure_gpu(run.device) or {}
+    timing |= {f"gpu_{name}": value for name, value in gpu.items() if value is not None}
     run.write("train", progress.update, values | timing)
     run.heartbeat.beat(updates_per_second=timing["updates_per_second"])
     _say_progress(run, values | timing, bar)
