@@ -20,7 +20,7 @@ from vox.cli import cli
 from vox.config import Config, load_config
 from vox.corpus import load_split
 from vox.demo.grammar import count_sentences, is_string, list_words, make_sentences
-from vox.demo.run import LAYERS, Step, clear_folder, plan_steps, run_step
+from vox.demo.run import LAYERS, Outcome, Step, clear_folder, format_outcome, plan_steps, run_step
 from vox.demo.synthesize import SPLIT_VOICES, Synthesizer, write_lines
 from vox.demo.tiny_wavlm import save_tiny_wavlm
 from vox.errors import VoxError
@@ -167,3 +167,11 @@ def _synthesize(root: Path) -> dict[str, bytes]:
         arguments += [f"--{split.removeprefix('demo-')}", str(len(voices))]
     run_step(Step("speak", ("vox.demo.synthesize", *arguments)), CHECKOUT)
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*.*") if path.is_file()}
+
+
+@pytest.mark.parametrize("best_update", [0, 120])
+def test_the_table_claims_no_more_for_stage_2_than_the_demo_shows(best_update: int) -> None:
+    wer = {1: {"ctc": 0.02, "attention": 0.01}, 2: {"ctc": 0.02, "attention": 0.01}}
+    text = format_outcome(Outcome(wer, wer, 0.0, best_update, {"train stage 2": 35.0}))
+    assert ("did not improve" in text) == (best_update == 0)
+    assert "this WavLM was never trained" in text

@@ -129,6 +129,9 @@ def format_outcome(outcome: Outcome) -> str:
         lines.append(
             "Stage 2 did not improve the dev WER: its best checkpoint is where it began, stage 1's weights."
         )
+    lines.append(
+        "Stage 2 is short here, and this WavLM was never trained: it shows that the step works, no more."
+    )
     lines.append("A grammar tells a decoder what comes next; digits and letters in any order do not.")
     lines.append("About 600 words of a synthesizer: the table says nothing about other speech.")
     lines.append("")
