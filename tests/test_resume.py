@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import shutil
 import signal
 from dataclasses import replace
@@ -9,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.training import Killed, assert_equal_runs, kill_run, signal_during, stage2_options
+import train.step
+from tests.training import Killed, assert_equal_runs, kill_run, read_metrics, signal_during, stage2_options
 from train.metrics import METRICS, MetricsLog
 from train.options import TrainOptions
 from train.run import run_training
 from train.signals import Interrupted
 from vox.checkpoint import load_recogniser, point_link
-from vox.errors import CheckpointError, ConfigError
+from vox.cli import main
+from vox.errors import CheckpointError, ConfigError, TrainingError
 
 
 def test_killed_inside_an_epoch_and_resumed_ends_the_same(
@@ -97,6 +100,36 @@ def test_killed_at_a_link_and_resumed_ends_the_same(on_move, stage1, tmp_path, m
     best = json.loads((options.run_dir / "best" / "state.json").read_text())
     assert best["best_checkpoint"] == (options.run_dir / "best").resolve().name
     assert len(list((options.run_dir / "checkpoints").iterdir())) <= 3  # best, last, the one before
+
+
+def test_a_run_whose_gradients_stay_nan_stops_and_can_be_resumed(stage1, tmp_path, monkeypatch, capsys):
+    """From update 4 on nothing is finite. Resumed from update 3, with the cause removed, it ends the same."""
+    weigh, run = train.step._weigh, tmp_path / "run"
+    calls = itertools.count(1)
+
+    def weigh_nan(*arguments):  # called once for each of an update's two micro-batches
+        return weigh(*arguments) * (math.nan if next(calls) > 6 else 1.0)
+
+    monkeypatch.setattr("train.step._weigh", weigh_nan)
+    monkeypatch.setattr("train.loop.MAX_SKIPPED_IN_A_ROW", 3)
+    message = r"^3 updates in a row, up to update 6, .*7-1-00.*--resume"
+    with pytest.raises(TrainingError, match=message) as caught:
+        run_training(replace(stage1, run=run))
+    skipped = [line for line in read_metrics(run) if line["kind"] == "skipped"]
+    assert [(line["update"], len(line["ids"])) for line in skipped] == [(4, 4), (5, 4), (6, 4)]
+    assert all(name in str(caught.value) for name in skipped[-1]["ids"][:3])
+    assert main(["train", "--stage", "1", "--resume", "--run", str(run)]) == 2
+    assert "vox: error: 3 updates in a row, up to update 6" in capsys.readouterr().err.splitlines()[-1]
+    monkeypatch.undo()
+    run_training(TrainOptions(stage=1, run=run, resume=True))
+    assert_equal_runs(stage1.run_dir, run)
+
+
+def test_a_short_run_of_which_every_update_is_skipped_fails(stage1, tmp_path, monkeypatch):
+    weigh = train.step._weigh
+    monkeypatch.setattr("train.step._weigh", lambda *arguments: weigh(*arguments) * math.inf)
+    with pytest.raises(TrainingError, match="9 updates in a row, up to update 9"):
+        run_training(replace(stage1, run=tmp_path / "run"))
 
 
 def test_backup_holds_a_checkpoint_that_loads(stage1, tmp_path):

@@ -44,6 +44,7 @@ class Progress:
     update_in_epoch: int = 0
     window: dict[str, float] = field(default_factory=dict)  # sums since the last metric line
     skipped_updates: int = 0  # their gradient was not finite
+    skipped_in_a_row: int = 0  # of these, those since the last update that changed the weights
     unread_updates: int = 0  # none of their recordings could be read
     best: list[float] | None = None  # rank of the best dev result
     best_checkpoint: str | None = None  # and the name of its folder
