@@ -16,7 +16,7 @@ from train.metrics import METRICS, MetricsLog
 from train.options import TrainOptions
 from train.run import run_training
 from train.signals import Interrupted
-from vox.checkpoint import load_recogniser, point_link
+from vox.checkpoint import CHECKSUMS, STATE, hash_file, load_recogniser, point_link
 from vox.cli import main
 from vox.errors import CheckpointError, ConfigError, TrainingError
 
@@ -198,6 +198,32 @@ def test_a_changed_dev_split_is_not_compared_with(stage1, tmp_path):
     transcripts.write_text(words.replace("GO", "RUN") if "GO" in words else words.replace("UP", "RUN"))
     with pytest.raises(CheckpointError, match="dev-tiny has changed since the run began"):
         run_training(TrainOptions(stage=1, run=run, resume=True, root=root, features=stage1.features))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": 2}, r"state has format 2, and this Vox reads format 1: \S+state.json; use the version"),
+        ({"lookahead": 3}, r"keys that this Vox does not know \(lookahead\): \S+state.json; resume with"),
+        ({"format": None}, None),  # what older versions wrote
+    ],
+)
+def test_a_state_is_resumed_from_unless_another_version_wrote_it(changes, message, stage1, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(stage1.run_dir, run, symlinks=True)
+    state = json.loads((run / "last" / STATE).read_text())
+    assert state["format"] == 1
+    state = {key: value for key, value in (state | changes).items() if key != "format" or value}
+    (run / "last" / STATE).write_text(json.dumps(state))
+    checksums = json.loads((run / "last" / CHECKSUMS).read_text())
+    (run / "last" / CHECKSUMS).write_text(json.dumps(checksums | {STATE: hash_file(run / "last" / STATE)}))
+    resumed = TrainOptions(stage=1, run=run, resume=True)
+    if message is None:
+        run_training(resumed)
+        assert_equal_runs(stage1.run_dir, run)
+    else:
+        with pytest.raises(CheckpointError, match=message):
+            run_training(resumed)
 
 
 def test_metrics_are_never_filled_up_with_zeros(tmp_path):
