@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vox.config import DEFAULT_LAYERS, DEFAULT_WAVLM
 from vox.errors import CacheError, name_first
 from vox.features.fingerprint import Fingerprint, join_layers
 from vox.features.plan import (
@@ -23,9 +24,6 @@ from vox.features.plan import (
     read_plan,
 )
 from vox.features.shard import Shard, damaged
-
-DEFAULT_WAVLM = "microsoft/wavlm-base"
-DEFAULT_LAYERS = (9, 10, 11, 12)
 
 
 class FeatureCache:
