@@ -73,9 +73,9 @@ def evaluate(
         prepare_out_dir,
         write_report,
     )
-    from evaluate.run import evaluate_split, list_left_out
+    from evaluate.run import evaluate_split
     from vox.checkpoint import load_recogniser, newest_checkpoint
-    from vox.corpus import load_split
+    from vox.corpus import load_split_and_problems
     from vox.decode import DECODERS
     from vox.device import pick_device
     from vox.transcribe import pick_decoder
@@ -89,7 +89,7 @@ def evaluate(
     # Resolved, because training moves the link `best` to another checkpoint, perhaps just now.
     loaded = load_recogniser(folder.resolve(), place)
     identity = describe_checkpoint(folder, loaded)
-    utterances = load_split(root, split, skip_bad=skip_bad)
+    utterances, problems = load_split_and_problems(root, split, skip_bad=skip_bad)
     out_dir = prepare_out_dir(out or default_out_dir(folder, split))
 
     evaluation = evaluate_split(
@@ -99,7 +99,7 @@ def evaluate(
         names,
         batch_seconds=batch_seconds,
         workers=workers,
-        left_out=list_left_out(root, split) if skip_bad else None,
+        left_out={problem.name: problem.reason for problem in problems},
     )
     click.echo(format_table(evaluation))
     write_report(out_dir, evaluation, identity)

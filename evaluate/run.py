@@ -9,12 +9,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 
 from vox.checkpoint import Checkpoint
-from vox.corpus import Utterance, probe_audio, read_split
+from vox.corpus import Utterance
 from vox.data.batch import AudioBatch, AudioFailure
 from vox.data.sources import iterate_by_length
 from vox.device import autocast, pick_precision, synchronize
@@ -96,13 +95,6 @@ def evaluate_split(
     if len(tally.excluded) == len(utterances):
         raise CorpusError("no recording could be read", where=split, remedy="see the reasons above")
     return _score_tally(split, utterances, tally, left_out or {})
-
-
-def list_left_out(root: Path, split: str) -> dict[str, str]:
-    """Name what `load_split` leaves out of a split when it skips the bad, and why."""
-    utterances, problems = read_split(root, split)
-    _, unreadable = probe_audio(utterances)
-    return {problem.name: problem.reason for problem in [*problems, *unreadable]}
 
 
 @torch.inference_mode()

@@ -5,7 +5,9 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
+from vox.config import DEFAULT_LAYERS, DEFAULT_WAVLM
 from vox.errors import ConfigError
+from vox.features.fingerprint import join_layers
 from vox.options import PositiveFloat
 
 # Of the probe alone, and those that it shares with caching.
@@ -21,11 +23,12 @@ SHARED_OPTIONS = frozenset(
 @click.command()
 @click.option("--split", "splits", multiple=True, required=True, help="Split to compute (repeatable).")
 @click.option("--root", type=click.Path(path_type=Path), default=Path("data"), show_default=True)
+@click.option("--wavlm", default=DEFAULT_WAVLM, show_default=True, help="Name on the hub, or a folder.")
 @click.option(
-    "--wavlm", default="microsoft/wavlm-base", show_default=True, help="Name on the hub, or a folder."
-)
-@click.option(
-    "--layers", default="9,10,11,12", show_default=True, help="Transformer layers to average, counted from 1."
+    "--layers",
+    default=join_layers(DEFAULT_LAYERS),
+    show_default=True,
+    help="Transformer layers to average, counted from 1.",
 )
 @click.option(
     "--speeds", default="1.0", show_default=True, help="Also at other speeds, each cached: 0.9,1.0,1.1."
@@ -202,7 +205,9 @@ def parse_layers(text: str) -> tuple[int, ...]:
         layers = ()
     if not layers or min(layers) < 1 or len(set(layers)) != len(layers):
         raise ConfigError(
-            "--layers takes different numbers from 1 up", where=text, remedy="write --layers 9,10,11,12"
+            "--layers takes different numbers from 1 up",
+            where=text,
+            remedy=f"write --layers {join_layers(DEFAULT_LAYERS)}",
         )
     return tuple(sorted(layers))
 

@@ -5,8 +5,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vox.config import Config, dump_config, load_config
+from precompute.cli import parse_layers, precompute
+from vox.config import NUM_UNFROZEN_LAYERS, Config, dump_config, load_config
 from vox.errors import ConfigError
+from vox.features.cache import precompute_command
+from vox.features.fingerprint import Fingerprint
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -19,9 +22,19 @@ def test_stage2_file_differs_where_it_should_only():
     tree = yaml.safe_load((CONFIGS / "stage2.yaml").read_text())
     expected = Config().model_dump(mode="json")
     del expected["model"], expected["features"]  # they come from the checkpoint
-    expected["train"] |= {"stage": 2, "epochs": 5, "unfreeze_layers": [9, 10, 11]}
+    top = list(range(12 - NUM_UNFROZEN_LAYERS, 12))  # of WavLM-base
+    expected["train"] |= {"stage": 2, "epochs": 5, "unfreeze_layers": top}
     expected["optimizer"] |= {"learning_rate": 1e-5}
     assert tree == expected
+
+
+def test_what_is_cached_by_default_is_what_is_trained_on_by_default():
+    options = {option.name: option.default for option in precompute.params}
+    features = Config().features
+    assert parse_layers(options["layers"]) == features.layers
+    assert options["wavlm"] == features.wavlm
+    fingerprint = Fingerprint("ab" * 32, features.layers, {})
+    assert precompute_command("s", fingerprint, wavlm=features.wavlm) == "vox precompute --split s"
 
 
 def test_dumped_config_loads_as_itself(tmp_path):

@@ -15,6 +15,7 @@ from evaluate.report import _replace_text, default_out_dir
 from evaluate.run import _score_tally, _Tally
 from tests.conftest import make_speech, write_split
 from tests.untrained import save_arbitrary_checkpoint, save_go_checkpoint
+from vox.audio import read_header
 from vox.checkpoint import load_recogniser
 from vox.cli import main
 from vox.corpus import Utterance
@@ -153,9 +154,14 @@ def test_everything_computes_in_the_precision_chosen_for_the_device(
 
 
 def test_an_unreadable_recording_is_excluded_and_said(
-    checkpoint: Path, own_root: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path,
+    own_root: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A truncated FLAC, whose header is whole, shows only when it is decoded."""
+    """A truncated FLAC, whose header is whole, shows only when it is decoded. Headers are read once."""
+    headers: list[Path] = []
+    monkeypatch.setattr("vox.corpus.read_header", lambda *a: (headers.append(a[0]), read_header(*a))[1])
     broken, empty, *_ = sorted(own_root.rglob("*.flac"))
     broken.write_bytes(broken.read_bytes()[: broken.stat().st_size // 2])
     empty.write_bytes(b"")
@@ -166,7 +172,9 @@ def test_an_unreadable_recording_is_excluded_and_said(
     assert empty.stem in capsys.readouterr().err
     assert not out_dir.exists()
 
+    headers.clear()
     assert main(["evaluate", *arguments, "--skip-bad"]) == 0
+    assert sorted(headers) == sorted(own_root.rglob("*.flac"))
     captured = capsys.readouterr()
     report = json.loads((out_dir / "report.json").read_text())
     assert set(report["excluded"]) == {broken.stem, empty.stem}

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import shutil
 import signal
 from dataclasses import replace
@@ -9,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.training import Killed, assert_equal_runs, kill_run, signal_during, stage2_options
+import train.step
+from tests.training import Killed, assert_equal_runs, kill_run, read_metrics, signal_during, stage2_options
 from train.metrics import METRICS, MetricsLog
 from train.options import TrainOptions
 from train.run import run_training
 from train.signals import Interrupted
-from vox.checkpoint import load_recogniser, point_link
-from vox.errors import CheckpointError, ConfigError
+from vox.checkpoint import CHECKSUMS, STATE, hash_file, load_recogniser, point_link
+from vox.cli import main
+from vox.errors import CheckpointError, ConfigError, TrainingError
 
 
 def test_killed_inside_an_epoch_and_resumed_ends_the_same(
@@ -99,6 +102,36 @@ def test_killed_at_a_link_and_resumed_ends_the_same(on_move, stage1, tmp_path, m
     assert len(list((options.run_dir / "checkpoints").iterdir())) <= 3  # best, last, the one before
 
 
+def test_a_run_whose_gradients_stay_nan_stops_and_can_be_resumed(stage1, tmp_path, monkeypatch, capsys):
+    """From update 4 on nothing is finite. Resumed from update 3, with the cause removed, it ends the same."""
+    weigh, run = train.step._weigh, tmp_path / "run"
+    calls = itertools.count(1)
+
+    def weigh_nan(*arguments):  # called once for each of an update's two micro-batches
+        return weigh(*arguments) * (math.nan if next(calls) > 6 else 1.0)
+
+    monkeypatch.setattr("train.step._weigh", weigh_nan)
+    monkeypatch.setattr("train.loop.MAX_SKIPPED_IN_A_ROW", 3)
+    message = r"^3 updates in a row, up to update 6, .*7-1-00.*--resume"
+    with pytest.raises(TrainingError, match=message) as caught:
+        run_training(replace(stage1, run=run))
+    skipped = [line for line in read_metrics(run) if line["kind"] == "skipped"]
+    assert [(line["update"], len(line["ids"])) for line in skipped] == [(4, 4), (5, 4), (6, 4)]
+    assert all(name in str(caught.value) for name in skipped[-1]["ids"][:3])
+    assert main(["train", "--stage", "1", "--resume", "--run", str(run)]) == 2
+    assert "vox: error: 3 updates in a row, up to update 6" in capsys.readouterr().err.splitlines()[-1]
+    monkeypatch.undo()
+    run_training(TrainOptions(stage=1, run=run, resume=True))
+    assert_equal_runs(stage1.run_dir, run)
+
+
+def test_a_short_run_of_which_every_update_is_skipped_fails(stage1, tmp_path, monkeypatch):
+    weigh = train.step._weigh
+    monkeypatch.setattr("train.step._weigh", lambda *arguments: weigh(*arguments) * math.inf)
+    with pytest.raises(TrainingError, match="9 updates in a row, up to update 9"):
+        run_training(replace(stage1, run=tmp_path / "run"))
+
+
 def test_backup_holds_a_checkpoint_that_loads(stage1, tmp_path):
     options = replace(stage1, run=tmp_path / "run", backup=f"file://{tmp_path}/elsewhere")
     run_training(options)
@@ -165,6 +198,32 @@ def test_a_changed_dev_split_is_not_compared_with(stage1, tmp_path):
     transcripts.write_text(words.replace("GO", "RUN") if "GO" in words else words.replace("UP", "RUN"))
     with pytest.raises(CheckpointError, match="dev-tiny has changed since the run began"):
         run_training(TrainOptions(stage=1, run=run, resume=True, root=root, features=stage1.features))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": 2}, r"state has format 2, and this Vox reads format 1: \S+state.json; use the version"),
+        ({"lookahead": 3}, r"keys that this Vox does not know \(lookahead\): \S+state.json; resume with"),
+        ({"format": None}, None),  # what older versions wrote
+    ],
+)
+def test_a_state_is_resumed_from_unless_another_version_wrote_it(changes, message, stage1, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(stage1.run_dir, run, symlinks=True)
+    state = json.loads((run / "last" / STATE).read_text())
+    assert state["format"] == 1
+    state = {key: value for key, value in (state | changes).items() if key != "format" or value}
+    (run / "last" / STATE).write_text(json.dumps(state))
+    checksums = json.loads((run / "last" / CHECKSUMS).read_text())
+    (run / "last" / CHECKSUMS).write_text(json.dumps(checksums | {STATE: hash_file(run / "last" / STATE)}))
+    resumed = TrainOptions(stage=1, run=run, resume=True)
+    if message is None:
+        run_training(resumed)
+        assert_equal_runs(stage1.run_dir, run)
+    else:
+        with pytest.raises(CheckpointError, match=message):
+            run_training(resumed)
 
 
 def test_metrics_are_never_filled_up_with_zeros(tmp_path):

@@ -145,7 +145,7 @@ def test_cached_variants_are_the_live_ones(options: TrainOptions, extractor: Fea
 
 def test_a_speed_that_is_not_cached_is_named(options: TrainOptions, extractor: FeatureExtractor) -> None:
     fingerprint = make_fingerprint(extractor.wavlm, (3, 4))
-    message = rf"speed: cache \S+, model 1.2.*vox precompute --split {SPLIT} --layers 3,4 --speeds 1.2`"
+    message = rf"speed: cache \S+, model 1.2.*vox precompute --split {SPLIT} --layers 3,4 --speeds 1.2 "
     with pytest.raises(CacheError, match=message):
         open_source(options, SPLIT, fingerprint, workers=0, pin=False, speeds=(1.0, 1.2))
 

@@ -1,6 +1,8 @@
 """Both stages end to end on a tiny corpus: what they learn, hand over and refuse."""
 
 import json
+import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +28,8 @@ from vox.errors import (
     TextError,
     VoxError,
 )
+from vox.features.cache import cache_dir
+from vox.features.fingerprint import make_fingerprint
 
 
 def test_stage1_learns_and_leaves_wavlm_alone(stage1, tiny_wavlm_dir):
@@ -194,6 +198,33 @@ def test_what_a_user_can_mend_is_refused(
         run_training(stage1_options(tiny_root, tiny_wavlm_dir, tmp_path / "run", **changes))
     assert isinstance(caught.value, VoxError)
     assert "\n" not in str(caught.value)
+
+
+def test_the_advised_commands_make_the_cache_that_is_wanted(tiny_root, tiny_wavlm_dir, tmp_path, caplog):
+    """Run as they are written, with --workers added; WavLM is named by a config key, not by --wavlm."""
+
+    def run_advice(text: str) -> Path:
+        words = shlex.split(re.findall(r"`(vox precompute .*?)`", text)[-1])
+        assert main([*words[1:], "--workers", "0"]) == 0
+        (cache,) = (tmp_path / "my features" / words[words.index("--split") + 1]).iterdir()
+        return cache
+
+    caplog.set_level("INFO")
+    overrides = (f"features.wavlm={tiny_wavlm_dir}", "data.speeds=[0.9]", "train.max_updates=1")
+    options = replace(
+        stage1_options(tiny_root, tiny_wavlm_dir, tmp_path / "run", cached=True, overrides=overrides),
+        wavlm=None,
+        features=tmp_path / "my features",
+    )
+    with pytest.raises(CacheError, match="no cached features for split train-tiny") as caught:
+        run_training(options)
+    run_advice(str(caught.value))
+    run_training(options)
+    assert "dev-tiny is not cached" in caplog.text
+    made = run_advice(caplog.text)
+    wavlm = load_recogniser(options.run_dir / "last").recogniser.extractor.wavlm
+    fingerprint = make_fingerprint(wavlm, (3, 4))
+    assert made == cache_dir(tmp_path / "my features", "dev-tiny", fingerprint)
 
 
 def test_a_cache_of_other_weights_is_refused_by_name(tiny_root, tiny_wavlm_dir, features_dir, tmp_path):

@@ -56,6 +56,7 @@ def build_parts(options: TrainOptions, config: Config, device: torch.device, ran
     else:
         extractor, config = origin.recogniser.extractor, _adopt(config, origin.config)
         log.info("starting from the weights of %s", origin.folder)
+    options = replace(options, wavlm=config.features.wavlm)  # also where a config or a checkpoint names it
     cached_layer = _cached_layer(config) if options.cached else None
     fingerprint = _wanted_fingerprint(options, config, extractor, origin) if options.cached else None
     pin = device.type == "cuda"

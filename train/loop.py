@@ -22,12 +22,16 @@ from train.validate import DevResult, Stopped
 from vox.data.batch import AudioBatch, FeatureBatch, LabelBatch
 from vox.data.plan import Update, plan_epoch
 from vox.device import peak_memory_gb
-from vox.errors import AudioError
+from vox.errors import AudioError, TrainingError, name_first
 from vox.units import FRAME_RATE, SAMPLE_RATE
 
 log = logging.getLogger(__name__)
 
 LINE_SECONDS = 15.0  # between progress lines where there is no terminal
+
+# Updates in a row whose gradient is not finite, after which training stops. More than float16's search for a
+# scale can take: each halves the loss scale, and 50 bring it from 2^16 to 2^-34.
+MAX_SKIPPED_IN_A_ROW = 50
 
 
 def train_epochs(run: Run) -> None:
@@ -279,14 +283,9 @@ def _read_results(run: Run) -> None:
             progress.unread_updates += 1
             log.warning("update %d skipped: none of its recordings could be read", number)
         elif not figures.is_finite:
-            progress.skipped_updates += 1
-            ids = run.parts.train.ids
-            run.write("skipped", number, {"ids": [ids[position] for position in _positions_of(update)]})
-            if run.scaler.is_enabled():
-                log.info("update %d skipped: float16 overflowed, and the loss is scaled less now", number)
-            else:
-                log.warning("update %d skipped: its gradient is not finite (whose: metrics.jsonl)", number)
+            _count_skipped(run, number, update)
         else:
+            progress.skipped_in_a_row = 0
             window = progress.window
             for name in ("ctc", "attention", "loss", "grad_norm", "num_frames"):
                 window[name] = window.get(name, 0.0) + getattr(figures, name)
@@ -294,6 +293,29 @@ def _read_results(run: Run) -> None:
             window["learning_rate"], window["ctc_weight"] = learning_rate, result.ctc_weight
             run.timed_updates += 1
             run.timed_frames += figures.num_frames
+
+
+def _count_skipped(run: Run, number: int, update: Update) -> None:
+    """Record an update whose gradient is not finite; raise TrainingError after too many in a row."""
+    progress = run.progress
+    progress.skipped_updates += 1
+    progress.skipped_in_a_row += 1
+    ids = [run.parts.train.ids[position] for position in _positions_of(update)]
+    run.write("skipped", number, {"ids": ids})
+    limit = MAX_SKIPPED_IN_A_ROW
+    if run.scaler.is_enabled():
+        log.info("update %d skipped: float16 overflowed, and the loss is scaled less now", number)
+    else:
+        log.warning("update %d skipped: non-finite gradient; utterance ids are in metrics.jsonl", number)
+        limit = min(limit, run.total_updates)  # a short run of which every update is skipped fails as well
+    if progress.skipped_in_a_row >= limit:
+        raise TrainingError(
+            f"{limit} updates in a row, up to update {number}, had a non-finite gradient (utterances of the "
+            f"last: {name_first(ids)}; the others are in metrics.jsonl)",
+            where=run.run_dir,
+            remedy="check the recordings or their cache (vox cache verify), then go on with --resume; if "
+            "they are sound, start another run with a lower optimizer.learning_rate or train.precision=fp32",
+        )
 
 
 def _write_window(run: Run, bar: "tqdm[NoReturn]") -> None:

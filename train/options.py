@@ -4,12 +4,12 @@ import json
 import logging
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from vox.config import Config, load_config
-from vox.errors import CheckpointError, ConfigError
+from vox.errors import CheckpointError, ConfigError, name_first
 from vox.features.files import write_whole
 
 log = logging.getLogger(__name__)
@@ -17,6 +17,14 @@ log = logging.getLogger(__name__)
 CONFIGS_DIR = Path(__file__).resolve().parent.parent / "configs"
 OPTIONS = "options.json"  # in the run's folder: what --resume starts from
 RUN_ID = "run_id"  # in it
+
+# What --resume does with an option of TrainOptions. One that is in none of these is the recorded one, and
+# giving another is refused.
+OF_THE_COMMAND = frozenset({"run", "resume", "restore_from"})  # as the resuming command has it
+CHANGEABLE = frozenset({"root", "features", "device", "backup"})  # the recorded one, unless it is given
+# Part of the run's saved config or weights by now: refused.
+IN_CONFIG = frozenset({"config_path", "overrides", "train_split", "dev_split", "wavlm", "from_checkpoint"})
+FLAGS = {"config_path": "--config", "overrides": "--set", "from_checkpoint": "--from"}  # others: --name
 
 
 @dataclass(frozen=True)
@@ -106,52 +114,56 @@ def find_run_id(content: bytes) -> str | None:
 
 
 def resume_options(options: TrainOptions) -> TrainOptions:
-    """Return the interrupted run's own options; --device and --backup may be given anew.
+    """Return the interrupted run's own options, changed where the resuming command may change them.
 
     Raises CheckpointError when there is no run to resume, ConfigError when an option would change it.
     """
-    path = options.run_dir / OPTIONS
+    recorded = _read_options(options.run_dir)
+    changes: dict[str, Any] = {}
+    refused = []
+    for each in fields(TrainOptions):
+        name, value = each.name, getattr(options, each.name)
+        is_given = value != each.default
+        if name in OF_THE_COMMAND or (name in CHANGEABLE and is_given):
+            changes[name] = value
+        elif name in CHANGEABLE:
+            continue
+        elif is_given and (name in IN_CONFIG or value != getattr(recorded, name)):
+            refused.append(FLAGS.get(name, f"--{name.replace('_', '-')}"))
+        elif name in IN_CONFIG:
+            changes[name] = each.default
+    if refused:
+        raise ConfigError(
+            f"a resumed run keeps its settings: {', '.join(refused)} cannot be given",
+            where=options.run_dir,
+            remedy=f"write vox train --stage {recorded.stage} --resume --run DIR alone, or start another run",
+        )
+    return replace(recorded, **changes)
+
+
+def _read_options(run_dir: Path) -> TrainOptions:
+    """Read what `save_options` wrote; options that an older version did not know get their defaults."""
+    path = run_dir / OPTIONS
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
+        tree = None
+    if not isinstance(tree, dict) or "stage" not in tree:
+        raise CheckpointError("no run to resume", where=run_dir, remedy="start it without --resume")
+    kinds = get_type_hints(TrainOptions)
+    unknown = sorted(tree.keys() - kinds.keys() - {RUN_ID})
+    if unknown:
         raise CheckpointError(
-            "no run to resume", where=options.run_dir, remedy="start it without --resume"
-        ) from None
-    changed = [
-        flag
-        for flag, given in (
-            ("--config", options.config_path),
-            ("--set", options.overrides),
-            ("--train-split", options.train_split),
-            ("--dev-split", options.dev_split),
-            ("--wavlm", options.wavlm),
-            ("--from", options.from_checkpoint),
-            ("--cached", options.cached and not tree["cached"]),
-            ("--skip-bad", options.skip_bad and not tree["skip_bad"]),
+            f"the run has options that this Vox does not know ({name_first(unknown)})",
+            where=path,
+            remedy="resume with the version of Vox that wrote it, or a newer one",
         )
-        if given
-    ]
-    if changed or tree["stage"] != options.stage:
-        raise ConfigError(
-            f"a resumed run keeps its settings: {', '.join(changed) or '--stage'} cannot be given",
-            where=options.run_dir,
-            remedy=f"write vox train --stage {tree['stage']} --resume --run DIR alone, or start another run",
-        )
-    recorded = TrainOptions(
-        stage=tree["stage"],
-        cached=tree["cached"],
-        root=Path(tree["root"]),
-        features=Path(tree["features"]) if tree["features"] else None,
-        run=options.run,
-        resume=True,
-        device=tree["device"],
-        backup=tree["backup"],
-        skip_bad=tree["skip_bad"],
-    )
-    return replace(
-        recorded,
-        root=options.root if options.root != TrainOptions.root else recorded.root,
-        features=options.features or recorded.features,
-        device=options.device if options.device != "auto" else recorded.device,
-        backup=options.backup or recorded.backup,
-    )
+    tree.pop(RUN_ID, None)
+    return TrainOptions(**{name: _from_json(value, kinds[name]) for name, value in tree.items()})
+
+
+def _from_json(value: Any, kind: Any) -> Any:
+    """Undo what JSON and `save_options` did to an option's value: a Path is a text there, a tuple a list."""
+    if isinstance(value, str) and Path in (kind, *get_args(kind)):
+        return Path(value)
+    return tuple(value) if isinstance(value, list) else value

@@ -2,7 +2,8 @@
 
 import logging
 import shutil
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from train.ranks import Ranks
 from train.signals import Signals
 from train.step import UpdateResult
 from vox.checkpoint import (
+    STATE,
     find_damage,
     list_checkpoints,
     point_link,
@@ -25,7 +27,7 @@ from vox.checkpoint import (
     set_aside,
 )
 from vox.data.plan import Update
-from vox.errors import CheckpointError
+from vox.errors import CheckpointError, name_first
 
 if TYPE_CHECKING:
     from train.average import Ema
@@ -44,6 +46,7 @@ class Progress:
     update_in_epoch: int = 0
     window: dict[str, float] = field(default_factory=dict)  # sums since the last metric line
     skipped_updates: int = 0  # their gradient was not finite
+    skipped_in_a_row: int = 0  # of these, those since the last update that changed the weights
     unread_updates: int = 0  # none of their recordings could be read
     best: list[float] | None = None  # rank of the best dev result
     best_checkpoint: str | None = None  # and the name of its folder
@@ -57,6 +60,21 @@ class Progress:
     train_digest: str = ""  # of the train split, and the number of updates: a run keeps both
     dev_digest: str = ""  # of the dev split; empty in runs of older versions
     total_updates: int = 0
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], folder: Path) -> "Progress":
+        """Take up a checkpoint's state; keys that an older version did not write get their defaults.
+
+        folder: the checkpoint. Raises CheckpointError for keys that only another version of Vox knows.
+        """
+        unknown = sorted(state.keys() - {each.name for each in fields(cls)})
+        if unknown:
+            raise CheckpointError(
+                f"the checkpoint's state has keys that this Vox does not know ({name_first(unknown)})",
+                where=folder / STATE,
+                remedy="resume with the version of Vox that wrote it, or a newer one",
+            )
+        return cls(**state)
 
 
 @dataclass

@@ -195,7 +195,7 @@ def _find_longest(parts: Parts) -> int:
 def _find_progress(options: TrainOptions, parts: Parts, fresh: Progress, ranks: Ranks) -> Progress:
     """Return where the run stood, after checking that it is still the same run, and put its links back."""
     assert parts.origin is not None
-    progress = Progress(**parts.origin.state)
+    progress = Progress.from_state(parts.origin.state, parts.origin.folder)
     if (progress.train_digest, progress.total_updates) != (fresh.train_digest, fresh.total_updates):
         raise CheckpointError(
             f"{parts.train.name} or the config has changed since the run began ({progress.total_updates} "

@@ -8,12 +8,19 @@ from dataclasses import dataclass, replace
 
 from train.options import TrainOptions
 from vox.audio import format_speed
+from vox.config import DEFAULT_WAVLM
 from vox.corpus import Utterance, load_split
 from vox.data.batch import LabelBatch, make_label_batch
 from vox.data.sources import CachedSource, LiveSource, Source
 from vox.decode.ctc import min_ctc_frames
 from vox.errors import CacheError, CorpusError, name_first
-from vox.features.cache import FeatureCache, cache_dir, merge_caches, open_cache, precompute_command
+from vox.features.cache import (
+    FeatureCache,
+    cache_dir,
+    merge_caches,
+    open_cache,
+    precompute_command,
+)
 from vox.features.fingerprint import Fingerprint
 from vox.text import UNK_ID, Tokenizer
 from vox.units import SAMPLE_RATE
@@ -77,8 +84,9 @@ def open_source(
 ) -> tuple[list[Utterance], Source]:
     """Read a split's transcripts and open its cache (with a fingerprint) or its audio (without).
 
-    speeds: every utterance is there at each, one under its own id where the speed is 1, else as
-    `sp0.9-<id>`. The fingerprint is that of speed 1. Raises CorpusError or CacheError.
+    options.wavlm: what advice to run `vox precompute` names. speeds: every utterance is there at each, one
+    under its own id where the speed is 1, else as `sp0.9-<id>`. The fingerprint is that of speed 1. Raises
+    CorpusError or CacheError.
     """
     utterances: list[Utterance] = []
     if fingerprint is None:
@@ -87,7 +95,10 @@ def open_source(
             utterances += _name_variants(corpus, speed)
         return _refuse_duplicates(utterances, split), LiveSource(utterances, workers=workers, pin=pin)
     prints = {speed: fingerprint.at_speed(speed) for speed in speeds}
-    caches = {speed: open_cache(options.features_dir, split, prints[speed]) for speed in speeds}
+    caches = {
+        speed: open_cache(options.features_dir, split, wanted, _command_for(options, split, wanted))
+        for speed, wanted in prints.items()
+    }
     corpus = load_split(options.root, split, probe=False, skip_bad=options.skip_bad)
     for speed, cache in caches.items():
         matched = _match_cache(corpus, cache, split, prints[speed], options)
@@ -107,9 +118,9 @@ def open_dev_source(
     """Open the dev split from its cache where there is one, else from audio, said once."""
     if fingerprint is not None and not cache_dir(options.features_dir, split, fingerprint).exists():
         log.info(
-            "%s is not cached: validating from live audio (vox precompute --split %s would make it faster)",
+            "%s is not cached: validating from live audio (`%s` would make it faster)",
             split,
-            split,
+            _command_for(options, split, fingerprint),
         )
         fingerprint = None
     return open_source(options, split, fingerprint, workers=workers, pin=pin)
@@ -154,6 +165,17 @@ def label_split(
     return TrainingSplit(name, utterances, labels, source)
 
 
+def _command_for(options: TrainOptions, split: str, fingerprint: Fingerprint) -> str:
+    """Write the command that makes the cache that a run with these options reads."""
+    return precompute_command(
+        split,
+        fingerprint,
+        root=options.root,
+        wavlm=options.wavlm or DEFAULT_WAVLM,
+        features=options.features,
+    )
+
+
 def _name_variants(utterances: list[Utterance], speed: float) -> list[Utterance]:
     return [replace(utterance, id=variant_prefix(speed) + utterance.id) for utterance in utterances]
 
@@ -179,7 +201,7 @@ def _match_cache(
     options: TrainOptions,
 ) -> list[Utterance]:
     """Give utterances the lengths their shards recorded; refuse a cache of another corpus."""
-    command = precompute_command(split, fingerprint) + " --rebuild"
+    command = f"`{_command_for(options, split, fingerprint)} --rebuild`"
     title = split if fingerprint.speed == 1 else f"{split} at speed {fingerprint.speed}"
     if cache.skipped:
         log.warning(

@@ -5,7 +5,7 @@
     config.yaml         the run's resolved configuration
     wavlm.json          WavLM's shape and preprocessing
     tokenizer.model     SentencePiece
-    state.json          where the run stood, and its dev results
+    state.json          where the run stood, its dev results, and the format of this file
     trainer.pt          optimizer, scaler and random states, for resuming
     checksums.json      sha256 of each file above
 
@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 MODEL, CONFIG, WAVLM, TOKENIZER = "model.safetensors", "config.yaml", "wavlm.json", "tokenizer.model"
 EMA = "ema.safetensors"
 STATE, TRAINER, CHECKSUMS = "state.json", "trainer.pt", "checksums.json"
+STATE_FORMAT = 1  # of state.json, also where it names none; raised when an older Vox would misread it
 VALIDATED = "-validated"  # ends the name of a checkpoint that was saved with its own dev result
 REQUIRED = (MODEL, CONFIG, WAVLM, TOKENIZER, STATE)
 
@@ -95,7 +96,7 @@ def save_checkpoint(
             (partial / CONFIG).write_text(dump_config(config), encoding="utf-8")
             _write_json(partial / WAVLM, recogniser.extractor.wavlm.config_dict())
             (partial / TOKENIZER).write_bytes(tokenizer.model_bytes)
-            _write_json(partial / STATE, state)
+            _write_json(partial / STATE, {"format": STATE_FORMAT, **state})
             if trainer_state is not None:
                 torch.save(dict(trainer_state), partial / TRAINER)
             _write_json(
@@ -182,12 +183,26 @@ def load_trainer_state(folder: Path) -> dict[str, Any]:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """Read where the run stood."""
+    """Read where the run stood, as it was given to `save_checkpoint`.
+
+    Raises CheckpointError when the file is unreadable, or of a format that this Vox does not know.
+    """
+    path = folder / STATE
     try:
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        state = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(state, dict):
+            raise ValueError("not a table of keys and values")
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read the state ({error})", where=folder / STATE) from None
-    assert isinstance(state, dict)
+        raise CheckpointError(
+            f"cannot read the state ({error})", where=path, remedy="use another checkpoint"
+        ) from None
+    found = state.pop("format", STATE_FORMAT)
+    if found != STATE_FORMAT:
+        raise CheckpointError(
+            f"the checkpoint's state has format {found}, and this Vox reads format {STATE_FORMAT}",
+            where=path,
+            remedy="use the version of Vox that wrote it, or a newer one",
+        )
     return state
 
 

@@ -14,6 +14,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from vox.errors import ConfigError
 
+DEFAULT_WAVLM = "microsoft/wavlm-base"
+DEFAULT_LAYERS = (9, 10, 11, 12)  # averaged, counted from 1
+NUM_UNFROZEN_LAYERS = 3  # WavLM's topmost, which stage 2 trains by default (configs/stage2.yaml names them)
+
 # Far beyond any use: a slip of the keyboard is an error here, not a failed allocation later.
 MAX_VOCAB_SIZE = 1_000_000
 MAX_WIDTH = 65_536
@@ -104,9 +108,9 @@ class ModelConfig(_Section):
 class FeaturesConfig(_Section):
     """Which WavLM, and which of its layers, make the features."""
 
-    wavlm: str = Field(default="microsoft/wavlm-base", description="hub name or local folder")
+    wavlm: str = Field(default=DEFAULT_WAVLM, description="hub name or local folder")
     layers: tuple[int, ...] = Field(
-        default=(9, 10, 11, 12), min_length=1, description="transformer layers averaged, counted from 1"
+        default=DEFAULT_LAYERS, min_length=1, description="transformer layers averaged, counted from 1"
     )
 
     @model_validator(mode="after")

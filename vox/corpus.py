@@ -111,7 +111,23 @@ def load_split(
     speed: float = 1.0,
     known_length: KnownLength | None = None,
 ) -> list[Utterance]:
-    """List the utterances of a split that can be used, and log what was converted.
+    """List the utterances of a split that can be used: the first result of `load_split_and_problems`."""
+    utterances, _ = load_split_and_problems(
+        root, split, probe=probe, skip_bad=skip_bad, speed=speed, known_length=known_length
+    )
+    return utterances
+
+
+def load_split_and_problems(
+    root: Path | str,
+    split: str,
+    *,
+    probe: bool = True,
+    skip_bad: bool = False,
+    speed: float = 1.0,
+    known_length: KnownLength | None = None,
+) -> tuple[list[Utterance], list[Problem]]:
+    """List the utterances of a split that can be used, and what is left out; log what was converted.
 
     probe: also read the audio headers and fill in `num_samples`. speed: at which the recordings are
     played. known_length: asked first, from several threads; a header is read where it returns None.
@@ -130,7 +146,7 @@ def load_split(
         log.info("%s: punctuation or accents removed from %d transcripts", split, reading.num_texts_changed)
     if problems:
         _report(split, problems, len(utterances), skip_bad)
-    return utterances
+    return utterances, problems
 
 
 def _report(split: str, problems: Sequence[Problem], num_left: int, skip_bad: bool) -> None:

@@ -49,6 +49,10 @@ class CheckpointError(VoxError):
     """A checkpoint is missing, damaged, or of another shape."""
 
 
+class TrainingError(VoxError):
+    """Training goes on without learning anything."""
+
+
 class HandoffError(VoxError):
     """Stage 2 does not start where stage 1 ended."""
 

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from precompute.probe.heads import HeadResult
+from vox.config import NUM_UNFROZEN_LAYERS
 from vox.features.fingerprint import join_layers
 
 MARGIN = 0.10  # of the best layer's CER
-NUM_TRAINED_IN_STAGE_2 = 3  # the top layers, by default
 TOO_LITTLE_LEARNED = 0.8  # a best CER above this says nothing about layers
 
 RULE = (
@@ -62,11 +62,11 @@ def format_results(results: Sequence[HeadResult]) -> str:
 def format_recommendation(layers: Sequence[int], num_layers: int) -> str:
     """Write what to cache, and by which rule."""
     lines = [f"cache with: --layers {join_layers(layers)}  ({RULE})"]
-    unheard = set(range(num_layers - NUM_TRAINED_IN_STAGE_2 + 1, num_layers + 1)) - set(layers)
+    unheard = set(range(num_layers - NUM_UNFROZEN_LAYERS + 1, num_layers + 1)) - set(layers)
     if unheard:
         lines.append(
             f"then train with: --set features.layers=[{join_layers(layers)}]; stage 2 trains the top "
-            f"{NUM_TRAINED_IN_STAGE_2} layers by default, and {join_layers(sorted(unheard))} would not be in "
+            f"{NUM_UNFROZEN_LAYERS} layers by default, and {join_layers(sorted(unheard))} would not be in "
             "the features at first: see train.unfreeze_layers"
         )
     else:

@@ -6,12 +6,14 @@ shard-00000.h5, ...
 C channels, T frames.
 """
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from vox.config import DEFAULT_LAYERS, DEFAULT_WAVLM
 from vox.errors import CacheError, name_first
 from vox.features.fingerprint import Fingerprint, join_layers
 from vox.features.plan import (
@@ -22,8 +24,6 @@ from vox.features.plan import (
     read_plan,
 )
 from vox.features.shard import Shard, damaged
-
-DEFAULT_LAYERS = (9, 10, 11, 12)
 
 
 class FeatureCache:
@@ -70,7 +70,7 @@ class FeatureCache:
             raise CacheError(
                 f"utterance {name} was skipped ({reason})" if reason else f"utterance {name} is not cached",
                 where=self.folder,
-                remedy=_precompute_remedy(self.folder.parent.name, again=True),
+                remedy=f"run `{precompute_command(self.folder.parent.name)}` again",
             ) from None
         return self.shards[number], row
 
@@ -113,31 +113,40 @@ def cache_dir(features_dir: Path, split: str, fingerprint: Fingerprint) -> Path:
     return Path(features_dir) / split / fingerprint.prefix
 
 
-def open_cache(features_dir: Path, split: str, fingerprint: Fingerprint) -> FeatureCache:
+def open_cache(
+    features_dir: Path, split: str, fingerprint: Fingerprint, command: str | None = None
+) -> FeatureCache:
     """Open the cache of exactly these features.
+
+    command: what makes it, for the errors' advice (`precompute_command`).
 
     Raises CacheError when there is none, when there are others only (naming the parts that differ), when
     shards are missing, and when anything in it is damaged.
     """
     folder = cache_dir(features_dir, split, fingerprint)
+    command = command or precompute_command(split, fingerprint)
     plan = read_plan(folder)
     if plan is None:
-        raise _explain_absence(Path(features_dir), split, fingerprint)
-    check_fingerprint(plan.fingerprint, fingerprint, folder)
+        raise _explain_absence(Path(features_dir), split, fingerprint, command)
+    check_fingerprint(plan.fingerprint, fingerprint, folder, command)
     missing = missing_shards(folder, plan)
     if missing:
         raise CacheError(
             f"incomplete cache: {len(missing)} of {len(plan.shards)} shards missing ({name_first(missing)})",
             where=folder,
-            remedy=_precompute_remedy(split, fingerprint, again=True),
+            remedy=f"run `{command}` again",
         )
-    return FeatureCache(folder, [open_planned(folder, plan, shard) for shard in plan.shards])
+    return FeatureCache(folder, [open_planned(folder, plan, shard, command) for shard in plan.shards])
 
 
-def open_planned(folder: Path, plan: CachePlan, planned: ShardPlan) -> Shard:
-    """Open a shard and check that it holds what the plan says; raise CacheError if not."""
+def open_planned(folder: Path, plan: CachePlan, planned: ShardPlan, command: str | None = None) -> Shard:
+    """Open a shard and check that it holds what the plan says; raise CacheError if not.
+
+    command: what makes the cache, for the error's advice.
+    """
     shard = Shard(folder / planned.name)
-    check_fingerprint(shard.fingerprint, plan.fingerprint, shard.path)
+    command = command or precompute_command(plan.split, plan.fingerprint, wavlm=plan.wavlm)
+    check_fingerprint(shard.fingerprint, plan.fingerprint, shard.path, command)
     if hash_utterances(shard.ids, shard.num_samples.tolist()) != planned.utterances_sha256:
         raise damaged(shard.path, "it holds other utterances than planned")
     if (shard.offsets[-1], shard.feature_dim) != (planned.num_frames, plan.feature_dim):
@@ -145,14 +154,14 @@ def open_planned(folder: Path, plan: CachePlan, planned: ShardPlan) -> Shard:
     return shard
 
 
-def check_fingerprint(cached: Fingerprint, wanted: Fingerprint, where: Path) -> None:
-    """Raise CacheError naming the parts in which two fingerprints differ."""
+def check_fingerprint(cached: Fingerprint, wanted: Fingerprint, where: Path, command: str) -> None:
+    """Raise CacheError naming the parts in which two fingerprints differ, and the command to run."""
     differences = cached.differences(wanted)
     if differences:
         raise CacheError(
             f"the cached features are not this model's ({'; '.join(differences)})",
             where=where,
-            remedy=_precompute_remedy(where.parent.name if where.is_dir() else None, wanted),
+            remedy=f"run `{command}`",
         )
 
 
@@ -177,7 +186,8 @@ def find_cache_dirs(features_dir: Path, split: str | None = None) -> list[Path]:
     folders = list(_iterate_cache_dirs(Path(features_dir), split))
     if not folders:
         where = Path(features_dir) if split is None else Path(features_dir) / split
-        raise CacheError("no cached features", where=where, remedy=_precompute_remedy(split or "SPLIT"))
+        remedy = f"run `{precompute_command(split or 'SPLIT')}`"
+        raise CacheError("no cached features", where=where, remedy=remedy)
     return folders
 
 
@@ -205,9 +215,9 @@ def _iterate_cache_dirs(features_dir: Path, split: str | None) -> Iterator[Path]
             yield from (path for path in sorted(split_dir.iterdir()) if (path / PLAN_NAME).is_file())
 
 
-def _explain_absence(features_dir: Path, split: str, fingerprint: Fingerprint) -> CacheError:
+def _explain_absence(features_dir: Path, split: str, fingerprint: Fingerprint, command: str) -> CacheError:
     """Say why there is no cache under a fingerprint: none at all, or which part differs."""
-    remedy = _precompute_remedy(split, fingerprint)
+    remedy = f"run `{command}`"
     split_dir = features_dir / split
     candidates = []
     for folder in _iterate_cache_dirs(features_dir, split):
@@ -230,17 +240,27 @@ def _explain_absence(features_dir: Path, split: str, fingerprint: Fingerprint) -
     )
 
 
-def precompute_command(split: str | None, fingerprint: Fingerprint | None = None) -> str:
-    """Write the command that makes these features."""
-    command = "vox precompute" if split is None else f"vox precompute --split {split}"
-    if fingerprint is not None and fingerprint.layers != DEFAULT_LAYERS:
-        command += f" --layers {join_layers(fingerprint.layers)}"
-    if fingerprint is not None and fingerprint.speed != 1:
-        command += f" --speeds {fingerprint.speed}"
-    return command
-
-
-def _precompute_remedy(
-    split: str | None, fingerprint: Fingerprint | None = None, *, again: bool = False
+def precompute_command(
+    split: str,
+    fingerprint: Fingerprint | None = None,
+    *,
+    root: Path = Path("data"),
+    wavlm: str = DEFAULT_WAVLM,
+    features: Path | None = None,
 ) -> str:
-    return f"run `{precompute_command(split, fingerprint)}`{' again' if again else ''}"
+    """Write the command that makes these features; what is the default anyway is left out.
+
+    root: of the corpora; wavlm: a hub name or a folder; features: of the caches, None for ROOT/features.
+    """
+    words = ["vox", "precompute", "--split", split]
+    if fingerprint is not None and fingerprint.layers != DEFAULT_LAYERS:
+        words += ["--layers", join_layers(fingerprint.layers)]
+    if fingerprint is not None and fingerprint.speed != 1:
+        words += ["--speeds", str(fingerprint.speed)]
+    if root != Path("data"):
+        words += ["--root", str(root)]
+    if wavlm != DEFAULT_WAVLM:
+        words += ["--wavlm", wavlm]
+    if features is not None and features != root / "features":
+        words += ["--features", str(features)]
+    return shlex.join(words)

@@ -7,10 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from vox.config import ModelConfig
+from vox.config import NUM_UNFROZEN_LAYERS, ModelConfig
 from vox.model.recogniser import Recogniser
-
-NUM_UNFROZEN_LAYERS = 3  # stage 2 trains the topmost WavLM layers unless told which
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,59 @@
+"""What a resumed run keeps of the options that it was started with."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+
+from train.options import CHANGEABLE, IN_CONFIG, OF_THE_COMMAND, TrainOptions, resume_options, save_options
+from vox.errors import ConfigError
+
+# Another value than the default for every option; `stage` and `run` are the run's own.
+OTHER = {
+    "cached": True,
+    "config_path": Path("my.yaml"),
+    "overrides": ("train.epochs=3",),
+    "root": Path("elsewhere"),
+    "train_split": "train-tiny",
+    "dev_split": "dev-tiny",
+    "wavlm": "wavlm-tiny",
+    "features": Path("caches"),
+    "resume": True,
+    "restore_from": "file:///backup/run",
+    "from_checkpoint": Path("stage1/best"),
+    "device": "cpu",
+    "backup": "file:///backup",
+    "skip_bad": True,
+}
+NAMES = [each.name for each in fields(TrainOptions) if each.name not in ("stage", "run")]
+
+
+def test_every_option_has_a_place_in_these_tests() -> None:
+    assert set(NAMES) == set(OTHER)
+    assert (OF_THE_COMMAND | CHANGEABLE | IN_CONFIG).issubset({"run", *NAMES})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_option_is_lost_or_changed_in_silence_on_resume(name: str, tmp_path: Path) -> None:
+    """An option that was recorded comes back; one that is given now counts, or is refused by its name."""
+    plain = TrainOptions(stage=1, run=tmp_path)
+    given = replace(plain, **{name: OTHER[name]})
+    save_options(given)
+    kept = getattr(plain if name in OF_THE_COMMAND | IN_CONFIG else given, name)
+    assert getattr(resume_options(plain), name) == kept
+
+    save_options(plain)
+    if name in OF_THE_COMMAND | CHANGEABLE:
+        assert getattr(resume_options(given), name) == OTHER[name]
+    else:
+        with pytest.raises(ConfigError, match="cannot be given"):
+            resume_options(given)
+
+
+def test_a_resumed_run_is_of_its_own_stage_and_folder(tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    save_options(TrainOptions(stage=2, run=tmp_path / "run"))
+    (tmp_path / "run").rename(moved)
+    assert resume_options(TrainOptions(stage=2, run=moved, resume=True)).run == moved
+    with pytest.raises(ConfigError, match=r"--stage cannot be given.*write vox train --stage 2 --resume"):
+        resume_options(TrainOptions(stage=1, run=moved, resume=True))
