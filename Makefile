@@ -1,4 +1,5 @@
-# make demo: the whole pipeline on synthesized speech. make test: every test.
+# make check: does it hold on this machine? make demo: the whole pipeline on synthesized speech. make test: every
+# test.
 # Each makes the environment from the pinned versions first, if it is missing or out of date.
 
 PYTHON ?= python3
@@ -6,7 +7,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint bench clean
+.PHONY: check demo test lint bench clean
+
+check: $(INSTALLED)
+	$(BIN)/vox check
 
 demo: $(INSTALLED)
 	$(BIN)/vox demo --out runs/demo

@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import click
 
@@ -49,6 +50,9 @@ COMMANDS = {
     "evaluate": LazyCommand("evaluate.cli", "evaluate", "Measure WER and CER on a split."),
     "transcribe": LazyCommand(
         "vox.commands.transcribe", "transcribe", "Write down what is said in audio files."
+    ),
+    "check": LazyCommand(
+        "vox.commands.check", "check", "Check that Vox holds on this machine, and how fast it is."
     ),
     "info": LazyCommand("vox.commands.info", "info", "Print the parameter table of a model."),
     "status": LazyCommand("vox.commands.status", "status", "Say where a run of training stands."),
@@ -141,6 +145,15 @@ class _StderrHandler(logging.Handler):
                 tqdm.tqdm.write(line, file=sys.stderr)
         except Exception:
             self.handleError(record)
+
+
+def import_stage(module: str) -> ModuleType | None:
+    """Import a stage's module by its full name; None where there is no checkout."""
+    try:
+        _put_checkout_first(module.partition(".")[0])
+    except VoxError:
+        return None
+    return importlib.import_module(module)
 
 
 def _import_command(command: LazyCommand) -> click.Command:

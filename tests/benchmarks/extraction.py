@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from precompute.extract import compute_at_once
-from tests.benchmarks.clock import count_flops, measure_matrix_rate
 from tests.benchmarks.recordings import load_recordings
+from vox.check.rates import count_flops, measure_matrix_rate
 from vox.data.batch import AudioBatch, make_audio_batch
 from vox.data.plan import plan_by_length
 from vox.device import autocast, peak_memory_gb, pick_device, synchronize

@@ -17,15 +17,8 @@ import click
 import numpy as np
 import torch
 
-from tests.benchmarks.stores import (
-    CHANNELS,
-    Features,
-    Fill,
-    all_stores,
-    make_features,
-    open_cache,
-    total_bytes,
-)
+from tests.benchmarks.stores import CHANNELS, Fill, all_stores, open_cache, total_bytes
+from vox.check.reading import Features, make_features
 from vox.data.batch import FeatureBatch, RecycledMemory, empty_feature_batch
 from vox.data.sources import CachedSource, map_ahead
 
@@ -44,7 +37,7 @@ Batches = list[list[int]]
 @click.option("--folder", type=click.Path(path_type=Path), help="Where to write. Default: a temporary one.")
 def main(gigabytes: float, utterances: int, repeats: int, folder: Path | None) -> None:
     """Time reading and print one table."""
-    features = make_features(gigabytes)
+    features = make_features(gigabytes * 1e9, CHANNELS)
     order = np.random.default_rng(1).permutation(len(features))[:utterances].tolist()
     batches = [order[first : first + BATCH_UTTERANCES] for first in range(0, len(order), BATCH_UTTERANCES)]
     num_bytes = total_bytes([features[number] for number in order])

@@ -11,11 +11,10 @@ import soundfile
 
 from tests.conftest import make_speech
 from vox.audio import read_audio, read_header
+from vox.check.reading import write_shard
 from vox.corpus import Utterance
 from vox.features.cache import FeatureCache
-from vox.features.fingerprint import Fingerprint
-from vox.features.shard import FEATURE_DTYPE, Shard
-from vox.features.writer import ShardWriter
+from vox.features.shard import FEATURE_DTYPE
 from vox.units import SAMPLE_RATE, samples_to_frames
 
 
@@ -43,24 +42,17 @@ def make_utterances(folder: Path | None, count: int, place: Path) -> list[Uttera
 
 
 def write_random_cache(utterances: Sequence[Utterance], feature_dim: int, place: Path) -> FeatureCache:
-    """Write a shard of random features, as long as the utterances' own, and open it."""
-    num_samples = [utterance.num_samples or 0 for utterance in utterances]
-    num_frames = [samples_to_frames(length) for length in num_samples]
-    writer = ShardWriter(
-        place / "shard-00000.h5",
-        ids=[utterance.id for utterance in utterances],
-        num_samples=num_samples,
-        num_frames=num_frames,
-        feature_dim=feature_dim,
-        fingerprint=Fingerprint("00" * 32, (1,), {}),
-        notes={},
-    )
+    """Write a shard of random features, as long as the utterances' own, and open it.
+
+    The utterances are called by their positions, as `make_utterances` calls them.
+    """
     generator = np.random.default_rng(0)
-    for row, count in enumerate(num_frames):
-        features_TC = generator.standard_normal((count, feature_dim), dtype=np.float32)
-        writer.write(row, features_TC.astype(FEATURE_DTYPE))
-    writer.finish()
-    return FeatureCache(place, [Shard(writer.path)])
+    num_samples = [utterance.num_samples or 0 for utterance in utterances]
+    features = [
+        generator.standard_normal((samples_to_frames(length), feature_dim), np.float32).astype(FEATURE_DTYPE)
+        for length in num_samples
+    ]
+    return FeatureCache(place, [write_shard(place / "shard-00000.h5", features, num_samples=num_samples)])
 
 
 def _find_audio(folder: Path, count: int) -> list[Path]:

@@ -10,24 +10,20 @@ import importlib.util
 import mmap
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
 
+from vox.check.reading import Features, write_shard
 from vox.features.cache import FeatureCache
-from vox.features.fingerprint import Fingerprint
 from vox.features.shard import Shard
-from vox.features.writer import ShardWriter
-from vox.units import FRAME_RATE, HOP_SAMPLES
 
 CHANNELS = 768
 SHARD_BYTES = 1_000_000_000
-SECONDS = (2, 16)  # an utterance's length, uniformly: LibriSpeech's, about
 
-Features = Sequence[np.ndarray]  # of each utterance: [T, C] float16
 Fill = Callable[[int, np.ndarray], None]  # writes an utterance's features into memory of their shape
 
 
@@ -41,21 +37,6 @@ class Store:
     is_installed: bool = True
 
 
-def make_features(gigabytes: float, seed: int = 0) -> Features:
-    """Make utterances of random features: windows on one block of noise, so that they take no memory."""
-    generator = np.random.default_rng(seed)
-    longest = SECONDS[1] * FRAME_RATE
-    block_TC = generator.standard_normal((4 * longest, CHANNELS), dtype=np.float32).astype("<f2")
-    features: list[np.ndarray] = []
-    num_bytes = 0
-    while num_bytes < gigabytes * 1e9:
-        length = int(generator.integers(SECONDS[0] * FRAME_RATE, longest))
-        start = int(generator.integers(len(block_TC) - length))
-        features.append(block_TC[start : start + length])
-        num_bytes += features[-1].nbytes
-    return features
-
-
 def total_bytes(features: Features) -> int:
     """Count the bytes of all utterances."""
     return sum(features_TC.nbytes for features_TC in features)
@@ -65,19 +46,8 @@ def write_vox(folder: Path, features: Features) -> None:
     """Write shards of about 1 GB."""
     num_shards = max(1, round(total_bytes(features) / SHARD_BYTES))
     for index, numbers in enumerate(np.array_split(np.arange(len(features)), num_shards)):
-        num_frames = [len(features[number]) for number in numbers]
-        writer = ShardWriter(
-            folder / f"shard-{index:05d}.h5",
-            ids=[str(number) for number in numbers],
-            num_samples=[count * HOP_SAMPLES + 80 for count in num_frames],
-            num_frames=num_frames,
-            feature_dim=CHANNELS,
-            fingerprint=Fingerprint("00" * 32, (9, 10, 11, 12), {}),
-            notes={},
-        )
-        for row, number in enumerate(numbers):
-            writer.write(row, features[number])
-        writer.finish()
+        chosen = [features[number] for number in numbers]
+        write_shard(folder / f"shard-{index:05d}.h5", chosen, first=int(numbers[0]))
 
 
 def open_cache(folder: Path) -> FeatureCache:

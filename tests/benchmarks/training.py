@@ -25,17 +25,16 @@ import click
 import torch
 
 import train.step
-from tests.benchmarks.clock import CUDA_MATRICES, Clock, count_flops, find_waits, measure_matrix_rate
+from tests.benchmarks.clock import Clock, find_waits
 from tests.benchmarks.recordings import make_utterances, write_random_cache
 from tests.benchmarks.updates import Share, Work, plan_work, read_updates, time_reading
 from tests.conftest import tiny_wavlm_kwargs
 from tests.training import MODEL as TINY_MODEL
-from train.build import choose_trainable
+from train.check.trainer import Trainer
 from train.memory import CPU_MICRO_BATCH
 from train.options import CONFIGS_DIR
-from train.ranks import Ranks
-from train.schedule import build_optimizer
-from train.step import Batch, LabelTotals, StepSettings, UpdateResult, run_update, wrap_losses
+from train.step import Batch
+from vox.check.rates import CUDA_MATRICES, count_flops, measure_matrix_rate
 from vox.config import Config, load_config
 from vox.data.batch import AudioBatch, FeatureBatch, LabelBatch
 from vox.data.sources import CachedSource, LiveSource, Source
@@ -68,11 +67,6 @@ class Variant:
     @property
     def is_cached(self) -> bool:
         return isinstance(self.source, CachedSource)
-
-    @property
-    def cached_layer(self) -> int | None:
-        """The layer, counted from 1, that stage 2 goes on from: the one below the first that learns."""
-        return min(self.config.train.unfreeze_layers, default=None) if self.is_cached else None
 
 
 @dataclass
@@ -141,37 +135,6 @@ def main(
             click.echo(f"{name}: waits {number} times an update for the GPU at {line}")
 
 
-class Trainer:
-    """A recogniser made ready for one way of training."""
-
-    def __init__(
-        self, recogniser: Recogniser, variant: Variant, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        config = variant.config
-        self.recogniser, self.device = recogniser, device
-        num_layers = recogniser.extractor.wavlm.num_layers
-        # Anew: another variant may have trained it, and a mix of all layers is more work.
-        recogniser.extractor.mix = LayerMix.mean_of(config.features.layers, num_layers).to(device)
-        choose_trainable(recogniser, config, cached=variant.is_cached)
-        recogniser.train()
-        self.losses = wrap_losses(recogniser, Ranks())
-        self.optimizer = build_optimizer(recogniser, config.optimizer)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
-        self.settings = StepSettings(
-            device=device,
-            precision=dtype,
-            ctc_weight=config.train.ctc_weight,
-            label_smoothing=config.train.label_smoothing,
-            max_grad_norm=config.optimizer.max_grad_norm,
-            augment=config.augment,
-            cached_layer=variant.cached_layer,
-        )
-
-    def update(self, totals: LabelTotals, batches: Share) -> UpdateResult:
-        """Run one update."""
-        return run_update(self.losses, self.optimizer, self.scaler, batches, totals, self.settings, Ranks())
-
-
 def _measure(
     recogniser: Recogniser,
     variant: Variant,
@@ -181,7 +144,7 @@ def _measure(
     dtype: torch.dtype,
 ) -> Figures:
     _reset_peak_memory(device)
-    trainer = Trainer(recogniser, variant, device, dtype)
+    trainer = Trainer(recogniser, variant.config, device, dtype, cached=variant.is_cached)
     try:
         figures = _measure_rate(trainer, variant, work, updates)
         figures.shares = _measure_parts(trainer, variant, work, min(updates, UPDATES_BY_PARTS))

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from train.check.made import FIRST_PIECE, LABELS_PER_SECOND
 from train.memory import CPU_MICRO_BATCH
 from train.step import Batch, LabelTotals
 from vox.config import Config
@@ -13,8 +14,6 @@ from vox.data.plan import Update, plan_epoch
 from vox.data.sources import Source
 from vox.units import SAMPLE_RATE
 
-LABELS_PER_SECOND = 4  # BPE pieces of 2000, about
-FIRST_PIECE = 4  # after pad, bos, eos and unk
 SPARE_UPDATES = 4  # planned beyond the last, so that reading ahead goes on to the end
 
 Share = Iterator[tuple[Batch, LabelBatch]]  # an update's micro-batches

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import click
 
-from tests.benchmarks.stores import Features, Store, all_stores, make_features, total_bytes
+from tests.benchmarks.stores import CHANNELS, Store, all_stores, total_bytes
+from vox.check.reading import Features, make_features
 
 BASELINE = "bare memory map"  # reads what a plain file holds
 
@@ -21,7 +22,7 @@ BASELINE = "bare memory map"  # reads what a plain file holds
 @click.option("--folder", type=click.Path(path_type=Path), help="Where to write. Default: a temporary one.")
 def main(gigabytes: float, repeats: int, folder: Path | None) -> None:
     """Time writing and print one table."""
-    features = make_features(gigabytes)
+    features = make_features(gigabytes * 1e9, CHANNELS)
     num_bytes = total_bytes(features)
     stores = all_stores()
     times: dict[str, list[float]] = {store.name: [] for store in stores}

@@ -55,7 +55,7 @@ def _render(run: Path | None, as_json: bool) -> str:
     now = time.time()
     statuses = [read_status(folder, now) for folder in ([run] if run else find_runs(Path("runs")))]
     if as_json:
-        trees = [_to_json(asdict(status)) for status in statuses]
+        trees = [to_json(asdict(status)) for status in statuses]
         return json.dumps(trees[0] if run else trees, indent=1, allow_nan=False)
     return "\n\n".join(format_status(status, now) for status in statuses)
 
@@ -151,10 +151,10 @@ def _ago(seconds: float | None, now: float) -> str:
     return UNKNOWN if seconds is None else f"{format_duration(max(now - seconds, 0.0))} ago"
 
 
-def _to_json(value: Any) -> Any:
+def to_json(value: Any) -> Any:
     """Return a tree that any JSON reader takes: a figure that is not finite becomes its name."""
     if isinstance(value, dict):
-        return {key: _to_json(item) for key, item in value.items()}
+        return {key: to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_to_json(item) for item in value]
+        return [to_json(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
