@@ -12,9 +12,8 @@ from train.options import CONFIGS_DIR
 from vox.check.rates import count_flops, matrix_rate, time_work
 from vox.check.results import Rate
 from vox.check.subject import CheckSubject
-from vox.config import Config, load_config
+from vox.config import NUM_UNFROZEN_LAYERS, Config, load_config
 from vox.device import peak_memory_gb
-from vox.model.parameters import NUM_UNFROZEN_LAYERS
 
 LENGTH_SPREAD = 0.2  # of an update's utterances around their average, up and down
 LONGEST_SECONDS = 24.5  # of LibriSpeech's training utterances
