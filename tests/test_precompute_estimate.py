@@ -15,8 +15,8 @@ from tests.precomputing import SPLIT, command, cores
 from vox.cli import main
 from vox.corpus import load_split
 from vox.data.batch import AudioBatch
-from vox.wavlm.extractor import FeatureExtractor
 from vox.units import SAMPLE_RATE
+from vox.wavlm.extractor import FeatureExtractor
 
 
 def test_dry_run_writes_nothing(
