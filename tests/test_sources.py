@@ -130,11 +130,11 @@ def test_a_recording_of_another_length_than_its_header_is_left_out(difference, t
     utterances = load_split(tiny_root, "dev-tiny")
     wrong = utterances[1]
 
-    def read(path: Path, speed: float = 1.0) -> torch.Tensor:
+    def read(path: Path, speed: float = 1.0) -> np.ndarray:
         waveform = read_audio(path, speed)
         if path != wrong.audio_path:
             return waveform
-        return torch.nn.functional.pad(torch.as_tensor(waveform), (0, difference))
+        return np.resize(waveform, len(waveform) + difference)
 
     monkeypatch.setattr("vox.data.sources.read_audio", read)
     ((batch, failures, _),) = decode_and_hash_batches([utterances])
@@ -150,7 +150,7 @@ def test_a_recording_is_hashed_before_it_is_decoded(tiny_root, tmp_path, monkeyp
     copy.write_bytes(utterance.audio_path.read_bytes())
     before = hash_recording(copy)
 
-    def read_and_replace(path: Path, speed: float = 1.0) -> torch.Tensor:
+    def read_and_replace(path: Path, speed: float = 1.0) -> np.ndarray:
         waveform = read_audio(path, speed)
         path.write_bytes(path.read_bytes() + b"replaced")
         return waveform
