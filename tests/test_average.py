@@ -1,7 +1,6 @@
 """Averages of the weights: what they are, that they survive a kill, which weights a checkpoint stands for."""
 
 import hashlib
-import itertools
 import json
 from contextlib import suppress
 from dataclasses import replace
@@ -16,6 +15,7 @@ from tests.test_backup import write_checkpoint
 from tests.training import (
     Killed,
     assert_equal_runs,
+    die_after,
     read_metrics,
     stage1_options,
     stage2_options,
@@ -120,17 +120,10 @@ def test_stage2_starts_from_the_average(averaged, tiny_root, tmp_path, monkeypat
 def test_killed_and_resumed_ends_with_the_same_average(averaged, tmp_path, monkeypatch):
     """In the middle of an epoch, where the average stands for the checkpoint: training resumes the others."""
     let_the_average_win(monkeypatch)
-    step, updates = train.loop.run_update, itertools.count(1)
-
-    def dying_update(*arguments):
-        if next(updates) == 6:
-            raise Killed
-        return step(*arguments)
-
     overrides = (*averaged.overrides, "train.checkpoint_minutes=1e-6")
     options = replace(averaged, run=tmp_path / "run", overrides=overrides)
     with monkeypatch.context() as patch:
-        patch.setattr("train.loop.run_update", dying_update)
+        die_after(patch, updates=5)
         with pytest.raises(Killed):
             run_training(options)
     state = json.loads((options.run_dir / "last" / "state.json").read_text())

@@ -27,7 +27,7 @@ def test_killed_inside_an_epoch_and_resumed_ends_the_same(
     """T7, stage 1 from the cache: SIGKILL after 4 of 9 updates, the second epoch begun."""
     run = tmp_path / "run"
     cached = f", cached=True, features=Path({str(features_dir)!r})"
-    kill_run("stage1", tiny_root, tiny_wavlm_dir, run, updates=4, cached=cached)
+    kill_run(tiny_root, tiny_wavlm_dir, run, updates=4, cached=cached)
     assert json.loads((run / "last" / "state.json").read_text())["update_in_epoch"] == 1
     run_training(TrainOptions(stage=1, run=run, resume=True))
     assert_equal_runs(stage1.run_dir, run)
