@@ -1,13 +1,15 @@
 # make check: does it hold on this machine? make demo: the whole pipeline on synthesized speech. make test: every
-# test.
+# test. make mutate MODULES=train/validate.py: which small mistakes in a module no test notices (minutes).
 # Each makes the environment from the pinned versions first, if it is missing or out of date.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+MODULES ?= train/validate.py vox/checkpoint.py
+COUNT ?= 10
 INSTALLED := $(VENV)/.installed
 
-.PHONY: check demo test lint bench clean
+.PHONY: check demo test lint bench mutate clean
 
 check: $(INSTALLED)
 	$(BIN)/vox check
@@ -25,6 +27,10 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks
+
+# TESTS: test files or ids; without, those that import the module.
+mutate: $(INSTALLED)
+	$(BIN)/python -m tests.mutate $(MODULES) --count $(COUNT) $(if $(TESTS),--tests $(TESTS))
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

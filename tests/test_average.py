@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from contextlib import suppress
 from dataclasses import replace
 from types import SimpleNamespace
@@ -13,8 +12,17 @@ from safetensors.torch import load_file, save_file
 
 import train.loop
 from tests.test_backup import write_checkpoint
-from tests.training import Killed, assert_equal_runs, kill_run, read_metrics, stage1_options, tiny_recogniser
+from tests.training import (
+    Killed,
+    assert_equal_runs,
+    die_after,
+    read_metrics,
+    stage1_options,
+    stage2_options,
+    tiny_recogniser,
+)
 from train.average import Ema, average_checkpoints
+from train.build import build_parts
 from train.options import TrainOptions
 from train.run import run_training
 from train.step import UpdateResult
@@ -48,13 +56,27 @@ def test_the_exponential_average_is_the_recursion(tiny_wavlm_dir):
     assert bias[0].item() == 30.0
 
 
+def let_the_average_win(patch: pytest.MonkeyPatch) -> None:
+    """Give the average the better error rates, whatever it says; its losses stay those that were found."""
+    validate_weights = train.loop.validate_weights
+
+    def validate_unfairly(*arguments):
+        results = validate_weights(*arguments)
+        wer = {"raw": 0.5, "ema": 0.4 - 0.01 * arguments[0].progress.update}
+        return {name: replace(each, wer=dict.fromkeys(each.wer, wer[name])) for name, each in results.items()}
+
+    patch.setattr("train.loop.validate_weights", validate_unfairly)
+
+
 @pytest.fixture(scope="module")
 def averaged(tiny_root, tiny_wavlm_dir, tmp_path_factory) -> TrainOptions:
-    """A finished run with an exponential average, validated inside epochs too."""
+    """A finished run with an exponential average that is better, validated inside epochs too."""
     overrides = ("train.ema_decay=0.5", "train.validate_updates=2")
     run = tmp_path_factory.mktemp("runs") / "ema"
     options = stage1_options(tiny_root, tiny_wavlm_dir, run, overrides=overrides)
-    run_training(options)
+    with pytest.MonkeyPatch.context() as patch:
+        let_the_average_win(patch)
+        run_training(options)
     return options
 
 
@@ -64,38 +86,51 @@ def test_both_weights_are_validated_at_each_epoch_and_in_between(averaged):
         assert [line["update"] for line in lines if line["kind"] == kind] == [2, 3, 4, 6, 8, 9]
     raw, ema = ([line for line in lines if line["kind"] == kind] for kind in ("dev", "dev_ema"))
     assert any(one["ctc"] != other["ctc"] for one, other in zip(raw, ema, strict=True))
+    assert all(line["is_best"] for line in ema) and not any(line["is_best"] for line in raw)
 
 
-def test_a_checkpoint_stands_for_the_better_weights(averaged, tmp_path):
+def test_a_checkpoint_stands_for_the_better_weights(averaged):
     """What `evaluate` and stage 2 load is what the dev result is of; training goes on with the others."""
-    folder = tmp_path / "checkpoint"
-    shutil.copytree(averaged.run_dir / "last", folder)
+    folder = averaged.run_dir / "best"
     state = json.loads((folder / "state.json").read_text())
     lines = [line for line in read_metrics(averaged.run_dir) if line["update"] == 9]
-    recorded = {line["kind"]: line for line in lines}
-    better = "dev_ema" if state["weights"] == "ema" else "dev"
-    assert state["dev"]["ctc"] == recorded[better]["ctc"]
+    (recorded,) = [line for line in lines if line["kind"] == "dev_ema"]
+    assert (state["weights"], state["best_checkpoint"]) == ("ema", "update-00000009-validated")
+    assert (state["dev"]["ctc"], state["dev"]["wer"]["ctc"]) == (recorded["ctc"], recorded["wer_ctc"])
     raw, ema = load_file(folder / MODEL), load_file(folder / EMA)
-    (folder / "state.json").write_text(json.dumps(state | {"weights": "ema"}))
-    checksums = json.loads((folder / "checksums.json").read_text())
-    checksums["state.json"] = hashlib.sha256((folder / "state.json").read_bytes()).hexdigest()
-    (folder / "checksums.json").write_text(json.dumps(checksums))
     name = "ctc_head.weight"
     assert not torch.equal(raw[name], ema[name])
     assert torch.equal(load_recogniser(folder).recogniser.ctc_head.weight, ema[name])
     assert torch.equal(load_recogniser(folder, as_trained=True).recogniser.ctc_head.weight, raw[name])
 
 
-@pytest.mark.parametrize("updates", [4, 5])
-def test_killed_and_resumed_ends_with_the_same_average(
-    averaged, tiny_root, tiny_wavlm_dir, tmp_path, updates
-):
-    run = tmp_path / "run"
-    more = ", 'train.ema_decay=0.5', 'train.validate_updates=2'"
-    kill_run("stage1", tiny_root, tiny_wavlm_dir, run, updates=updates, more=more)
-    run_training(TrainOptions(stage=1, run=run, resume=True))
-    assert_equal_runs(averaged.run_dir, run)
-    ours, theirs = (load_file(folder / "last" / EMA) for folder in (averaged.run_dir, run))
+def test_stage2_starts_from_the_average(averaged, tiny_root, tmp_path, monkeypatch):
+    def look(options, config, device, ranks):
+        parts = build_parts(options, config, device, ranks)
+        started_from.append(parts.recogniser.ctc_head.weight)
+        raise Killed
+
+    started_from: list[torch.Tensor] = []
+    monkeypatch.setattr("train.run.build_parts", look)
+    with pytest.raises(Killed):
+        run_training(stage2_options(tiny_root, tmp_path / "run", averaged.run_dir / "best"))
+    assert torch.equal(started_from[0], load_file(averaged.run_dir / "best" / EMA)["ctc_head.weight"])
+
+
+def test_killed_and_resumed_ends_with_the_same_average(averaged, tmp_path, monkeypatch):
+    """In the middle of an epoch, where the average stands for the checkpoint: training resumes the others."""
+    let_the_average_win(monkeypatch)
+    overrides = (*averaged.overrides, "train.checkpoint_minutes=1e-6")
+    options = replace(averaged, run=tmp_path / "run", overrides=overrides)
+    with monkeypatch.context() as patch:
+        die_after(patch, updates=5)
+        with pytest.raises(Killed):
+            run_training(options)
+    state = json.loads((options.run_dir / "last" / "state.json").read_text())
+    assert (state["update"], state["weights"]) == (5, "ema")
+    run_training(TrainOptions(stage=1, run=options.run_dir, resume=True))
+    assert_equal_runs(averaged.run_dir, options.run_dir)
+    ours, theirs = (load_file(folder / "last" / EMA) for folder in (averaged.run_dir, options.run_dir))
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 
@@ -109,6 +144,7 @@ def test_killed_before_a_validation_inside_an_epoch_it_is_made_up_for(averaged, 
         run_training(options)
     monkeypatch.undo()
     assert json.loads((options.run_dir / "last" / "state.json").read_text())["update"] == 2
+    let_the_average_win(monkeypatch)
     run_training(TrainOptions(stage=1, run=options.run_dir, resume=True))
     assert_equal_runs(averaged.run_dir, options.run_dir)
 

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import multiprocessing
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from transformers import WavLMConfig
 
 from tests.conftest import tiny_wavlm_kwargs
+from tests.power import assert_durable, watch_renames
 from tests.test_shard import flip_byte
 from vox.cli import main
 from vox.errors import CacheError
@@ -23,7 +25,13 @@ from vox.features.cache import (
     summarise_cache,
 )
 from vox.features.files import remove_leftovers
-from vox.features.fingerprint import Fingerprint, make_fingerprint
+from vox.features.fingerprint import (
+    CONFIG_KEYS,
+    Fingerprint,
+    ModelIdentity,
+    describe_config,
+    make_fingerprint,
+)
 from vox.features.plan import CachePlan, ShardPlan, hash_utterances, utterances_to_jsonl, write_plan
 from vox.features.stamps import Recorded, Stamp, write_stamps
 from vox.features.verify import verify_cache
@@ -204,7 +212,10 @@ def test_verify_lists_every_fault_and_exits_2(folder: Path, capsys: pytest.Captu
     assert "5 faults" in told.err and len(told.err.splitlines()) == 1
 
 
-def test_list_says_what_there_is(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_says_what_there_is(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vox.commands.cache.SAMPLE_RATE", 6)  # 21,600 samples
     (folder / "shard-00002.h5").unlink()
     assert main(["cache", "list", "--features", str(folder.parent.parent), "--split", SPLIT]) == 0
     header, line = capsys.readouterr().out.splitlines()
@@ -226,7 +237,7 @@ def test_list_says_what_there_is(folder: Path, capsys: pytest.CaptureFixture[str
         "3,4",
         "a/wavlm",
         "(abababab)",
-        "0.00",
+        "1.00",
         "0.000",
         "2/3",
         "1",
@@ -291,3 +302,68 @@ def test_another_configuration_of_the_same_weights_is_another_cache() -> None:
     assert ours.differences(theirs) == [
         "config: cache do_stable_layer_norm=false, model do_stable_layer_norm=true"
     ]
+
+
+# What decides a WavLM's arithmetic and may differ between models whose weights have the same shapes.
+OTHER_VALUES = {
+    "do_stable_layer_norm": True,
+    "feat_extract_norm": "layer",
+    "feat_extract_activation": "relu",
+    "hidden_act": "relu",
+    "layer_norm_eps": 1e-6,
+    "conv_kernel": (10, 3, 3, 3, 3, 3, 3),
+    "conv_stride": (5, 2, 2, 2, 2, 2, 4),
+    "conv_bias": True,
+    "num_attention_heads": 2,
+    "num_buckets": 64,
+    "max_bucket_distance": 40,
+    "num_conv_pos_embeddings": 32,
+    "num_conv_pos_embedding_groups": 2,
+}
+# What weights of other shapes, and so other weights, say too; and what only training uses.
+SAID_BY_WEIGHTS = {"hidden_size", "intermediate_size", "num_hidden_layers", "conv_dim"}
+OF_TRAINING = {
+    "attention_dropout",
+    "activation_dropout",
+    "hidden_dropout",
+    "mask_time_prob",
+    "mask_feature_prob",
+}
+OF_THE_OBJECT = {"to_dict", "json"}  # and `config.json` in texts
+
+
+def test_every_part_of_a_configuration_makes_another_fingerprint() -> None:
+    """T9: whatever the model reads from its configuration is in the fingerprint, or its weights say it."""
+    read = set()
+    for path in Path("vox/wavlm").glob("*.py"):
+        read |= set(re.findall(r"\bconfig\.([a-z_]+)", path.read_text()))
+    assert read - SAID_BY_WEIGHTS - OF_TRAINING - OF_THE_OBJECT <= OTHER_VALUES.keys()
+    assert OTHER_VALUES.keys() == set(CONFIG_KEYS)
+    default = WavLMConfig(**tiny_wavlm_kwargs())
+    for key, value in OTHER_VALUES.items():
+        changed = WavLMConfig(**tiny_wavlm_kwargs(**{key: value}))
+        assert describe_config(changed) != describe_config(default), key
+
+
+def test_every_part_of_a_fingerprint_makes_another_folder() -> None:
+    model = ModelIdentity("ab", do_normalize=False, config="x=1", hidden_size=8, num_layers=4)
+    ours = model.fingerprint((3, 4))
+    others = [
+        replace(model, weights_sha256="cd").fingerprint((3, 4)),
+        replace(model, do_normalize=True).fingerprint((3, 4)),
+        replace(model, config="x=2").fingerprint((3, 4)),
+        model.fingerprint((2, 4)),
+        model.fingerprint((3, 4)).at_speed(0.9),
+        replace(ours, format_version=ours.format_version + 1),
+        *(replace(ours, preprocessing=dict(ours.preprocessing) | {key: "x"}) for key in ours.preprocessing),
+    ]
+    assert len({ours.prefix, *(other.prefix for other in others)}) == 1 + len(others)
+    assert ours.preprocessing.keys() == {"sample_rate", "do_normalize", "resampler", "config"}
+    assert all(other.differences(ours) for other in others)
+
+
+def test_a_loss_of_power_leaves_a_cache_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards, plan and stamps have their contents on disk before they have their names."""
+    renames = watch_renames(monkeypatch)
+    folder = write_cache(tmp_path)
+    assert_durable(renames, *folder.iterdir())

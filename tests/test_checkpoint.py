@@ -1,6 +1,7 @@
 """Checkpoints: whole or not at all, checked when read, complete in themselves."""
 
 import json
+import os
 import resource
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from tests.power import assert_durable, watch_renames
 from tests.training import MODEL, tiny_recogniser
 from vox.checkpoint import (
+    TRAINER,
     load_recogniser,
     load_trainer_state,
     newest_checkpoint,
@@ -141,3 +144,28 @@ def test_a_folder_that_is_no_checkpoint(tmp_path):
     (tmp_path / "state.json").write_text(json.dumps({}))
     with pytest.raises(CheckpointError, match="not a checkpoint"):
         load_recogniser(tmp_path)
+
+
+def test_a_loss_of_power_leaves_a_checkpoint_whole_and_linked(tmp_path, parts, monkeypatch):
+    """Links too: what they pointed to before is deleted next."""
+    renames = watch_renames(monkeypatch)
+    folder = save(tmp_path / "checkpoints" / "a", parts)
+    point_link(tmp_path / "last", folder)
+    assert_durable(renames, folder, tmp_path / "last")
+
+
+class Payload:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (self.folder,)
+
+
+def test_loading_a_trainer_state_executes_no_code(tmp_path):
+    torch.save({"rng": Payload(tmp_path / "executed")}, tmp_path / TRAINER)
+    with pytest.raises(CheckpointError, match="cannot read the trainer state"):
+        load_trainer_state(tmp_path)
+    assert not (tmp_path / "executed").exists()

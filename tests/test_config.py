@@ -1,15 +1,17 @@
 """Configs: the files say what the code says, and a wrong key is an error."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
 from precompute.cli import parse_layers, precompute
-from vox.config import NUM_UNFROZEN_LAYERS, Config, dump_config, load_config
+from vox.config import NUM_UNFROZEN_LAYERS, Config, dump_config, load_config, load_saved_config
 from vox.errors import ConfigError
 from vox.features.cache import precompute_command
 from vox.features.fingerprint import Fingerprint
+from vox.run_files import read_train_config
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -96,3 +98,51 @@ def test_a_wrong_override_is_named_and_not_the_file(tmp_path):
     with pytest.raises(ConfigError, match=r"mine\.yaml"):
         (tmp_path / "mine.yaml").write_text("train: {epoch: 3}\n")
         load_config(tmp_path / "mine.yaml", ["optimizer.learning_rate=1"])
+
+
+def test_reading_yaml_executes_no_code(tmp_path):
+    payload = f"!!python/object/apply:os.mkdir [{tmp_path / 'executed'}]"
+    path = tmp_path / "config.yaml"
+    path.write_text(f"train: {{epochs: {payload}}}\n")
+    for load in (load_config, load_saved_config, lambda _: load_config(None, [f"train.epochs={payload}"])):
+        with pytest.raises(ConfigError, match="not valid YAML"):
+            load(path)
+    faults: list[str] = []
+    read_train_config(tmp_path, faults)
+    assert len(faults) == 1
+    assert not (tmp_path / "executed").exists()
+
+
+MAY_BE_ZERO = {
+    *("model.dropout", "data.workers", "augment.time_masks", "augment.time_mask_fraction"),
+    *("augment.channel_masks", "augment.channel_mask_fraction", "optimizer.weight_decay"),
+    *("train.ctc_weight", "train.ctc_weight_start", "train.label_smoothing", "train.seed"),
+    *("train.keep_checkpoints", "train.average_checkpoints"),
+}
+SHARES = {
+    *("model.dropout", "augment.time_mask_fraction", "augment.channel_mask_fraction"),
+    *("optimizer.warmup_fraction", "train.ctc_weight", "train.ctc_weight_start"),
+    *("train.label_smoothing", "train.ema_decay"),
+}
+
+
+def numeric_keys() -> dict[str, bool]:
+    """Return every key that holds one number, and whether a whole one; from the config itself."""
+    found = {}
+    for section, part in Config.model_fields.items():
+        for key, field in part.annotation.model_fields.items():  # type: ignore[union-attr]
+            kinds = {field.annotation, *get_args(field.annotation)} & {int, float}
+            if kinds and field.annotation is not bool:
+                found[f"{section}.{key}"] = kinds == {int}
+    return found
+
+
+@pytest.mark.parametrize(("key", "is_whole"), numeric_keys().items())
+def test_every_number_has_bounds(key, is_whole):
+    """A slip of the keyboard is an error, never a run: below zero, zero, a share above one, far too large."""
+    wrong: list[object] = [-1, *([] if key in MAY_BE_ZERO else [0]), *([1.5] if key in SHARES else [])]
+    for value in [*wrong, *([10**10] if is_whole else [])]:
+        with pytest.raises(ConfigError, match="bad value"):
+            load_config(None, [f"{key}={value}"])
+    if key in MAY_BE_ZERO:
+        load_config(None, [f"{key}=0"])

@@ -6,6 +6,7 @@ import http.server
 import io
 import tarfile
 import threading
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +53,7 @@ class Server:
     contents: bytes = ARCHIVE
     dies_after: int | None = None  # bytes of a body
     honours_range: bool = True
+    begins_at_zero: bool = False  # a range other than the one asked for
     claimed_length: int | None = None
     url: str = ""
     asked: list[tuple[str, str | None]] = field(default_factory=list)  # path, Range
@@ -73,6 +75,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if start >= len(state.contents):
                 return self.send_error(416)
             self.send_response(206)
+            start = 0 if state.begins_at_zero else start
             end = len(state.contents)
             self.send_header("Content-Range", f"bytes {start}-{end - 1}/{end}")
         else:
@@ -143,6 +146,32 @@ def test_a_server_that_ignores_ranges_starts_again(server: Server, tmp_path: Pat
     fetch(server, tmp_path)
     assert server.asked[0][1] == "bytes=1000-"
     assert_complete(tmp_path)
+
+
+def test_a_continuation_from_another_place_starts_again(server: Server, tmp_path: Path) -> None:
+    """A 206 may hold another range than the one asked for: here all of it."""
+    (tmp_path / f"{SPLIT}.tar.gz.part").write_bytes(ARCHIVE[:1000])
+    server.begins_at_zero = True
+    fetch(server, tmp_path)
+    assert_complete(tmp_path)
+
+
+def test_no_request_waits_for_ever(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    urlopen, timeouts = urllib.request.urlopen, []
+
+    def note_timeout(request: urllib.request.Request, *, timeout: float) -> object:
+        timeouts.append(timeout)
+        return urlopen(request, timeout=timeout)
+
+    monkeypatch.setattr(urllib.request, "urlopen", note_timeout)
+    fetch(server, tmp_path)
+    assert len(timeouts) == 1 and 0 < timeouts[0] <= 120
+
+
+def test_another_split_that_is_there_is_not_the_one_asked_for(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "LibriSpeech" / "train-clean-100").mkdir(parents=True)
+    fetch(server, tmp_path)
+    assert (tmp_path / "LibriSpeech" / SPLIT / "84" / "1" / "84-1-0000.flac").read_bytes() == NOISE
 
 
 def test_a_complete_part_is_unpacked_without_the_network(server: Server, tmp_path: Path) -> None:

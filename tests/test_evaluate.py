@@ -14,6 +14,7 @@ import torch
 from evaluate.report import _replace_text, default_out_dir
 from evaluate.run import _score_tally, _Tally
 from tests.conftest import make_speech, write_split
+from tests.power import watch_renames
 from tests.untrained import save_arbitrary_checkpoint, save_go_checkpoint
 from vox.audio import read_header
 from vox.checkpoint import load_recogniser
@@ -248,9 +249,11 @@ def test_an_unwritable_output_folder_is_found_before_the_work(
     assert captured.err == f"vox: error: file exists: {taken}\n"
 
 
-def test_a_failed_write_leaves_the_old_report(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "report.txt"
-    path.write_text("old")
+    renames = watch_renames(monkeypatch)
+    _replace_text(path, "old")
+    assert [rename.not_on_disk for rename in renames] == [[]]
     with pytest.raises(UnicodeEncodeError):
         _replace_text(path, "new " * 100_000 + "\ud800")  # fails after much has been written
     assert path.read_text() == "old"

@@ -31,6 +31,11 @@ TOP_LEVEL = {
     "train",
     "vox",
 }
+# Reading with these may execute what was read, unless an argument forbids it.
+EXECUTING = {
+    *("eval", "exec", "pickle.load", "pickle.loads", "marshal.loads", "yaml.load", "yaml.unsafe_load"),
+    *("yaml.full_load", "yaml.load_all", "yaml.unsafe_load_all", "numpy.load", "np.load", "joblib.load"),
+}
 VAGUE_NAMES = {"utils", "util", "common", "base", "helpers", "helper", "misc"}
 
 
@@ -115,3 +120,16 @@ def test_no_command_imports_torch_before_it_runs() -> None:
     )
     assert {command.module for command in COMMANDS.values()} <= loaded
     assert not loaded & {"torch", "torchaudio", "transformers", "h5py"}
+
+
+def test_nothing_that_is_read_is_executed() -> None:
+    """Checkpoints, configs and caches come from elsewhere: torch.load must say that it takes data only."""
+    for package in PACKAGES:
+        for path in (CHECKOUT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if not isinstance(node, ast.Call):
+                    continue
+                name, where = ast.unparse(node.func), f"{path.name}:{node.lineno}"
+                assert name not in EXECUTING, f"{where}: {name}"
+                if name == "torch.load":
+                    assert "weights_only=True" in map(ast.unparse, node.keywords), where

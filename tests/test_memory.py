@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 from tests.training import stage1_options
+from train.loop import _plan_epoch
 from train.memory import describe_batch, find_largest, make_worst_batch, rehearse, settle_micro_batch
 from train.run import run_training
 from train.step import Losses
-from vox.data.plan import plan_epoch
 from vox.errors import DeviceError
 
 
@@ -37,26 +37,32 @@ def spy_on_start(options, monkeypatch):
 
 @pytest.mark.parametrize("limit", ["data.micro_batch_utterances=5", "data.micro_batch_seconds=4"])
 def test_no_epoch_has_a_larger_one(tiny_root, tiny_wavlm_dir, tmp_path, monkeypatch, limit):
-    options = stage1_options(tiny_root, tiny_wavlm_dir, tmp_path / "run", overrides=(limit,))
+    overrides = (limit, "data.utterances_per_update=12")
+    options = stage1_options(tiny_root, tiny_wavlm_dir, tmp_path / "run", overrides=overrides)
     run, _ = spy_on_start(options, monkeypatch)
     batch, _ = make_worst_batch(run)
-    lengths, data = run.parts.train.lengths, run.parts.config.data
-    seconds = data.micro_batch_seconds
-    for epoch in range(20):
-        for update in plan_epoch(
-            lengths,
-            seed=0,
-            epoch=epoch,
-            utterances_per_update=12,
-            micro_batch_utterances=run.progress.micro_batch_utterances,
-            micro_batch_length=None if seconds is None else int(seconds * 16_000),
-        ):
+    lengths = run.parts.train.lengths
+    for run.progress.epoch in range(20):
+        for update in _plan_epoch(run):
             for micro in update[0]:
                 longest = max(lengths[position] for position in micro)
-                if seconds is None:
-                    assert len(micro) <= len(batch.ids) and longest <= batch.waveforms_BS.shape[1]
+                if limit == "data.micro_batch_utterances=5":
+                    assert len(micro) <= len(batch.ids) == 5 and longest <= batch.waveforms_BS.shape[1]
                 else:
-                    assert len(micro) * longest <= max(batch.waveforms_BS.numel(), 4 * 16_000)
+                    assert len(micro) * longest <= 4 * 16_000
+
+
+def test_the_seed_decides_weights_and_order(tiny_root, tiny_wavlm_dir, tmp_path, monkeypatch):
+    """Two seeds, and one of them twice: what a run is before its first update."""
+    drawn = []
+    for number, seed in enumerate((1, 2, 1)):
+        run_dir = tmp_path / str(number)
+        options = stage1_options(tiny_root, tiny_wavlm_dir, run_dir, overrides=(f"train.seed={seed}",))
+        run, _ = spy_on_start(options, monkeypatch)
+        drawn.append((run.parts.recogniser.ctc_head.weight, _plan_epoch(run)))
+    (weights, order), (other_weights, other_order), (same_weights, same_order) = drawn
+    assert not torch.equal(weights, other_weights) and order != other_order
+    assert torch.equal(weights, same_weights) and order == same_order
 
 
 def test_it_leaves_no_trace(tiny_root, tiny_wavlm_dir, tmp_path, monkeypatch):

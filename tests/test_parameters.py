@@ -8,8 +8,9 @@ from click.testing import CliRunner
 
 from tests.conftest import tiny_wavlm_kwargs
 from tests.tiny_model import TINY
+from train.build import choose_trainable, count_trainable
 from vox.commands.info import info
-from vox.config import Config, ModelConfig, dump_config
+from vox.config import Config, ModelConfig, TrainConfig, dump_config
 from vox.errors import CheckpointError, ConfigError
 from vox.model.conformer import ConformerLayer
 from vox.model.decoder import Decoder
@@ -67,9 +68,14 @@ def test_a_table_of_any_shape_counts_what_is_built() -> None:
     wavlm = build_wavlm(wavlm_config)
     recogniser = Recogniser(config, FeatureExtractor(wavlm, LayerMix.mean_of((3, 4), 4)))
     assert rows["total"].total == count(recogniser)
-    wavlm.freeze_except((0, 3))
-    trained = [parameter for parameter in recogniser.parameters() if parameter.requires_grad]
-    assert rows["total"].stage_2 == sum(parameter.numel() for parameter in trained)
+    for stage, cached, expected in (
+        (1, True, rows["total"].stage_1_cached),
+        (1, False, rows["total"].stage_1_live),
+        (2, False, rows["total"].stage_2),
+    ):
+        train = TrainConfig(stage=stage, unfreeze_layers=(0, 3) if stage == 2 else ())
+        choose_trainable(recogniser, Config(model=config, train=train), cached=cached)
+        assert count_trainable(recogniser) == expected, (stage, cached)
 
 
 def test_table_as_text() -> None:

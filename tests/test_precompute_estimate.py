@@ -4,15 +4,18 @@ import re
 from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import vox.device
 from precompute.estimate import measure_disk
-from tests.precomputing import command, cores
+from tests.precomputing import SPLIT, command, cores
 from vox.cli import main
+from vox.corpus import load_split
 from vox.data.batch import AudioBatch
+from vox.units import SAMPLE_RATE
 from vox.wavlm.extractor import FeatureExtractor
 
 
@@ -26,6 +29,28 @@ def test_dry_run_writes_nothing(
     estimate = r"^about \d+\.\d s here \([\d.]+ times real time, from [1-4] timed batches?(; the disk .*)?\)$"
     assert re.search(estimate, told, re.MULTILINE)
     assert not (tmp_path / "features").exists()
+
+
+def test_the_estimate_is_what_the_timed_batches_say(
+    tiny_root: Path,
+    tiny_wavlm_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a machine that computes a hundred seconds of audio in one, and writes without end."""
+    clock = SimpleNamespace(seconds=0.0)
+
+    def compute(extractor: object, batch: AudioBatch, device: object, copies: int) -> None:
+        clock.seconds += copies * int(batch.num_samples_B.sum()) / SAMPLE_RATE / 100
+
+    monkeypatch.setattr("precompute.estimate._compute", compute)
+    monkeypatch.setattr("precompute.estimate.time", SimpleNamespace(perf_counter=lambda: clock.seconds))
+    monkeypatch.setattr("precompute.estimate.measure_disk", lambda folder: 1e12)
+    assert main(command(tiny_root, tiny_wavlm_dir, tmp_path / "features", "--dry-run")) == 0
+    told = capsys.readouterr().out
+    seconds = sum(utterance.num_samples or 0 for utterance in load_split(tiny_root, SPLIT)) / SAMPLE_RATE
+    assert f"about {seconds / 100:.1f} s here (100.0 times real time" in told
 
 
 @pytest.mark.parametrize(("budget", "copies", "num_threads"), [("0.01", 1, 3), ("9", 3, 1)])

@@ -1,8 +1,7 @@
 """Several processes on one folder of features at the same moment."""
 
 import os
-import subprocess
-import sys
+import re
 from pathlib import Path
 
 import pytest
@@ -10,10 +9,10 @@ import torch
 
 from tests.conftest import write_split
 from tests.precomputing import command, read_files
+from tests.processes import run_ranks
 from vox.cli import main
 from vox.device import local_device
 
-REPOSITORY = Path(__file__).parent.parent
 SPLIT = "train-tiny"
 
 
@@ -32,32 +31,28 @@ def one_run(root: Path, tiny_wavlm_dir: Path, tmp_path_factory: pytest.TempPathF
     return read_files(features)
 
 
+@pytest.mark.parametrize("is_given", [True, False])
 def test_two_ranks_at_once_make_what_one_makes(
-    root: Path, tiny_wavlm_dir: Path, tmp_path: Path, one_run: dict[str, bytes]
+    root: Path,
+    tiny_wavlm_dir: Path,
+    tmp_path: Path,
+    one_run: dict[str, bytes],
+    capfd: pytest.CaptureFixture[str],
+    is_given: bool,
 ) -> None:
-    line = [sys.executable, "-m", "vox", *command(root, tiny_wavlm_dir, tmp_path), "--world-size", "2"]
-    ranks = [
-        subprocess.Popen([*line, "--rank", rank], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
-        for rank in "01"
-    ]
-    told = [rank.communicate(timeout=120)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0]
+    """Ranks by option, and by the environment that torchrun gives its processes."""
+
+    def work(rank: int) -> None:
+        more = ["--world-size", "2", "--rank", str(rank)] if is_given else []
+        if is_given:
+            del os.environ["RANK"], os.environ["WORLD_SIZE"], os.environ["LOCAL_RANK"]
+        raise SystemExit(main(command(root, tiny_wavlm_dir, tmp_path, *more)))
+
+    assert run_ranks(2, work) == [0, 0]
     assert read_files(tmp_path) == one_run
     num_shards = sum(name.endswith(".h5") for name in one_run)
-    shares = [int(text.partition("to compute here: ")[2].split()[0]) for text in told]
-    assert sum(shares) == num_shards and min(shares) > 0
-
-
-def test_torchrun_shares_the_shards_out(
-    root: Path, tiny_wavlm_dir: Path, tmp_path: Path, one_run: dict[str, bytes]
-) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    line = [*launcher, "-m", "vox", *command(root, tiny_wavlm_dir, tmp_path)]
-    done = subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True, timeout=180, env=os.environ)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("to compute here: ") == 2
-    assert f"to compute here: {sum(name.endswith('.h5') for name in one_run)} of" not in done.stdout
-    assert read_files(tmp_path) == one_run
+    shares = [int(share) for share in re.findall(r"to compute here: (\d+)", capfd.readouterr().out)]
+    assert len(shares) == 2 and sum(shares) == num_shards and min(shares) > 0
 
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

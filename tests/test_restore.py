@@ -12,6 +12,7 @@ import fsspec
 import pytest
 import torch
 
+from tests.power import assert_durable, watch_renames
 from tests.test_backup import FailingFilesystem, failing, url, write_checkpoint  # noqa: F401 - fixtures
 from tests.training import assert_equal_runs, signal_during, stage1_options
 from train.backup import NUM_TRIES, Backup
@@ -183,8 +184,11 @@ def test_each_rank_gets_its_random_state_and_a_new_one_keeps_its_own(rank, caplo
         states.append(read_rng(device))
         draws.append(torch.rand(3))
     torch.manual_seed(2)
-    run = SimpleNamespace(device=device, optimizer=optimizer)
-    restore(run, {"optimizer": optimizer.state_dict(), "scaler": {}, "rng": states[:2]}, rank)  # type: ignore[arg-type]
+    scaler = torch.amp.GradScaler("cpu", enabled=True)
+    run = SimpleNamespace(device=device, optimizer=optimizer, scaler=scaler)
+    saved = torch.amp.GradScaler("cpu", enabled=True, init_scale=64.0).state_dict()
+    restore(run, {"optimizer": optimizer.state_dict(), "scaler": saved, "rng": states[:2]}, rank)  # type: ignore[arg-type]
+    assert scaler.get_scale() == 64.0
     assert torch.equal(torch.rand(3), draws[rank])
     assert ("saved by 2 processes" in caplog.text) == (rank == 0)
 
@@ -219,11 +223,14 @@ def assert_same_files(one: Path, other: Path, names: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("place", ["{url}", "{url}/run"])
-def test_a_run_is_restored_from_where_it_was_backed_up(place, url, tmp_path):  # noqa: F811
+def test_a_run_is_restored_from_where_it_was_backed_up(place, url, tmp_path, monkeypatch):  # noqa: F811
     run, restored = tmp_path / "run", tmp_path / "elsewhere" / "run"
     back_up(url, run)
     FailingFilesystem.failures = 2
-    restore_run(place.format(url=url), restored, 1)
+    with monkeypatch.context() as patch:
+        renames = watch_renames(patch)
+        restore_run(place.format(url=url), restored, 1)
+    assert_durable(renames, restored / "checkpoints", restored / "last", restored / OPTIONS)
     assert str((restored / "last").readlink()) == "checkpoints/update-00000004"
     assert str((restored / "best").readlink()) == f"checkpoints/{FIRST}"
     assert_same_files(run / "checkpoints", restored / "checkpoints", (FIRST, "update-00000004"))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import train.step
-from tests.training import Killed, assert_equal_runs, kill_run, read_metrics, signal_during, stage2_options
+from tests.training import Killed, assert_equal_runs, kill_run, read_metrics, signal_during
 from train.metrics import METRICS, MetricsLog
 from train.options import TrainOptions
 from train.run import run_training
@@ -27,18 +27,10 @@ def test_killed_inside_an_epoch_and_resumed_ends_the_same(
     """T7, stage 1 from the cache: SIGKILL after 4 of 9 updates, the second epoch begun."""
     run = tmp_path / "run"
     cached = f", cached=True, features=Path({str(features_dir)!r})"
-    kill_run("stage1", tiny_root, tiny_wavlm_dir, run, updates=4, cached=cached)
+    kill_run(tiny_root, tiny_wavlm_dir, run, updates=4, cached=cached)
     assert json.loads((run / "last" / "state.json").read_text())["update_in_epoch"] == 1
     run_training(TrainOptions(stage=1, run=run, resume=True))
     assert_equal_runs(stage1.run_dir, run)
-
-
-def test_stage2_killed_and_resumed_ends_the_same(stage1, tiny_root, tmp_path):
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    run_training(stage2_options(tiny_root, whole, stage1.run_dir / "best"))
-    kill_run("stage2", tiny_root, run, stage1.run_dir / "best", updates=5)
-    run_training(TrainOptions(stage=2, run=run, resume=True))
-    assert_equal_runs(whole, run)
 
 
 @pytest.mark.parametrize(("name", "update"), [("run_update", 1), ("validate", 3)])

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,10 @@ import torch
 from tests.training import assert_equal_runs, stage1_options
 from train.options import TrainOptions
 from train.run import run_training
+from vox.audio import hash_recording, read_audio
 from vox.corpus import load_split
 from vox.data.batch import AudioBatch, make_feature_batch, make_label_batch
-from vox.data.sources import LiveSource
+from vox.data.sources import LiveSource, decode_and_hash_batches
 
 # Trains; at the fifth update it says so, and waits for a line.
 TRAIN_AND_WAIT = """
@@ -120,3 +122,39 @@ def test_everything_that_goes_to_a_gpu_is_pinned(workers, tiny_root):
     features = make_feature_batch(["a"], [np.zeros((2, 3), np.float16)]).pin()
     for batch in (audio, labels, features):
         assert all(each.is_pinned() for each in vars(batch).values() if isinstance(each, torch.Tensor))
+
+
+@pytest.mark.parametrize("difference", [-1, 1])
+def test_a_recording_of_another_length_than_its_header_is_left_out(difference, tiny_root, monkeypatch):
+    """T9: its frames would be of another number than those that its shard has room for."""
+    utterances = load_split(tiny_root, "dev-tiny")
+    wrong = utterances[1]
+
+    def read(path: Path, speed: float = 1.0) -> np.ndarray:
+        waveform = read_audio(path, speed)
+        if path != wrong.audio_path:
+            return waveform
+        return np.resize(waveform, len(waveform) + difference)
+
+    monkeypatch.setattr("vox.data.sources.read_audio", read)
+    ((batch, failures, _),) = decode_and_hash_batches([utterances])
+    assert batch.ids == [each.id for each in utterances if each is not wrong]
+    assert [failure.id for failure in failures] == [wrong.id]
+    assert f"decoded {wrong.num_samples + difference} samples" in failures[0].reason
+
+
+def test_a_recording_is_hashed_before_it_is_decoded(tiny_root, tmp_path, monkeypatch):
+    """Replaced in between, it is found changed; the other way round it would pass for the new one."""
+    (utterance, *_) = load_split(tiny_root, "dev-tiny")
+    copy = tmp_path / utterance.audio_path.name
+    copy.write_bytes(utterance.audio_path.read_bytes())
+    before = hash_recording(copy)
+
+    def read_and_replace(path: Path, speed: float = 1.0) -> np.ndarray:
+        waveform = read_audio(path, speed)
+        path.write_bytes(path.read_bytes() + b"replaced")
+        return waveform
+
+    monkeypatch.setattr("vox.data.sources.read_audio", read_and_replace)
+    ((_, _, hashes),) = decode_and_hash_batches([[replace(utterance, audio_path=copy)]])
+    assert hashes == {utterance.id: before} and hash_recording(copy) != before

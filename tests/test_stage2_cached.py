@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from tests.training import (
+    Killed,
     assert_equal_runs,
-    kill_run,
+    die_after,
     read_metrics,
     read_weights,
     stage1_options,
@@ -55,14 +56,17 @@ def test_its_losses_are_the_live_ones_and_it_trains_the_top(cached, stage1, tiny
     assert "live" not in json.dumps(read_metrics(cached.run_dir))
 
 
-def test_killed_and_resumed_ends_the_same(cached, stage1, tiny_root, features_dir, tmp_path):
+def test_killed_and_resumed_ends_the_same(cached, tmp_path, monkeypatch):
     """WavLM's weights are no longer those that made the cache: the checkpoint names them."""
-    run = tmp_path / "run"
-    more = f", *{CALM!r}"
-    kept = f", cached=True, features=Path({str(features_dir)!r})"
-    kill_run("stage2", tiny_root, run, stage1.run_dir / "best", updates=5, cached=kept, more=more)
-    run_training(TrainOptions(stage=2, run=run, resume=True))
-    assert_equal_runs(cached.run_dir, run)
+    overrides = (*cached.overrides, "train.checkpoint_minutes=1e-6")
+    options = replace(cached, run=tmp_path / "run", overrides=overrides)
+    with monkeypatch.context() as patch:
+        die_after(patch, updates=5)
+        with pytest.raises(Killed):
+            run_training(options)
+    assert json.loads((options.run_dir / "last" / "state.json").read_text())["update"] == 5
+    run_training(TrainOptions(stage=2, run=options.run_dir, resume=True))
+    assert_equal_runs(cached.run_dir, options.run_dir)
 
 
 def test_what_cannot_be_cached_is_refused(cached, stage1, tmp_path, features_dir, tiny_root):

@@ -144,3 +144,56 @@ def test_what_was_not_read_is_not_in_the_logged_loss(tiny_wavlm_dir):
     num_labels = len(labels[0]) + len(labels[1])
     assert result.ctc == pytest.approx(float(sums.ctc) / num_labels, rel=1e-5)
     assert result.attention == pytest.approx(float(sums.attention) / (num_labels + 2), rel=1e-5)
+
+
+@torch.no_grad()
+def test_labels_that_do_not_fit_their_frames_have_an_infinite_loss(tiny_wavlm_dir):
+    """T4: five labels on three frames; a zero would be a loss that nobody learns from and nobody sees."""
+    recogniser = tiny_recogniser(tiny_wavlm_dir).eval()
+    batch, labels = make_batch([torch.randn(3, 32)], [[4, 5, 6, 7, 8]], [0], torch.float32)
+    encoded = recogniser.encode(batch.features_BTC, batch.num_frames_B)
+    assert math.isinf(float(compute_losses(recogniser, encoded, labels).ctc))
+
+
+def run_with_scaler(wavlm_dir, scaler, max_grad_norm: float, num_updates: int = 3):
+    """Run updates with and without something to read; return the recogniser and what the last one was."""
+    recogniser = tiny_recogniser(wavlm_dir, dropout=0.0)
+    optimizer = build_optimizer(recogniser, OptimizerConfig(learning_rate=0.01))
+    features, labels = make_split()
+    settings = StepSettings(torch.device("cpu"), torch.float32, 0.3, 0.1, max_grad_norm, augment=None)
+    batch = make_batch(features, labels, [0, 1], torch.float32)
+    totals = LabelTotals(len(labels[0]) + len(labels[1]), len(labels[0]) + len(labels[1]) + 2)
+    losses = wrap_losses(recogniser, Ranks())
+    for _ in range(num_updates):
+        result = run_update(losses, optimizer, scaler, [batch], totals, settings, Ranks()).read()
+    run_update(losses, optimizer, scaler, [], totals, settings, Ranks())  # must not even decay the weights
+    return recogniser, result
+
+
+def test_float16_scales_the_loss_and_nothing_else(tiny_wavlm_dir):
+    """Powers of two are exact: unscaled before it is clipped, the gradient is the one without a scale."""
+    plain = torch.amp.GradScaler("cpu", enabled=False)
+    scaler = torch.amp.GradScaler("cpu", enabled=True, init_scale=2.0**10, growth_interval=2)
+    expected, unscaled = run_with_scaler(tiny_wavlm_dir, plain, max_grad_norm=0.5)
+    found, result = run_with_scaler(tiny_wavlm_dir, scaler, max_grad_norm=0.5)
+    assert unscaled.grad_norm > 0.5  # it was clipped
+    assert result.grad_norm == pytest.approx(unscaled.grad_norm, rel=1e-5)
+    for name, tensor in expected.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+    assert scaler.get_scale() > 2.0**10  # it grows while all goes well
+
+
+def test_float16_lowers_the_scale_when_it_overflows(tiny_wavlm_dir):
+    recogniser = tiny_recogniser(tiny_wavlm_dir)
+    optimizer = build_optimizer(recogniser, OptimizerConfig(learning_rate=0.1))
+    before = {name: tensor.clone() for name, tensor in recogniser.state_dict().items()}
+    features, labels = make_split()
+    features[0][3, 5] = float("inf")
+    batch = make_batch(features, labels, [0, 1], torch.float32)
+    settings = StepSettings(torch.device("cpu"), torch.float32, 0.3, 0.1, 1.0, augment=None)
+    scaler = torch.amp.GradScaler("cpu", enabled=True, init_scale=1024.0)
+    losses = wrap_losses(recogniser, Ranks())
+    result = run_update(losses, optimizer, scaler, [batch], LabelTotals(9, 11), settings, Ranks()).read()
+    assert not result.is_finite and scaler.get_scale() == 512.0
+    for name, tensor in recogniser.state_dict().items():
+        assert torch.equal(tensor, before[name]), name

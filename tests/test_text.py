@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.power import watch_renames
 from vox.errors import TextError
 from vox.text import (
     BOS_ID,
@@ -145,9 +146,13 @@ def test_training_without_text_is_an_error() -> None:
         train_tokenizer(["", ""], 90)
 
 
-def test_saved_and_pickled_tokenizers_are_the_same(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_saved_and_pickled_tokenizers_are_the_same(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "new" / "folder" / "t.model"
+    renames = watch_renames(monkeypatch)
     tokenizer.save(path)
+    assert [rename.not_on_disk for rename in renames] == [[]]
     assert [p.name for p in path.parent.iterdir()] == ["t.model"]
     for copy in (Tokenizer.load(path), pickle.loads(pickle.dumps(tokenizer))):
         assert copy.model_bytes == tokenizer.model_bytes

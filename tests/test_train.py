@@ -1,15 +1,18 @@
 """Both stages end to end on a tiny corpus: what they learn, hand over and refuse."""
 
+import itertools
 import json
 import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import train.loop
 from precompute.cli import precompute
 from tests.conftest import write_split
 from tests.training import read_metrics, read_weights, stage1_options, stage2_options
@@ -292,3 +295,35 @@ def test_a_split_named_twice_and_a_run_named_as_a_checkpoint_are_refused(stage1,
     assert "--train-split takes one split: a and b" in capsys.readouterr().err
     with pytest.raises(CheckpointError, match=rf"this is a run.*name {stage1.run_dir}/best"):
         load_recogniser(stage1.run_dir)
+
+
+def test_saves_inside_an_epoch_and_skipped_updates_are_counted(
+    tiny_root, tiny_wavlm_dir, tmp_path, monkeypatch, caplog
+):
+    """Twelve updates of a minute each, saved every five; the gradient of the fourth is not finite."""
+    clock, updates, saved = SimpleNamespace(seconds=0.0), itertools.count(1), []
+    step, save = train.loop.run_update, train.loop.save_run
+
+    def slow_update(*arguments):
+        clock.seconds += 60
+        result = step(*arguments)
+        return replace(result, is_finite=torch.tensor(False)) if next(updates) == 4 else result
+
+    def note_save(run, name, **keywords):
+        saved.append(name)
+        save(run, name, **keywords)
+
+    monkeypatch.setattr("train.loop.run_update", slow_update)
+    monkeypatch.setattr("train.loop.save_run", note_save)
+    monkeypatch.setattr("train.loop.time", SimpleNamespace(monotonic=lambda: clock.seconds))
+    overrides = ("train.epochs=1", "data.utterances_per_update=1", "train.checkpoint_minutes=5")
+    options = stage1_options(tiny_root, tiny_wavlm_dir, tmp_path / "run", overrides=overrides)
+    run_training(options)
+    assert [name.removeprefix("update-000000") for name in saved] == ["00", "05", "10", "12", "12-validated"]
+    lines = read_metrics(options.run_dir)
+    (skipped,) = [line for line in lines if line["kind"] == "skipped"]
+    assert skipped["update"] == 4 and len(skipped["ids"]) == 1
+    counts = [line["skipped_updates"] for line in lines if line["kind"] == "train"]
+    assert counts == [0, 1, 1, 1, 1, 1]
+    assert json.loads((options.run_dir / "last" / "state.json").read_text())["skipped_updates"] == 1
+    assert "1 updates were skipped: their gradients were not finite" in caplog.text

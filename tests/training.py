@@ -134,15 +134,28 @@ def dying_update(*arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     return step(*arguments)
 train.loop.run_update = dying_update
-overrides = ("train.checkpoint_minutes=1e-6"{more},)
-run_training(training.{stage}_options(*map(Path, sys.argv[1:]), overrides=overrides{cached}))
+overrides = ("train.checkpoint_minutes=1e-6",)
+run_training(training.stage1_options(*map(Path, sys.argv[1:]), overrides=overrides{cached}))
 """
 
 
-def kill_run(stage: str, *paths: Path, updates: int, cached: str = "", more: str = "") -> None:
-    code = KILL_AFTER.format(stage=stage, updates=updates, cached=cached, more=more)
+def kill_run(*paths: Path, updates: int, cached: str) -> None:
+    """Train stage 1 in a process of its own, which is killed by SIGKILL after so many updates."""
+    code = KILL_AFTER.format(updates=updates, cached=cached)
     done = subprocess.run([sys.executable, "-c", code, *map(str, paths)], cwd=Path(__file__).parent.parent)
     assert done.returncode == -signal.SIGKILL
+
+
+def die_after(patch: pytest.MonkeyPatch, updates: int) -> None:
+    """Raise Killed at the update that follows so many: a kill without the seconds of a new process."""
+    step, calls = train.loop.run_update, itertools.count(1)
+
+    def dying_update(*arguments):
+        if next(calls) > updates:
+            raise Killed
+        return step(*arguments)
+
+    patch.setattr(train.loop, "run_update", dying_update)
 
 
 def signal_during(patch: pytest.MonkeyPatch, name: str, on_call: int = 1) -> None:

@@ -1,0 +1,36 @@
+"""Splits made ready for training: which utterances CTC can align, to the frame (T4)."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from train.splits import label_split
+from vox.corpus import Utterance
+from vox.errors import CorpusError
+
+# As many labels as letters; "aab" has a repeat, between which CTC needs a blank: four frames.
+SPELLING: Any = SimpleNamespace(encode=lambda text: [4 + ord(letter) - ord("a") for letter in text])
+SOURCE: Any = None
+
+
+def label(frames: dict[str, int], *, skip_bad: bool = False) -> list[str]:
+    """Label utterances that are named as they are spelled, of so many frames; return the names kept."""
+    utterances = [
+        Utterance(text, Path("none"), text, "", num_samples=count) for text, count in frames.items()
+    ]
+    split = label_split("train", utterances, SOURCE, SPELLING, lambda samples: samples, skip_bad=skip_bad)
+    return split.ids
+
+
+def test_exactly_as_many_frames_as_ctc_needs_are_enough():
+    assert label({"abc": 3, "aab": 4}) == ["abc", "aab"]
+
+
+@pytest.mark.parametrize(("text", "frames"), [("abc", 2), ("aab", 3)])
+def test_one_frame_less_is_refused_by_name(text, frames, caplog):
+    with pytest.raises(CorpusError, match=rf"1 transcripts have more labels than.*train: {text}"):
+        label({"ab": 2, text: frames})
+    assert label({"ab": 2, text: frames}, skip_bad=True) == ["ab"]
+    assert f"have more labels than their audio has frames: {text}" in caplog.text
