@@ -77,6 +77,13 @@ def test_a_context_hides_frames_that_are_many_labels_away() -> None:
         after_UV = decoder(tokens_BU, replace(encoded, hidden_BTD=hidden_BTD))[0]
         is_moved_U = ((after_UV - before_UV).abs() > 1e-6).any(-1)
         assert is_moved_U.tolist() == [first <= index <= last for index in range(20)]
+    # Frames gather at whole numbers: rounding there, which depends on the batch, must not hide any.
+    whole_BT = (torch.arange(60.0)[None] / 6).floor()
+    rounded = [
+        decoder(tokens_BU, replace(encoded, label_positions_BT=whole_BT + error))
+        for error in (-1e-6, 0, 1e-6)
+    ]
+    assert all((logits_BUV - rounded[1]).abs().max() <= TOLERANCE for logits_BUV in rounded)
     # Labels beyond the last position see what one at the last position sees.
     short = replace(encoded, label_positions_BT=torch.full((1, 60), 2.0))
     assert decoder(tokens_BU, short).isfinite().all()

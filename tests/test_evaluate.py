@@ -305,7 +305,7 @@ def test_transcribe_warns_of_recordings_longer_than_those_trained_on(
     trained = replace(loaded, state={"longest_train_samples": 2 * SAMPLE_RATE})
     assert len(list(transcribe_files(trained, paths, "ctc"))) == 2
     (record,) = caplog.records
-    assert record.getMessage().startswith(f"{paths[1]} is 3 s long, and no recording of the training")
+    assert record.getMessage().startswith(f"{paths[1]} is 3.0 s long, and no recording of the training")
     caplog.clear()
     list(transcribe_files(loaded, paths, "ctc"))  # an older checkpoint did not record it
     assert not caplog.records
@@ -320,7 +320,7 @@ def test_transcribe_warns_where_the_decoders_differ_in_length(
     path = tmp_path / "a.wav"
     soundfile.write(path, make_speech(SAMPLE_RATE, 1), SAMPLE_RATE)
     (go,) = load_recogniser(go_checkpoint).tokenizer.encode("go")  # what CTC finds, once
-    for num_labels, is_warned in ((1, False), (5, False), (6, True)):
+    for num_labels, is_warned in ((1, False), (5, False), (6, True), (0, True)):
         found = [Hypothesis([go] * num_labels)]
         monkeypatch.setitem(DECODERS, "attention", lambda *_, found=found: found)
         caplog.clear()

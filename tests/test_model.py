@@ -25,7 +25,9 @@ TOLERANCE = 1e-4  # max abs difference of logits, fp32
 LENGTHS = st.lists(st.one_of(st.integers(1, 5), st.integers(6, 60)), min_size=1, max_size=4)
 # In training mode, where a statistic over the batch would show.
 RECOGNISERS = {
-    norm: make_recogniser(feature_norm=norm, dropout=0.0).train() for norm in ("none", "utterance")
+    "none": make_recogniser(dropout=0.0).train(),
+    "utterance": make_recogniser(feature_norm="utterance", dropout=0.0).train(),
+    "short_context": make_recogniser(decoder_context=3, dropout=0.0).train(),
 }
 
 
@@ -42,16 +44,16 @@ def random_tokens(lengths: list[int], seed: int) -> list[torch.Tensor]:
     ]
 
 
-@pytest.mark.parametrize("feature_norm", ["none", "utterance"])
+@pytest.mark.parametrize("kind", ["none", "utterance", "short_context"])
 @settings(max_examples=25, deadline=None)
 @given(lengths=LENGTHS, label_seed=st.integers(0, 99), extra=st.integers(0, 9))
 @example(lengths=[1, 2, 3, 4, 5, 57], label_seed=0, extra=0)
 @example(lengths=[60, 1, 1], label_seed=1, extra=3)
 @torch.no_grad()
 def test_logits_do_not_depend_on_the_batch(
-    feature_norm: str, lengths: list[int], label_seed: int, extra: int
+    kind: str, lengths: list[int], label_seed: int, extra: int
 ) -> None:
-    recogniser = RECOGNISERS[feature_norm]
+    recogniser = RECOGNISERS[kind]
     features = random_rows(lengths, seed=sum(lengths))
     tokens = random_tokens([(label_seed * (index + 3)) % 7 for index in range(len(lengths))], label_seed)
     num_frames_B = torch.tensor(lengths)

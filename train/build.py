@@ -16,7 +16,7 @@ from vox.data.sources import Source
 from vox.errors import CacheError, CheckpointError, ConfigError
 from vox.features.fingerprint import Fingerprint, make_fingerprint
 from vox.model.recogniser import Recogniser
-from vox.text import Tokenizer, choose_vocab_size, get_tokenizer
+from vox.text import Tokenizer, choose_vocab_size, fit_vocab_size, get_tokenizer
 from vox.wavlm.extractor import FeatureExtractor, build_extractor
 from vox.wavlm.mix import LayerMix
 
@@ -173,7 +173,7 @@ def _adopt(config: Config, loaded: Config) -> Config:
     for section in ("model", "features"):
         asked, held, default = (getattr(source, section) for source in (config, loaded, defaults))
         for key in type(asked).model_fields:
-            if getattr(asked, key) not in (getattr(held, key), getattr(default, key)):
+            if getattr(asked, key) not in (getattr(held, key), getattr(default, key), "auto"):
                 raise CheckpointError(
                     f"the checkpoint is of another shape than the config ({section}.{key}: checkpoint "
                     f"{getattr(held, key)}, config {getattr(asked, key)})",
@@ -200,6 +200,7 @@ def _make_tokenizer(
     texts = [utterance.text for utterance in utterances if utterance.speed == once]
     fitting = choose_vocab_size(texts)
     if config.model.vocab_size == "auto":
+        fitting = fit_vocab_size(texts, fitting)
         log.info("model.vocab_size: auto is %d for these transcripts", fitting)
         model = config.model.model_copy(update={"vocab_size": fitting})
         config = config.model_copy(update={"model": model})

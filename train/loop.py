@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-import torch
 from tqdm import tqdm
 
 from train.average import validate_weights
@@ -17,7 +16,7 @@ from train.progress import Run, save_run
 from train.schedule import ctc_weight_at, learning_rate_at, set_learning_rate
 from train.signals import Interrupted
 from train.splits import TrainingSplit
-from train.step import LabelTotals, StepSettings, run_update
+from train.step import LabelTotals, MicroBatchTooLargeError, StepSettings, run_update
 from train.validate import DevResult, Stopped
 from vox.data.batch import AudioBatch, FeatureBatch, LabelBatch
 from vox.data.plan import Update, plan_epoch
@@ -90,7 +89,7 @@ def _run_updates(run: Run, bar: "tqdm[NoReturn]") -> bool:
     for update, (totals, batches) in zip(rest, _read_updates(run, rest), strict=True):
         try:
             _update(run, update, totals, batches)
-        except torch.OutOfMemoryError:
+        except MicroBatchTooLargeError:
             return False  # the error holds on to tensors: the caller goes on without it
         bar.update()
         if progress.update % config.train.log_updates == 0:

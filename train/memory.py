@@ -29,9 +29,9 @@ ROOM = 0.85  # of a GPU's memory: what `auto` fills at most
 def settle_micro_batch(run: Run, settings: StepSettings) -> None:
     """Decide how many utterances a micro-batch holds, and try the largest one on a GPU.
 
-    What was asked for, what a resumed run had, or for `auto` the largest cut that fits with room to spare;
-    the same on all ranks. The optimizer's state is allowed for. Weights and random states stay as they are.
-    Raises DeviceError, naming the setting to lower, where memory does not suffice.
+    What was asked for, or for `auto` what a resumed run had if it still fits, else the largest cut that fits
+    with room to spare; the same on all ranks. The optimizer's state is allowed for. Weights and random
+    states stay as they are. Raises DeviceError, naming the setting to lower, where memory does not suffice.
     """
     progress, data = run.progress, run.parts.config.data
     recorded = progress.micro_batch_utterances
@@ -160,7 +160,9 @@ def describe_batch(batch: AudioBatch | FeatureBatch) -> str:
 
 def name_setting(run: Run) -> str:
     """Name the setting that makes micro-batches smaller; an update stays what it is."""
-    data = run.parts.config.data
+    data, count = run.parts.config.data, run.progress.micro_batch_utterances
     if data.micro_batch_seconds is not None:
-        return f"lower data.micro_batch_seconds (now {data.micro_batch_seconds:g})"
-    return f"lower data.micro_batch_utterances (now {run.progress.micro_batch_utterances})"
+        return f"lower data.micro_batch_seconds (now {data.micro_batch_seconds:g}), also with --resume"
+    if count <= 1:
+        return "use a GPU with more memory, or leave the longest recordings out"
+    return f"lower data.micro_batch_utterances (now {count}), also with --resume"

@@ -24,6 +24,7 @@ OF_THE_COMMAND = frozenset({"run", "resume", "restore_from"})  # as the resuming
 CHANGEABLE = frozenset({"root", "features", "device", "backup"})  # the recorded one, unless it is given
 # Part of the run's saved config or weights by now: refused.
 IN_CONFIG = frozenset({"config_path", "overrides", "train_split", "dev_split", "wavlm", "from_checkpoint"})
+CUT_KEYS = "data.micro_batch_"  # how an update is cut is no part of what a run learns: --set may change it
 FLAGS = {"config_path": "--config", "overrides": "--set", "from_checkpoint": "--from"}  # others: --name
 
 
@@ -124,7 +125,8 @@ def resume_options(options: TrainOptions) -> TrainOptions:
     for each in fields(TrainOptions):
         name, value = each.name, getattr(options, each.name)
         is_given = value != each.default
-        if name in OF_THE_COMMAND or (name in CHANGEABLE and is_given):
+        is_cut = name == "overrides" and all(key.startswith(CUT_KEYS) for key in options.overrides)
+        if name in OF_THE_COMMAND or is_cut or (name in CHANGEABLE and is_given):
             changes[name] = value
         elif name in CHANGEABLE:
             continue

@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+from pathlib import Path
 
 import torch
 
@@ -21,8 +22,8 @@ from train.restore import restore_run
 from train.schedule import build_optimizer, count_updates
 from train.signals import Interrupted, Signals
 from train.step import settle_buckets, wrap_losses
-from train.validate import Stopped
-from vox.checkpoint import CONFIG, list_checkpoints, load_averaged, load_trainer_state
+from train.validate import Stopped, rank_result
+from vox.checkpoint import CONFIG, list_checkpoints, load_averaged, load_trainer_state, read_state
 from vox.config import Config, dump_config, load_saved_config
 from vox.data.plan import num_updates
 from vox.device import local_device, pick_device, pick_precision
@@ -72,7 +73,7 @@ def _settle(options: TrainOptions, ranks: Ranks) -> tuple[TrainOptions, Config]:
             if options.restore_from is not None:
                 restore_run(options.restore_from, options.run_dir, options.stage)
     options = resume_options(options)
-    return options, load_saved_config(options.run_dir / CONFIG)
+    return options, load_saved_config(options.run_dir / CONFIG, options.overrides)
 
 
 def _run_stage(
@@ -186,6 +187,14 @@ def _build_run(
     )
 
 
+def _rank_best(run_dir: Path, progress: Progress) -> None:
+    """Rank the best checkpoint as this version does: an older one ranked by the mean of both WERs."""
+    best = run_dir / "best"
+    dev = read_state(best).get("dev") if best.exists() else None
+    if dev is not None:
+        progress.best = list(rank_result(dev["wer"], dev["ctc"] + dev["attention"]))
+
+
 def _find_longest(parts: Parts) -> int:
     """Return the samples of the longest utterance trained on, in this stage and those before it."""
     before = 0 if parts.origin is None else parts.origin.state.get("longest_train_samples", 0)
@@ -214,6 +223,7 @@ def _find_progress(options: TrainOptions, parts: Parts, fresh: Progress, ranks: 
         if ranks.is_first:
             keep = parts.config.train.keep_checkpoints
             restore_links(options.run_dir, parts.origin.folder, progress, keep)
+            _rank_best(options.run_dir, progress)
     # Where the best checkpoint is lost, the first rank has found the next best one.
     progress.best, progress.best_checkpoint = ranks.gather((progress.best, progress.best_checkpoint))[0]
     return progress

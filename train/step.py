@@ -37,6 +37,10 @@ Pair = TypeVar("Pair")
 DUMMY_FRAMES = 8  # of what a rank computes that has nothing to compute
 
 
+class MicroBatchTooLargeError(torch.OutOfMemoryError):
+    """Memory ran out while gradients were computed: weights and optimizer are as they were."""
+
+
 @dataclass(frozen=True)
 class LossSums:
     """Losses summed over the utterances of a batch, in nats; scalars with a graph in training."""
@@ -231,10 +235,15 @@ def run_update(
     """Accumulate the gradients of an update's micro-batches over all ranks, clip, and step.
 
     losses: what `wrap_losses` returned. An update whose gradient is not finite changes nothing, nor does
-    one of which nothing could be read; every rank comes to the same verdict, from the same sums.
+    one of which nothing could be read; every rank comes to the same verdict, from the same sums. Raises
+    MicroBatchTooLargeError where memory ran out before anything was changed.
     """
     optimizer.zero_grad(set_to_none=True)
-    sums_5 = ranks.add_up(accumulate_gradients(losses, scaler, batches, totals, settings, ranks))
+    try:
+        sums_5 = accumulate_gradients(losses, scaler, batches, totals, settings, ranks)
+    except torch.OutOfMemoryError as error:
+        raise MicroBatchTooLargeError from error
+    sums_5 = ranks.add_up(sums_5)
     scaler.unscale_(optimizer)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     grad_norm = torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)

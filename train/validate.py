@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -46,14 +46,8 @@ class DevResult:
 
     @property
     def rank(self) -> tuple[float, float]:
-        """Order results: the better decoder's WER, then the losses; lower is better, not finite worst.
-
-        The better decoder, because `vox transcribe` uses that one (`vox.decode.preferred_decoder`). While
-        even its WER is near 100 % it is noise, and the losses decide.
-        """
-        losses = self.ctc + self.attention
-        wer = min(min(self.wer.values()), UNDECIDED_WER)
-        return (wer, losses) if math.isfinite(losses) else (math.inf, math.inf)
+        """Order results: see `rank_result`."""
+        return rank_result(self.wer, self.ctc + self.attention)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON-able values, for a checkpoint's state."""
@@ -68,6 +62,16 @@ class DevResult:
             "num_truncated": self.num_truncated,
             "seconds": self.seconds,
         }
+
+
+def rank_result(wer: Mapping[str, float], losses: float) -> tuple[float, float]:
+    """Order dev results: the better decoder's WER, then the losses; lower is better, not finite is worst.
+
+    The better decoder, because `vox transcribe` uses that one (`vox.decode.preferred_decoder`). While even
+    its WER is near 100 % it is noise, and the losses decide.
+    """
+    better = min(min(wer.values()), UNDECIDED_WER)
+    return (better, losses) if math.isfinite(losses) else (math.inf, math.inf)
 
 
 class Stopped(Exception):  # noqa: N818 - an event, no error

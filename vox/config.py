@@ -42,6 +42,8 @@ def _auto_or_number(least: int, most: int) -> BeforeValidator:
     """Check that a value is "auto" or an integer between two bounds."""
 
     def check(value: object) -> object:
+        if isinstance(value, float) and value.is_integer():  # 2e3, as pydantic's own int takes it
+            value = int(value)
         is_number = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
         if value != "auto" and not is_number:
             raise ValueError(f"auto, or a number from {least} to {most}")
@@ -77,7 +79,7 @@ class ModelConfig(_Section):
         default=None,
         ge=2,
         le=MAX_COUNT,
-        description="labels back, and labels around in the audio, that the decoder sees; null: all",
+        description="labels that the decoder sees, back and (label_clock) around in the audio; null: all",
     )
     cross_attention: Literal["plain", "label_clock"] = Field(
         default="label_clock",
@@ -244,20 +246,18 @@ def load_config(path: Path | str | Sequence[Path | str] | None, overrides: Seque
     tree: dict[str, Any] = {}
     for each in paths:
         tree = _lay_over(tree, _read_yaml(Path(each)))
-    set_keys = {}
-    for override in overrides:
-        _apply_override(tree, override)
-        set_keys[override.partition("=")[0]] = f"--set {override}"
+    set_keys = _apply_overrides(tree, overrides)
     return parse_config(tree, where=str(paths[-1]) if paths else "--set", where_by_key=set_keys)
 
 
-def load_saved_config(path: Path) -> Config:
+def load_saved_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read the config that a run or a checkpoint was saved with, by this version or an older one.
 
-    A key that an older version did not have gets the value by which that version computed, which is not
-    always today's default. Raises ConfigError.
+    overrides: as in `load_config`. A key that an older version did not have gets the value by which that
+    version computed, which is not always today's default. Raises ConfigError.
     """
-    return parse_config(_lay_over(_BEFORE_KEY_EXISTED, _read_yaml(path)), where=str(path))
+    tree = _lay_over(_BEFORE_KEY_EXISTED, _read_yaml(path))
+    return parse_config(tree, where=str(path), where_by_key=_apply_overrides(tree, overrides))
 
 
 def parse_config(
@@ -277,7 +277,7 @@ def parse_config(
             raise ConfigError(
                 f"unknown config key {key}", where=where, remedy=f"known here: {_known_keys(first['loc'])}"
             ) from None
-        what = first["msg"].replace("valid tuple", "list, like [1, 2, 3]")
+        what = first["msg"].removeprefix("Value error, ").replace("valid tuple", "list, like [1, 2, 3]")
         raise ConfigError(f"bad value for {key} ({what})", where=where, remedy="correct it") from None
 
 
@@ -313,6 +313,13 @@ def _lay_over(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
             value = _lay_over(below, value)
         merged[key] = value
     return merged
+
+
+def _apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, str]:
+    """Set keys of a tree; return what each key was set by, for errors."""
+    for override in overrides:
+        _apply_override(tree, override)
+    return {override.partition("=")[0]: f"--set {override}" for override in overrides}
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:

@@ -201,7 +201,7 @@ def _explain_too_large(error: RuntimeError, vocab_size: int) -> Exception:
         return error  # nothing that a user can correct: keep the traceback
     return TextError(
         f"a vocabulary of {vocab_size} is too large for this corpus (the largest that fits is {largest})",
-        remedy="pass --config configs/small.yaml, or --set model.vocab_size=auto",
+        remedy=f"pass --config configs/small.yaml, --set model.vocab_size=auto, or {largest} at most",
     )
 
 
@@ -215,16 +215,21 @@ def choose_vocab_size(texts: Sequence[str]) -> int:
 
     One merge for every 32 different words, and at least ten: a piece needs examples, and different words are
     what merges are learnt from. 100 hours of LibriSpeech, with 34,000 different words, get about 1,100
-    pieces, an hour of it about 110, a corpus of ten digits 30. Raises TextError where there is no text.
+    pieces, an hour of it about 110, a corpus of ten digits 30. Very few words may not have that many merges:
+    `fit_vocab_size` tells. Raises TextError where there is no text.
     """
     words = set().union(*(text.split() for text in texts))
     if not words:
         raise TextError("no text to choose a vocabulary for", remedy="check the split's transcripts")
     num_characters = len(set().union(*words)) + 1  # and the mark of a word's beginning
     merges = max(MIN_MERGES, len(words) // WORDS_PER_MERGE)
-    wanted = NUM_SPECIAL_IDS + num_characters + merges
+    return NUM_SPECIAL_IDS + num_characters + merges
+
+
+def fit_vocab_size(texts: Sequence[str], wanted: int) -> int:
+    """Return the size wanted, or the largest for which there are enough merges in the texts."""
     try:
-        _train_bpe(sorted(words), wanted)  # how many fit depends on the different words alone
+        _train_bpe([text for text in texts if text], wanted)
     except RuntimeError as error:
         return _largest_that_fits(error) or wanted
     return wanted

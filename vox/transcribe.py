@@ -52,9 +52,10 @@ def transcribe_files(
 
     decoder: None for the one with the lower dev WER when the checkpoint was saved.
 
-    Warns of a recording longer than any that the model was trained on, and of an attention decoder whose
-    text is much longer or shorter than CTC's. A recording that cannot be read does not stop the others: it
-    is logged, and when all are done an AudioError counts them. Raises ConfigError for an unknown decoder.
+    Warns of a recording longer than any that the model was trained on, and of a text by attention that is
+    much longer or shorter than CTC's (a text by CTC is compared with nothing). A recording that cannot be
+    read does not stop the others: it is logged, and when all are done an AudioError counts them. Raises
+    ConfigError for an unknown decoder.
     """
     name = decoder or preferred_decoder(loaded.state)
     decode = pick_decoder(name)
@@ -72,7 +73,7 @@ def transcribe_files(
         seconds = samples_to_seconds(len(waveform_S))
         if 0 < longest_seconds < seconds:
             log.warning(
-                "%s is %.0f s long, and no recording of the training was longer than %.0f s: words may be "
+                "%s is %.1f s long, and no recording of the training was longer than %.1f s: words may be "
                 "missing; cut it at pauses",
                 path,
                 seconds,
@@ -115,6 +116,8 @@ def _read_recording(path: Path) -> torch.Tensor:
 def is_far_apart(num_labels: int, num_ctc_labels: int) -> bool:
     """Say whether two decoders' texts differ so much in length that one of them must be wrong."""
     longer, difference = max(num_labels, num_ctc_labels), abs(num_labels - num_ctc_labels)
+    if longer > 0 and min(num_labels, num_ctc_labels) == 0:
+        return True
     return difference >= MIN_LENGTH_DIFFERENCE and difference > MAX_LENGTH_DIFFERENCE * longer
 
 

@@ -24,6 +24,13 @@ def info(config_path: Path | None, checkpoint: Path | None) -> None:
         config = load_config(config_path)
         wavlm_config = _read_wavlm_folder(Path(config.features.wavlm))
 
+    if config.model.vocab_size == "auto":
+        raise ConfigError(
+            "model.vocab_size is auto: training finds the number from the transcripts",
+            where=config_path,
+            remedy="name a checkpoint of such a run: vox info --checkpoint RUN/best",
+        )
+
     from vox.model.parameters import format_table, parameter_table
 
     unfreeze_layers = config.train.unfreeze_layers or None

@@ -164,14 +164,16 @@ class Decoder(nn.Module):
     def _see_frames(self, is_real_B11T: Tensor, positions_BT: Tensor | None, index_U: Tensor) -> Tensor:
         """Return which frames the labels at these indices see: [B, 1, 1, T], or [B, 1, U, T] in a context.
 
-        A context shows the frames whose position is at most so many labels away. A label beyond the last
-        position sees what a label at the last position sees, so that there is always a frame.
+        A context shows the frames whose position is less than so many labels and a half away: frames gather
+        at whole numbers, and an edge there would leave it to rounding, and so to the batch, which of them
+        are seen. A label beyond the last position sees what a label at the last position sees, so that there
+        is always a frame.
         """
         if self.context is None or positions_BT is None:
             return is_real_B11T
         centre_BU = torch.minimum(index_U[None, :].to(positions_BT.dtype), positions_BT[:, -1:])
         distance_BUT = (positions_BT[:, None, :] - centre_BU[:, :, None]).abs()
-        return is_real_B11T & (distance_BUT <= self.context)[:, None]
+        return is_real_B11T & (distance_BUT < self.context + 0.5)[:, None]
 
     def _project_memory(self, encoded: Encoded) -> list[KeyValue]:
         positions_BT = encoded.label_positions_BT
