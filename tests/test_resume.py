@@ -227,7 +227,7 @@ def test_metrics_are_never_filled_up_with_zeros(tmp_path):
 
 
 def test_the_best_checkpoint_of_an_older_version_is_ranked_as_this_one_does(tmp_path):
-    """It had ranked by the mean of both WERs, 0.315 here; a new one of 0.25 / 0.40 would have taken its place."""
+    """It ranked by the mean of both WERs, 0.315 here: a new one of 0.25 and 0.40 would have replaced it."""
     dev = {"wer": {"ctc": 0.02, "attention": 0.61}, "ctc": 0.5, "attention": 1.5}
     (tmp_path / "best").mkdir()
     (tmp_path / "best" / "state.json").write_text(json.dumps({"dev": dev}))
