@@ -209,3 +209,35 @@ def test_a_resumed_run_may_be_cut_smaller(tiny_root, tiny_wavlm_dir, tmp_path):
     assert config.data.micro_batch_utterances == 1
     with pytest.raises(ConfigError, match="keeps its settings: --set cannot be given"):
         resume_options(replace(smaller, overrides=("train.epochs=9",)))
+
+
+@pytest.mark.parametrize(
+    ("recorded", "others", "expected"),
+    [(0, [], 8), (0, [4], 4), (16, [], 16), (32, [], 16)],
+)
+def test_on_a_gpu_auto_takes_the_largest_cut_that_leaves_room_on_every_rank(
+    recorded, others, expected, tiny_root, tiny_wavlm_dir, tmp_path, monkeypatch
+):
+    """Of 100 bytes 32 utterances take too many, 16 take 90, 8 take 45; a resumed run needs no spare room."""
+    overrides = ("data.micro_batch_utterances=auto", "data.utterances_per_update=32")
+    run, settings = spy_on_start(
+        stage1_options(tiny_root, tiny_wavlm_dir, tmp_path / "run", overrides=overrides), monkeypatch
+    )
+
+    def rehearse_fake_gpu(run, settings):
+        if run.progress.micro_batch_utterances == 32:
+            raise DeviceError("too large")
+
+    taken = {16: 90, 8: 45, 4: 20}
+    monkeypatch.setattr("train.memory.rehearse", rehearse_fake_gpu)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60, 100))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 40)
+    monkeypatch.setattr(
+        torch.cuda, "max_memory_allocated", lambda device: taken[run.progress.micro_batch_utterances]
+    )
+    ranks = SimpleNamespace(world_size=1, gather=lambda found: [found, *others])
+    run.progress.micro_batch_utterances = recorded
+    settle_micro_batch(replace(run, device=torch.device("cuda"), ranks=ranks), settings)
+    assert run.progress.micro_batch_utterances == expected
