@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.tiny_model import FEATURE_DIM, TINY, encoded_alone, make_recogniser, pad
+from tests.tiny_model import FEATURE_DIM, TINY, encoded_alone, make_recogniser, pad, take_rows
 from vox.decode import DECODERS, Hypothesis
 from vox.decode.attention import greedy_attention, label_limits
 from vox.decode.ctc import greedy_ctc, min_ctc_frames
@@ -104,7 +104,7 @@ def test_selected_rows_go_on_as_before_and_leave_the_old_cache_alone() -> None:
     chosen_BU = tokens_BU[index_B]
     chosen_BU[1, 3:] = torch.tensor([9, 10, 11, 12])
     selected = cache.select(index_B)
-    expected_BUV = decoder(chosen_BU, encoded.select(index_B))
+    expected_BUV = decoder(chosen_BU, take_rows(encoded, index_B))
     for position in range(3, 7):
         step_BV = decoder.step(chosen_BU[:, position], selected)
         assert (step_BV - expected_BUV[:, position]).abs().max() <= TOLERANCE

@@ -56,6 +56,17 @@ def make_recogniser(seed: int = 0, **changes: Any) -> Recogniser:
     return recogniser.eval()
 
 
+def take_rows(encoded: Encoded, index_B: torch.Tensor) -> Encoded:
+    """Return these utterances of a batch, in this order; one may be taken more than once."""
+    positions_BT = encoded.label_positions_BT
+    return Encoded(
+        encoded.hidden_BTD[index_B],
+        encoded.num_frames_B[index_B],
+        encoded.ctc_log_probs_BTV[index_B],
+        None if positions_BT is None else positions_BT[index_B],
+    )
+
+
 def encoded_alone(encoded: Encoded, row: int) -> Encoded:
     """Return one utterance of a batch without its padding."""
     num_frames = int(encoded.num_frames_B[row])

@@ -16,6 +16,7 @@ from train.step import StepSettings
 from vox.config import MAX_COUNT
 from vox.data.batch import AudioBatch, FeatureBatch, LabelBatch, make_label_batch
 from vox.data.sources import CachedSource
+from vox.device import available_memory_gb, peak_memory_gb
 from vox.errors import DeviceError
 from vox.text import UNK_ID
 from vox.units import FRAME_RATE, SAMPLE_RATE, samples_to_frames
@@ -49,7 +50,7 @@ def settle_micro_batch(run: Run, settings: StepSettings) -> None:
     if run.device.type != "cuda":
         return
     rehearse(run, settings)
-    log.info("the largest micro-batch takes %.1f GB", torch.cuda.max_memory_allocated(run.device) / 1e9)
+    log.info("the largest micro-batch takes %.1f GB", peak_memory_gb(run.device))
     torch.cuda.reset_peak_memory_stats(run.device)  # the metrics tell what training itself takes
 
 
@@ -93,9 +94,7 @@ def _fits(run: Run, settings: StepSettings, count: int, room: float) -> bool:
     except DeviceError:
         torch.cuda.empty_cache()
         return False
-    free, _ = torch.cuda.mem_get_info(run.device)
-    available = free + torch.cuda.memory_reserved(run.device)
-    return torch.cuda.max_memory_allocated(run.device) <= room * available
+    return peak_memory_gb(run.device) <= room * available_memory_gb(run.device)
 
 
 def rehearse(run: Run, settings: StepSettings) -> None:

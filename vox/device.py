@@ -114,3 +114,9 @@ def peak_memory_gb(device: torch.device) -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def available_memory_gb(device: torch.device) -> float:
+    """Return the GB of a GPU that this process may use: what is free, and what it has reserved."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return (free + torch.cuda.memory_reserved(device)) / 1e9

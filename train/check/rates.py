@@ -13,7 +13,7 @@ from vox.check.rates import count_flops, matrix_rate, time_work
 from vox.check.results import Rate
 from vox.check.subject import CheckSubject
 from vox.config import NUM_UNFROZEN_LAYERS, Config, load_config
-from vox.device import peak_memory_gb
+from vox.device import available_memory_gb, peak_memory_gb
 
 LENGTH_SPREAD = 0.2  # of an update's utterances around their average, up and down
 LONGEST_SECONDS = 24.5  # of LibriSpeech's training utterances
@@ -103,8 +103,7 @@ def choose_micro_batch(subject: CheckSubject, trainer: Trainer, *, live: bool) -
         return subject.amounts.micro_utterances
     if asked != "auto":
         return asked
-    free, _ = torch.cuda.mem_get_info(subject.device)
-    available = (free + torch.cuda.memory_reserved(subject.device)) / 1e9
+    available = available_memory_gb(subject.device)
 
     def fits(count: int) -> bool:
         gigabytes = measure_memory(trainer, count, live=live)

@@ -16,6 +16,7 @@ from vox.check.environment import nearest_folder
 from vox.check.rates import time_work
 from vox.check.results import Rate
 from vox.check.subject import CheckSubject
+from vox.config import DEFAULT_LAYERS
 from vox.data.sources import CachedSource
 from vox.features.cache import FeatureCache
 from vox.features.fingerprint import Fingerprint
@@ -57,7 +58,7 @@ def write_shard(path: Path, features: Features, first: int = 0, num_samples: Seq
         or [(count - 1) * HOP_SAMPLES + RECEPTIVE_FIELD_SAMPLES for count in num_frames],
         num_frames=num_frames,
         feature_dim=features[0].shape[1],
-        fingerprint=Fingerprint("00" * 32, (9, 10, 11, 12), {}),
+        fingerprint=Fingerprint("00" * 32, DEFAULT_LAYERS, {}),
         notes={},
     )
     for row, features_TC in enumerate(features):

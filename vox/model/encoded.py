@@ -23,13 +23,3 @@ class Encoded:
     num_frames_B: Tensor
     ctc_log_probs_BTV: Tensor
     label_positions_BT: Tensor | None
-
-    def select(self, index_B: Tensor) -> "Encoded":
-        """Return these rows, in this order; a row may be taken more than once."""
-        positions_BT = self.label_positions_BT
-        return Encoded(
-            self.hidden_BTD[index_B],
-            self.num_frames_B[index_B],
-            self.ctc_log_probs_BTV[index_B],
-            None if positions_BT is None else positions_BT[index_B],
-        )
