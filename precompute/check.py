@@ -35,7 +35,7 @@ def list_rates() -> list[Step[CheckSubject]]:
 
 
 def count_workers(device: torch.device) -> int:
-    """Return how many processes decode audio when nobody says otherwise."""
+    """Return how many processes decode audio by default."""
     return choose_pace(None, None, device.type).workers
 
 

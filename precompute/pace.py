@@ -6,7 +6,7 @@ from dataclasses import dataclass
 # Padded seconds of audio computed at once: what keeps a GPU busy, and what a laptop's memory bears.
 CUDA_BATCH_SECONDS = 160.0
 CPU_BATCH_SECONDS = 30.0
-# Processes that decode, where nobody says how many. One decodes about 2,600 seconds of FLAC a second: four
+# Processes that decode, by default. One decodes about 2,600 seconds of FLAC a second: four
 # would keep a GPU waiting that computes 10,000.
 CUDA_MAX_WORKERS = 8
 CPU_MAX_WORKERS = 4

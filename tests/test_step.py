@@ -149,7 +149,7 @@ def test_what_was_not_read_is_not_in_the_logged_loss(tiny_wavlm_dir):
 
 @torch.no_grad()
 def test_labels_that_do_not_fit_their_frames_have_an_infinite_loss(tiny_wavlm_dir):
-    """T4: five labels on three frames; a zero would be a loss that nobody learns from and nobody sees."""
+    """T4: five labels on three frames; a zero would be a loss without a gradient, and unseen."""
     recogniser = tiny_recogniser(tiny_wavlm_dir).eval()
     batch, labels = make_batch([torch.randn(3, 32)], [[4, 5, 6, 7, 8]], [0], torch.float32)
     encoded = recogniser.encode(batch.features_BTC, batch.num_frames_B)

@@ -50,7 +50,7 @@ def measure_matrix_rate(
 ) -> float:
     """Return the floating-point operations a second of a large product of matrices, the best of a few.
 
-    matrices: their rows, and how many products are timed together. On a CPU the weight is packed beforehand,
+    matrices: their rows, and how many products are timed together. On a CPU the weight is packed before,
     as the frozen model's are: no product there is faster.
     """
     size, num_products = matrices or (CUDA_MATRICES if device.type == "cuda" else CPU_MATRICES)

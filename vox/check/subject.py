@@ -160,7 +160,7 @@ def _load(name: str, layers: tuple[int, ...]) -> tuple[WavLMModel, FeatureExtrac
     try:
         extractor = build_extractor(name, layers)
     except WavLMError as error:
-        if is_here:  # what was named is damaged: that is for the user to mend
+        if is_here:  # what was named is damaged: that is for the user to correct
             raise
         reference = WavLMModel(WavLMConfig()).eval()
         return reference, _copy_weights(reference, layers), str(error)
