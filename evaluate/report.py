@@ -6,7 +6,6 @@ hypotheses-<decoder>.jsonl  an utterance a line: id, reference, hypothesis, erro
 """
 
 import json
-import os
 import platform
 import tempfile
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from typing import Any
 import vox
 from evaluate.run import DecoderResult, Evaluation
 from vox.checkpoint import CHECKSUMS, MODEL, Checkpoint
+from vox.disk import remove_leftovers, write_whole
 from vox.transcribe import device_of
 
 VERSIONS_OF = ("torch", "transformers", "sentencepiece", "jiwer")
@@ -33,6 +33,7 @@ def default_out_dir(checkpoint: Path, split: str) -> Path:
 def prepare_out_dir(out_dir: Path) -> Path:
     """Make the folder and try to write in it, before the work: raises OSError if that cannot be done."""
     out_dir.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(out_dir)
     with tempfile.TemporaryFile(dir=out_dir):
         return out_dir
 
@@ -79,11 +80,11 @@ def write_report(out_dir: Path, evaluation: Evaluation, checkpoint: Mapping[str,
     checkpoint: from `describe_checkpoint`.
     """
     for name, result in evaluation.decoders.items():
-        _replace_text(out_dir / f"hypotheses-{name}.jsonl", _hypothesis_lines(evaluation, result))
-    _replace_text(out_dir / "report.txt", format_table(evaluation) + "\n")
+        write_whole(out_dir / f"hypotheses-{name}.jsonl", _hypothesis_lines(evaluation, result).encode())
+    write_whole(out_dir / "report.txt", f"{format_table(evaluation)}\n".encode())
     # Last: a report.json that is there has all its parts beside it.
     report = json.dumps(_make_report(evaluation, checkpoint), indent=1, ensure_ascii=False)
-    _replace_text(out_dir / "report.json", report + "\n")
+    write_whole(out_dir / "report.json", f"{report}\n".encode())
 
 
 def _make_report(evaluation: Evaluation, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,17 +145,3 @@ def _find_versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "unknown"
     return found
-
-
-def _replace_text(path: Path, text: str) -> None:
-    """Write a file beside its name, then rename: it is there whole, or the old one is."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise

@@ -8,7 +8,6 @@ A failing target never stops training: it is said, and the age of the last good 
 `backup.json`.
 """
 
-import hashlib
 import itertools
 import json
 import logging
@@ -24,13 +23,13 @@ import fsspec
 from train.metrics import METRICS
 from train.options import OPTIONS, find_run_id
 from vox.checkpoint import CHECKSUMS, CONFIG, list_checkpoints
+from vox.disk import hash_file, hash_stream, write_whole
 from vox.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
 STATE = "backup.json"
 POINTERS = ("last", "best")  # NAME.json holds the name of a folder below checkpoints/
-CHUNK_BYTES = 4 << 20
 NUM_TRIES = 3  # of each copy
 # Errors that another try will not mend.
 LASTING = (PermissionError, FileExistsError, NotADirectoryError, ConfigError)
@@ -224,7 +223,7 @@ class Backup:
                 self._remove(path)
         self._filesystem.makedirs(partial, exist_ok=True)
         checksums = json.loads((job.folder / CHECKSUMS).read_text(encoding="utf-8"))
-        checksums[CHECKSUMS] = hashlib.sha256((job.folder / CHECKSUMS).read_bytes()).hexdigest()
+        checksums[CHECKSUMS] = hash_file(job.folder / CHECKSUMS)
         for name, checksum in checksums.items():
             self._filesystem.put_file(str(job.folder / name), f"{partial}/{name}")
             self._verify(f"{partial}/{name}", (job.folder / name).stat().st_size, checksum)
@@ -254,11 +253,9 @@ class Backup:
         arrived = self._filesystem.size(path)
         if arrived != size:
             raise OSError(f"{path}: {arrived} bytes arrived of {size}")
-        content = hashlib.sha256()
         with self._filesystem.open(path, "rb") as file:
-            while chunk := file.read(CHUNK_BYTES):
-                content.update(chunk)
-        if content.hexdigest() != checksum:
+            found = hash_stream(file)
+        if found != checksum:
             raise OSError(f"{path}: what arrived is not what was sent")
 
     def _prune(self) -> None:
@@ -297,9 +294,9 @@ class Backup:
     def _note(self, news: dict[str, Any]) -> None:
         """Add to the run's `backup.json`; a full disk here must not end the thread."""
         path = self._run_dir / STATE
-        partial = path.with_suffix(".partial")
         try:
-            partial.write_text(json.dumps(self._read_notes() | news, indent=1) + "\n", encoding="utf-8")
-            partial.replace(path)
+            # Not durable: it only informs `vox status`, and the next copy writes it again.
+            content = f"{json.dumps(self._read_notes() | news, indent=1)}\n".encode()
+            write_whole(path, content, is_durable=False)
         except OSError as error:
             log.warning("cannot note the state of the backup (%s)", error)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from vox.config import Config, load_config
+from vox.disk import write_whole
 from vox.errors import CheckpointError, ConfigError, name_first
-from vox.features.files import write_whole
 
 log = logging.getLogger(__name__)
 

@@ -20,13 +20,13 @@ from vox.checkpoint import (
     STATE,
     find_damage,
     list_checkpoints,
-    point_link,
     read_state,
     remove_unlinked,
     save_checkpoint,
     set_aside,
 )
 from vox.data.plan import Update
+from vox.disk import replace_link
 from vox.errors import CheckpointError, name_first
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def _write_checkpoint(
         },
     )
     for link in links if is_best else links[1:]:
-        point_link(link, folder)
+        replace_link(link, folder)
     remove_unlinked(run.checkpoints_dir, links, run.parts.config.train.keep_checkpoints)
     if run.backup is not None:
         run.backup.submit(folder, is_best=is_best)
@@ -177,11 +177,11 @@ def restore_links(run_dir: Path, last: Path, progress: Progress, keep: int = 0) 
             else:
                 log.info("deleting %s: the run goes on from %s and makes it anew", newer, last.name)
                 shutil.rmtree(checkpoints_dir / newer)
-        point_link(run_dir / "last", last)
+        replace_link(run_dir / "last", last)
     if progress.best is None:
         best.unlink(missing_ok=True)
     elif name := _find_best(run_dir, progress, last):
-        point_link(best, checkpoints_dir / name)
+        replace_link(best, checkpoints_dir / name)
     elif not best.exists():
         log.warning("%s is lost: the next dev result is the best so far", best)
         best.unlink(missing_ok=True)

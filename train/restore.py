@@ -5,7 +5,6 @@ and moved into place at the end, the checkpoints last: until then the folder hol
 is not copied again when the same command is given once more.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -20,7 +19,6 @@ from typing import TypeVar
 import fsspec
 
 from train.backup import (
-    CHUNK_BYTES,
     LASTING,
     NUM_TRIES,
     POINTERS,
@@ -35,13 +33,11 @@ from vox.checkpoint import (
     CONFIG,
     REQUIRED,
     TRAINER,
-    check_space,
-    hash_file,
+    check_checkpoint_space,
     list_checkpoints,
     parse_checksums,
-    point_link,
-    sync_to_disk,
 )
+from vox.disk import hash_file, hash_stream, replace_link, sync
 from vox.errors import CheckpointError, ConfigError
 
 log = logging.getLogger(__name__)
@@ -76,12 +72,8 @@ class _Source:
         return self.try_hard(name, lambda: self._copy_once(name, target))
 
     def _copy_once(self, name: str, target: Path) -> str:
-        content = hashlib.sha256()
         with self.filesystem.open(f"{self.root}/{name}", "rb") as source, _open_here(target) as write:
-            while chunk := source.read(CHUNK_BYTES):
-                content.update(chunk)
-                write(chunk)
-        return content.hexdigest()
+            return hash_stream(source, write)
 
     def try_hard(self, name: str, action: Callable[[], T]) -> T:
         """Do something with a remote file, a few times; a missing file is damage, all else a lost line."""
@@ -224,7 +216,7 @@ def _copy_checkpoint(source: _Source, folder: str, target: Path) -> None:
     missing = {name: path for name in checksums if not _is_whole(path := target / name, checksums[name])}
     num_bytes = sum(source.size(f"{folder}/{name}") for name in missing)
     log.info("copying %s/%s: %.2f GB", source.root, folder, num_bytes / 1e9)
-    check_space(target, num_bytes)
+    check_checkpoint_space(target, num_bytes)
     for name, path in missing.items():
         for _ in range(2):  # what arrives damaged may be whole at the far side
             if source.copy(f"{folder}/{name}", path) == checksums[name]:
@@ -233,7 +225,7 @@ def _copy_checkpoint(source: _Source, folder: str, target: Path) -> None:
             raise _Damage(f"{name} has changed since it was written")
     (target / CHECKSUMS).write_bytes(content)
     for path in (target / CHECKSUMS, target):
-        sync_to_disk(path)
+        sync(path)
 
 
 def _is_whole(path: Path, checksum: str) -> bool:
@@ -269,12 +261,12 @@ def _put_in_place(arriving: Path, run_dir: Path, links: dict[str, str]) -> None:
     """Move everything into the run's folder; it holds a run when its checkpoints have come, at the end."""
     for name in (METRICS, CONFIG, OPTIONS):
         if (arriving / name).exists():
-            sync_to_disk(arriving / name)
+            sync(arriving / name)
             (arriving / name).replace(run_dir / name)
     for link, name in links.items():
-        point_link(run_dir / link, run_dir / "checkpoints" / name)
-    sync_to_disk(arriving / "checkpoints")
+        replace_link(run_dir / link, run_dir / "checkpoints" / name)
+    sync(arriving / "checkpoints")
     shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)  # what killed runs left, and no run
     (arriving / "checkpoints").rename(run_dir / "checkpoints")
-    sync_to_disk(run_dir)
+    sync(run_dir)
     shutil.rmtree(arriving)

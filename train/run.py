@@ -27,8 +27,8 @@ from vox.checkpoint import CONFIG, list_checkpoints, load_averaged, load_trainer
 from vox.config import Config, dump_config, load_saved_config
 from vox.data.plan import num_updates
 from vox.device import local_device, pick_device, pick_precision
+from vox.disk import write_whole
 from vox.errors import CheckpointError
-from vox.features.files import write_whole
 from vox.liveness import ALIVE, judge_liveness
 from vox.run_files import read_json
 

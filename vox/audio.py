@@ -4,7 +4,6 @@ Shape suffixes: S samples, C channels, N output samples, K kernel values.
 """
 
 import errno
-import hashlib
 import io
 import math
 import os
@@ -18,6 +17,7 @@ from typing import TypeVar
 import numpy as np
 import soundfile
 
+from vox.disk import hash_file
 from vox.errors import AudioError, ConfigError, VoxError
 from vox.units import SAMPLE_RATE
 
@@ -154,8 +154,7 @@ def hash_recording(path: Path) -> str:
     Raises OSError naming it where that is not the file's fault.
     """
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return hash_file(path)
     except OSError as error:
         if error.errno in _MENDABLE_ERRNOS:
             return ""

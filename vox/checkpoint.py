@@ -14,10 +14,8 @@ in the run's folder, replaced atomically. Loading executes no code.
 """
 
 import errno
-import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -30,6 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from vox.config import Config, dump_config, load_saved_config
+from vox.disk import check_space, hash_file, sync
 from vox.errors import CheckpointError, ConfigError, TextError, name_first
 from vox.model.recogniser import Recogniser
 from vox.text import Tokenizer
@@ -50,6 +49,7 @@ DAMAGED = ".damaged-"  # begins the name of one that was passed over
 MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 SMALL_FILES_BYTES = 4 << 20  # room for everything in a checkpoint but its tensors
+_FREE_SOME = "free some, then go on with --resume"
 
 Content = TypeVar("Content")
 
@@ -86,7 +86,7 @@ def save_checkpoint(
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     tensors = {name: tensor.detach().contiguous() for name, tensor in recogniser.state_dict().items()}
-    check_space(folder.parent, sum(map(_count_bytes, (tensors, averaged, trainer_state))))
+    check_checkpoint_space(folder.parent, sum(map(_count_bytes, (tensors, averaged, trainer_state))))
     partial.mkdir()
     try:
         with _full_disk_explained(folder):
@@ -103,8 +103,8 @@ def save_checkpoint(
                 partial / CHECKSUMS, {path.name: hash_file(path) for path in sorted(partial.iterdir())}
             )
             for path in partial.iterdir():
-                sync_to_disk(path)
-            sync_to_disk(partial)
+                sync(path)
+            sync(partial)
         _put_in_place(partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -270,18 +270,6 @@ def parse_checksums(content: bytes) -> dict[str, str]:
     return checksums
 
 
-def point_link(link: Path, target: Path) -> None:
-    """Make `link` a symbolic link to a folder below the same parent, atomically replacing an old one.
-
-    It is on disk when this returns, so that what it pointed to before may be deleted.
-    """
-    partial = link.with_name(f".{link.name}.partial")
-    partial.unlink(missing_ok=True)
-    partial.symlink_to(os.path.relpath(target, link.parent))
-    partial.replace(link)
-    sync_to_disk(link.parent)
-
-
 def set_aside(folder: Path) -> None:
     """Take a damaged checkpoint out of the run, without deleting it."""
     aside = folder.with_name(DAMAGED + folder.name)
@@ -382,7 +370,7 @@ def _put_in_place(partial: Path, folder: Path) -> None:
     if folder.exists():
         folder.rename(replaced)
     partial.rename(folder)
-    sync_to_disk(folder.parent)
+    sync(folder.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
@@ -395,11 +383,10 @@ def _count_bytes(value: object) -> int:
     return sum(map(_count_bytes, value)) if isinstance(value, list | tuple) else 0
 
 
-def check_space(parent: Path, num_bytes: int) -> None:
+def check_checkpoint_space(parent: Path, num_bytes: int) -> None:
     """Raise CheckpointError unless a checkpoint's tensors of so many bytes fit on the disk of a folder."""
-    needed, free = num_bytes + SMALL_FILES_BYTES, shutil.disk_usage(parent).free
-    if free < needed:
-        raise _no_space(parent, f"{needed / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free")
+    needed = num_bytes + SMALL_FILES_BYTES
+    check_space(parent, needed, CheckpointError, what="a checkpoint", remedy=_FREE_SOME)
 
 
 @contextmanager
@@ -410,7 +397,9 @@ def _full_disk_explained(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise _no_space(folder, error.strerror) from None
+        raise CheckpointError(
+            f"no space left for a checkpoint ({error.strerror})", where=folder, remedy=_FREE_SOME
+        ) from None
     except SafetensorError as error:  # its message ends with the system's
         raise _cannot_write(folder, str(error)) from None
     except RuntimeError as error:
@@ -428,28 +417,5 @@ def _cannot_write(where: Path, detail: str) -> CheckpointError:
     )
 
 
-def _no_space(where: Path, detail: str | None) -> CheckpointError:
-    return CheckpointError(
-        f"no space left for a checkpoint ({detail})",
-        where=where,
-        remedy="free some, then go on with --resume",
-    )
-
-
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=1, allow_nan=True) + "\n", encoding="utf-8")
-
-
-def hash_file(path: Path) -> str:
-    """Return the sha256 of a file's bytes, hex; raises OSError."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync_to_disk(path: Path) -> None:
-    """Return when a file's content, or a folder's list of names, has reached the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

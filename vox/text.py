@@ -3,7 +3,6 @@
 import errno
 import io
 import logging
-import os
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import sentencepiece
 
+from vox.disk import write_whole
 from vox.errors import TextError
 
 log = logging.getLogger(__name__)
@@ -124,18 +124,10 @@ class Tokenizer:
         return cls(model_bytes, where=path)
 
     def save(self, path: Path | str) -> None:
-        """Write the tokenizer: the file appears whole or not at all. Makes its folder."""
+        """Write the tokenizer atomically, making its folder. Raises OSError."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with beside.open("wb") as file:
-                file.write(self.model_bytes)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
+        write_whole(path, self.model_bytes)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a normalised text, without bos and eos."""

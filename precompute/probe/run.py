@@ -11,7 +11,6 @@ import click
 import torch
 
 from precompute.pace import choose_pace
-from precompute.prepare import format_gb, free_bytes
 from precompute.probe.heads import HeadResult, HeadSpec, evaluate_heads, fit_heads
 from precompute.probe.layers import FRAME_BYTES, LayerFeatures, compute_layers, open_scratch
 from precompute.probe.report import (
@@ -26,8 +25,8 @@ from precompute.probe.report import (
 from precompute.probe.select import Selection, select_utterances
 from vox.corpus import load_split
 from vox.device import pick_device
+from vox.disk import check_space, format_gb, free_bytes, remove_leftovers, write_whole
 from vox.errors import CacheError, ConfigError, CorpusError
-from vox.features.files import remove_leftovers, write_whole
 from vox.features.fingerprint import join_layers, make_fingerprint
 from vox.wavlm.extractor import build_extractor
 from vox.wavlm.model import WavLM
@@ -174,19 +173,19 @@ def _check_size(options: ProbeOptions, selections: tuple[Selection, ...], wavlm:
     """Say what will be computed and how large it is; raise CacheError if it does not fit on the disk."""
     num_frames = sum(selection.num_frames for selection in selections)
     needed = num_frames * wavlm.num_layers * wavlm.hidden_size * FRAME_BYTES
-    free = free_bytes(options.features)
     parts = [f"{s.split}: {len(s.utterances):,} utterances, {s.hours:.3f} hours" for s in selections]
     click.echo(
         f"probe of {'; '.join(parts)}; {wavlm.num_layers} layers of {wavlm.hidden_size} channels in float16: "
         f"{format_gb(needed)}, {'kept' if options.keep else 'removed at the end'}; "
-        f"into {options.features} ({format_gb(free)} free)"
+        f"into {options.features} ({format_gb(free_bytes(options.features))} free)"
     )
-    if needed > free:
-        raise CacheError(
-            f"the probe needs {format_gb(needed)} and {format_gb(free)} are free",
-            where=options.features,
-            remedy="take less with --probe-hours, or another disk with --features DIR",
-        )
+    check_space(
+        options.features,
+        needed,
+        CacheError,
+        what="the probe",
+        remedy="take less with --probe-hours, or another disk with --features DIR",
+    )
 
 
 def _compute(
