@@ -16,8 +16,9 @@ from typing import Any
 
 import vox
 from evaluate.run import DecoderResult, Evaluation
-from vox.checkpoint import CHECKSUMS, MODEL, Checkpoint
+from vox.checkpoint import Checkpoint
 from vox.disk import remove_leftovers, write_whole
+from vox.runs.layout import CHECKPOINTS, CHECKSUMS, MODEL
 from vox.transcribe import device_of
 
 VERSIONS_OF = ("torch", "transformers", "sentencepiece", "jiwer")
@@ -26,7 +27,7 @@ VERSIONS_OF = ("torch", "transformers", "sentencepiece", "jiwer")
 def default_out_dir(checkpoint: Path, split: str) -> Path:
     """Return RUN/evaluate/CHECKPOINT-SPLIT: in the run's folder, never among its checkpoints."""
     folder = checkpoint if checkpoint.name else checkpoint.absolute()
-    run_dir = folder.parent.parent if folder.parent.name == "checkpoints" else folder.parent
+    run_dir = folder.parent.parent if folder.parent.name == CHECKPOINTS else folder.parent
     return run_dir / "evaluate" / f"{folder.name}-{split}"
 
 

@@ -12,7 +12,6 @@ import torch
 from tests.power import assert_durable, watch_renames
 from tests.training import MODEL, tiny_recogniser
 from vox.checkpoint import (
-    TRAINER,
     load_recogniser,
     load_trainer_state,
     newest_checkpoint,
@@ -22,6 +21,7 @@ from vox.checkpoint import (
 from vox.config import ModelConfig, load_config
 from vox.disk import replace_link
 from vox.errors import CheckpointError
+from vox.runs.layout import TRAINER
 from vox.text import train_tokenizer
 
 

@@ -11,10 +11,9 @@ import pytest
 import soundfile
 import torch
 
-from evaluate.report import _replace_text, default_out_dir
+from evaluate.report import default_out_dir
 from evaluate.run import _score_tally, _Tally
 from tests.conftest import make_speech, write_split
-from tests.power import watch_renames
 from tests.untrained import save_arbitrary_checkpoint, save_go_checkpoint
 from vox.audio import read_header
 from vox.checkpoint import load_recogniser
@@ -247,17 +246,6 @@ def test_an_unwritable_output_folder_is_found_before_the_work(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == f"vox: error: file exists: {taken}\n"
-
-
-def test_a_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "report.txt"
-    renames = watch_renames(monkeypatch)
-    _replace_text(path, "old")
-    assert [rename.not_on_disk for rename in renames] == [[]]
-    with pytest.raises(UnicodeEncodeError):
-        _replace_text(path, "new " * 100_000 + "\ud800")  # fails after much has been written
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_the_encoder_is_counted_to_every_decoder() -> None:

@@ -16,25 +16,16 @@ from tests.power import assert_durable, watch_renames
 from tests.test_backup import FailingFilesystem, failing, url, write_checkpoint  # noqa: F401 - fixtures
 from tests.training import assert_equal_runs, signal_during, stage1_options
 from train.backup import NUM_TRIES, Backup
-from train.metrics import METRICS
-from train.options import OPTIONS, TrainOptions
+from train.options import TrainOptions
 from train.progress import Progress, read_rng, restore, restore_links
 from train.restore import restore_run
 from train.run import run_training
 from train.signals import Interrupted
-from vox.checkpoint import (
-    CHECKSUMS,
-    CONFIG,
-    MODEL,
-    TRAINER,
-    check_files,
-    find_last,
-    list_checkpoints,
-    remove_unlinked,
-)
+from vox.checkpoint import check_files, find_last, remove_unlinked
 from vox.cli import main
 from vox.disk import replace_link
 from vox.errors import CheckpointError, ConfigError
+from vox.runs.layout import CHECKSUMS, CONFIG, METRICS, MODEL, OPTIONS, TRAINER, list_checkpoints
 
 FIRST, SECOND, THIRD = (f"update-0000000{number}-validated" for number in (3, 6, 9))
 

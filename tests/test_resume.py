@@ -12,15 +12,16 @@ import pytest
 
 import train.step
 from tests.training import Killed, assert_equal_runs, kill_run, read_metrics, signal_during
-from train.metrics import METRICS, MetricsLog
+from train.metrics import MetricsLog
 from train.options import TrainOptions
 from train.progress import Progress
 from train.run import _rank_best, run_training
 from train.signals import Interrupted
-from vox.checkpoint import CHECKSUMS, STATE, load_recogniser
+from vox.checkpoint import load_recogniser
 from vox.cli import main
 from vox.disk import hash_file, replace_link
 from vox.errors import CheckpointError, ConfigError, TrainingError
+from vox.runs.layout import CHECKSUMS, METRICS, STATE
 
 
 def test_killed_inside_an_epoch_and_resumed_ends_the_same(

@@ -19,7 +19,8 @@ import torch
 
 from vox.disk import remove_leftovers, write_whole
 from vox.errors import VoxError
-from vox.liveness import ALIVE, State, identify_machine, read_process_start
+from vox.runs.layout import ALIVE
+from vox.runs.liveness import State, identify_machine, read_process_start
 
 log = logging.getLogger(__name__)
 

@@ -26,19 +26,22 @@ from train.backup import (
     read_pointers,
     wait_after,
 )
-from train.metrics import METRICS
-from train.options import OPTIONS
-from vox.checkpoint import (
-    CHECKSUMS,
-    CONFIG,
-    REQUIRED,
-    TRAINER,
-    check_checkpoint_space,
-    list_checkpoints,
-    parse_checksums,
-)
+from vox.checkpoint import check_checkpoint_space, parse_checksums
 from vox.disk import hash_file, hash_stream, replace_link, sync
 from vox.errors import CheckpointError, ConfigError
+from vox.runs.layout import (
+    BEST,
+    CHECKPOINTS,
+    CHECKSUMS,
+    CONFIG,
+    LAST,
+    METRICS,
+    OPTIONS,
+    REQUIRED,
+    TRAINER,
+    list_checkpoints,
+    name_original,
+)
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +107,7 @@ def restore_run(url: str, run_dir: Path, stage: int | None = None) -> None:
     checkpoint is passed over for the other one, and said. Raises CheckpointError when the folder holds a
     run, no backup is there, or no checkpoint of it is whole; ConfigError when it is of another stage.
     """
-    if (run_dir / "last").exists() or list_checkpoints(run_dir):
+    if (run_dir / LAST).exists() or list_checkpoints(run_dir):
         raise CheckpointError(
             "this folder holds a run already, so none is restored into it",
             where=run_dir,
@@ -125,8 +128,8 @@ def restore_run(url: str, run_dir: Path, stage: int | None = None) -> None:
             remedy=f"use --stage {found_stage}, or name another backup",
         )
     arriving = run_dir / ARRIVING
-    (arriving / "checkpoints").mkdir(parents=True, exist_ok=True)
-    links = _copy_checkpoints(source, pointers, arriving / "checkpoints")
+    (arriving / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    links = _copy_checkpoints(source, pointers, arriving / CHECKPOINTS)
     (arriving / OPTIONS).write_bytes(options)
     (arriving / CONFIG).write_bytes(config)
     try:
@@ -175,13 +178,13 @@ def _copy_checkpoints(source: _Source, pointers: dict[str, str], target: Path) -
         folder = pointers.get(link)
         if folder is None:
             continue
-        name = folder.partition(".")[0]
-        is_copied = folder == pointers.get("last") and "last" in links
+        name = name_original(folder)
+        is_copied = folder == pointers.get(LAST) and LAST in links
         if folder in damages or (name in links.values() and not is_copied):  # or of an earlier life
             continue
         try:
             if not is_copied:
-                _copy_checkpoint(source, f"checkpoints/{folder}", target / name)
+                _copy_checkpoint(source, f"{CHECKPOINTS}/{folder}", target / name)
             links[link] = name
         except _Damage as damage:
             damages[folder] = str(damage)
@@ -193,9 +196,9 @@ def _copy_checkpoints(source: _Source, pointers: dict[str, str], target: Path) -
             where=source.root,
             remedy="restore another backup",
         )
-    if "last" not in links:
-        log.warning("restoring the older checkpoint %s: what was trained after it is lost", links["best"])
-        links["last"] = links["best"]
+    if LAST not in links:
+        log.warning("restoring the older checkpoint %s: what was trained after it is lost", links[BEST])
+        links[LAST] = links[BEST]
     for path in target.iterdir():  # of an interrupted restore, when the backup was another
         if path.name not in links.values():
             shutil.rmtree(path)
@@ -264,9 +267,9 @@ def _put_in_place(arriving: Path, run_dir: Path, links: dict[str, str]) -> None:
             sync(arriving / name)
             (arriving / name).replace(run_dir / name)
     for link, name in links.items():
-        replace_link(run_dir / link, run_dir / "checkpoints" / name)
-    sync(arriving / "checkpoints")
-    shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)  # what killed runs left, and no run
-    (arriving / "checkpoints").rename(run_dir / "checkpoints")
+        replace_link(run_dir / link, run_dir / CHECKPOINTS / name)
+    sync(arriving / CHECKPOINTS)
+    shutil.rmtree(run_dir / CHECKPOINTS, ignore_errors=True)  # what killed runs left, and no run
+    (arriving / CHECKPOINTS).rename(run_dir / CHECKPOINTS)
     sync(run_dir)
     shutil.rmtree(arriving)

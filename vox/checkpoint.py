@@ -1,13 +1,4 @@
-"""Checkpoints: folders that hold everything, and exist whole or not at all.
-
-    model.safetensors   every parameter, WavLM's included: nothing else is needed to decode
-    ema.safetensors     an exponential average of those that learn, if training keeps one
-    config.yaml         the run's resolved configuration
-    wavlm.json          WavLM's shape and preprocessing
-    tokenizer.model     SentencePiece
-    state.json          where the run stood, its dev results, and the format of this file
-    trainer.pt          optimizer, scaler and random states, for resuming
-    checksums.json      sha256 of each file above
+"""Checkpoints: folders that hold everything, written atomically. Their files: vox/runs/layout.py.
 
 A checkpoint is written beside its final name, fsynced and renamed. `best` and `last` are symbolic links
 in the run's folder, replaced atomically. Loading executes no code.
@@ -31,6 +22,22 @@ from vox.config import Config, dump_config, load_saved_config
 from vox.disk import check_space, hash_file, sync
 from vox.errors import CheckpointError, ConfigError, TextError, name_first
 from vox.model.recogniser import Recogniser
+from vox.runs.layout import (
+    BEST,
+    CHECKSUMS,
+    CONFIG,
+    EMA,
+    LAST,
+    MODEL,
+    REQUIRED,
+    STATE,
+    TOKENIZER,
+    TRAINER,
+    WAVLM,
+    checkpoints_of,
+    kind_of,
+    list_checkpoints,
+)
 from vox.text import Tokenizer
 from vox.wavlm.extractor import FeatureExtractor
 from vox.wavlm.load import build_wavlm
@@ -38,13 +45,7 @@ from vox.wavlm.mix import LayerMix
 
 log = logging.getLogger(__name__)
 
-MODEL, CONFIG, WAVLM, TOKENIZER = "model.safetensors", "config.yaml", "wavlm.json", "tokenizer.model"
-EMA = "ema.safetensors"
-STATE, TRAINER, CHECKSUMS = "state.json", "trainer.pt", "checksums.json"
 STATE_FORMAT = 1  # of state.json, also where it names none; raised when an older Vox would misread it
-VALIDATED = "-validated"  # ends the name of a checkpoint that was saved with its own dev result
-REQUIRED = (MODEL, CONFIG, WAVLM, TOKENIZER, STATE)
-
 DAMAGED = ".damaged-"  # begins the name of one that was passed over
 MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
@@ -210,9 +211,9 @@ def check_files(folder: Path) -> None:
     """Check that a checkpoint is all there and that every file has the checksum it was written with."""
     if not folder.is_dir():
         raise CheckpointError("no checkpoint", where=folder, remedy="train one, or name another folder")
-    if (folder / "best").exists() or (folder / "checkpoints").exists():
+    if (folder / BEST).exists() or checkpoints_of(folder).exists():
         what = "this is a run, not a checkpoint"
-        raise CheckpointError(what, where=folder, remedy=f"name {folder / 'best'}")
+        raise CheckpointError(what, where=folder, remedy=f"name {folder / BEST}")
     if not (folder / CHECKSUMS).is_file():
         raise CheckpointError(
             f"not a checkpoint, or a damaged one: {CHECKSUMS} is missing", where=folder
@@ -289,7 +290,7 @@ def remove_unlinked(
     linked = {link.resolve().name for link in links if link.exists()}
     names = list_checkpoints(checkpoints_dir.parent)
     older = [name for name in names if name < max(linked, default="")]
-    validated = [name for name in names if name.endswith(VALIDATED) and name not in linked]
+    validated = [name for name in names if kind_of(name) == "validated" and name not in linked]
     kept = {*linked, *older[-1:], *validated[max(len(validated) - keep, 0) :]}
     for folder in checkpoints_dir.iterdir():
         is_spared = folder.name.startswith(DAMAGED) and not with_damaged
@@ -303,7 +304,7 @@ def find_last(run_dir: Path) -> Path:
     `last` may also be lost (some file systems and object stores keep no links). What is passed over is
     said. Raises CheckpointError when there is none.
     """
-    last, checkpoints_dir = run_dir / "last", run_dir / "checkpoints"
+    last, checkpoints_dir = run_dir / LAST, checkpoints_of(run_dir)
     newest_first = [checkpoints_dir / name for name in reversed(list_checkpoints(run_dir))]
     others = [folder for folder in newest_first if folder.resolve() != last.resolve()]
     candidates = [last, *others] if last.exists() else others
@@ -334,28 +335,14 @@ def find_last(run_dir: Path) -> Path:
     )
 
 
-def list_checkpoints(run_dir: Path) -> list[str]:
-    """Return the names of a run's whole checkpoints, oldest first."""
-    return sorted(
-        path.name for path in (run_dir / "checkpoints").glob("update-*") if path.suffix != ".partial"
-    )
-
-
-def list_validated(run_dir: Path) -> list[Path]:
-    """Return a run's checkpoints that were saved with their own dev results, oldest first."""
-    names = [name for name in list_checkpoints(run_dir) if name.endswith(VALIDATED)]
-    return [run_dir / "checkpoints" / name for name in names]
-
-
 def newest_checkpoint(runs_dir: Path | str = "runs") -> Path:
     """Return the newest stage's best checkpoint under a folder of runs: `stage2/best` over `stage1/best`.
 
     Raises CheckpointError when there is none.
     """
-    for stage in (2, 1):
-        best = Path(runs_dir) / f"stage{stage}" / "best"
-        if best.exists():
-            return best
+    for folder in sorted(Path(runs_dir).glob("stage[0-9]"), reverse=True):
+        if (folder / BEST).exists():
+            return folder / BEST
     raise CheckpointError(
         "no checkpoint",
         where=f"{runs_dir}/stage1/best",

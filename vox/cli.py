@@ -45,6 +45,7 @@ class LazyCommand:
 COMMANDS = {
     "download": LazyCommand("vox.commands.download", "download", "Fetch a LibriSpeech split and check it."),
     "precompute": LazyCommand("precompute.cli", "precompute", "Phase 1: compute WavLM's features once."),
+    "probe": LazyCommand("precompute.probe.cli", "probe", "Measure which WavLM layers to cache."),
     "cache": LazyCommand("vox.commands.cache", "cache", "List and verify cached features."),
     "train": LazyCommand("train.cli", "train", "Phase 2: train a recogniser, stage by stage."),
     "evaluate": LazyCommand("evaluate.cli", "evaluate", "Measure WER and CER on a split."),

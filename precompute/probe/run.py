@@ -1,4 +1,4 @@
-"""The order of events of `vox precompute --probe`."""
+"""The order of events of `vox probe`."""
 
 import logging
 import math
@@ -40,7 +40,7 @@ MAX_DEV_HOURS = 0.5
 class ProbeOptions:
     """The command line, checked."""
 
-    splits: tuple[str, ...]
+    split: str
     dev_split: str
     hours: float
     num_updates: int
@@ -62,7 +62,13 @@ def run_probe(options: ProbeOptions) -> None:
 
     Raises VoxError for whatever a user can mend, and OSError when the disk is full or not writable.
     """
-    split = _check_splits(options)
+    split = options.split
+    if split == options.dev_split:
+        raise ConfigError(
+            "--split and --dev-split are the same, and the probe measures on speech it has not seen",
+            where=split,
+            remedy="choose another with --dev-split",
+        )
     device = pick_device(options.device)
     train = _select(options, split, options.hours)
     dev = _select(options, options.dev_split, min(options.hours, MAX_DEV_HOURS))
@@ -91,7 +97,7 @@ def run_probe(options: ProbeOptions) -> None:
     if best.cer > TOO_LITTLE_LEARNED:
         log.warning(
             "the best layer's CER is %.0f %%: the heads have learned too little to choose layers by; take "
-            "more with --probe-hours or --probe-updates",
+            "more with --hours or --updates",
             100 * best.cer,
         )
     about = _describe(options, train, dev)
@@ -143,21 +149,6 @@ def measure_layers(
     return results, layers if is_within_margin(mean, best) else best.spec.layers
 
 
-def _check_splits(options: ProbeOptions) -> str:
-    if len(options.splits) > 1:
-        raise ConfigError(
-            f"--probe looks at one split, and --split names {len(options.splits)}", remedy="choose one"
-        )
-    (split,) = options.splits
-    if split == options.dev_split:
-        raise ConfigError(
-            "--split and --dev-split are the same, and the probe measures on speech it has not seen",
-            where=split,
-            remedy="choose another with --dev-split",
-        )
-    return split
-
-
 def _select(options: ProbeOptions, split: str, hours: float) -> Selection:
     selection = select_utterances(
         split, load_split(options.root, split, skip_bad=options.skip_bad), hours, options.seed
@@ -184,7 +175,7 @@ def _check_size(options: ProbeOptions, selections: tuple[Selection, ...], wavlm:
         needed,
         CacheError,
         what="the probe",
-        remedy="take less with --probe-hours, or another disk with --features DIR",
+        remedy="take less with --hours, or another disk with --features DIR",
     )
 
 
