@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+STDIN = Path("/dev/stdin")
+
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
@@ -22,7 +24,8 @@ import click
 def transcribe(files: tuple[Path, ...], checkpoint: Path | None, decoder: str | None, device: str) -> None:
     """Write down what is said in audio files.
 
-    Prints the text; for several files, one line each: path, tab, text. Any sample rate, mono or not.
+    Prints the text; for several files, one line each: path, tab, text. Any sample rate, mono or not. A FILE
+    may be a pipe, and - is the standard input.
     """
     from vox.checkpoint import load_recogniser, newest_checkpoint
     from vox.device import pick_device
@@ -30,6 +33,7 @@ def transcribe(files: tuple[Path, ...], checkpoint: Path | None, decoder: str | 
 
     if decoder is not None:
         pick_decoder(decoder)  # a typo is found before the weights are read
+    files = tuple(STDIN if str(path) == "-" else path for path in files)
     loaded = load_recogniser(checkpoint or newest_checkpoint(), pick_device(device))
     for path, text in transcribe_files(loaded, files, decoder):
         click.echo(text if len(files) == 1 else f"{click.format_filename(path)}\t{text}")
