@@ -46,6 +46,12 @@ class Ngram:
     backoffs_S: Tensor  # float32, natural log of the weight paid for it; state 0 pays nothing
     begin: int  # the state after <s>
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The least (not known) and the most that `scores` may return: 0 but for models that are odd."""
+        most = max(float(self.logps_A.max()), float(self.root_logps_V.max()))
+        return -math.inf, most + self.max_backoffs * max(0.0, float(self.backoffs_S.max()))
+
     @classmethod
     def build(cls, arpa: Arpa, label_of: Mapping[str, int], *, name: str = "lm") -> "Ngram":
         """Make the machine of a model; label_of must name <s>, </s>, <unk> and every word of the model.
