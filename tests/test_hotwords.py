@@ -17,11 +17,9 @@ from vox.errors import TextError
 from vox.hotword_list import (
     FoundHotword,
     Hotword,
-    count_hotwords,
-    find_hotwords,
+    HotwordMatcher,
     parse_hotwords,
     read_hotwords,
-    replace_spellings,
 )
 from vox.text import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer
 
@@ -110,7 +108,7 @@ def test_random_phrases_over_a_real_tokenizer() -> None:
     vocabulary = ["go", "stop", "left", "to", "the", "door", "o", "lef"]
     known = [word for word in vocabulary if UNK_ID not in tokenizer.encode(word)]
     hotwords = words(*{" ".join(draw.choices(known, k=draw.randint(1, 3))) for _ in range(12)})
-    scorer = build(hotwords, tokenizer)
+    scorer, matcher = build(hotwords, tokenizer), HotwordMatcher(hotwords)
     num_matches = 0
     for _ in range(60):
         rest = "\u2581" + "\u2581".join(draw.choices(known, k=6))
@@ -121,8 +119,8 @@ def test_random_phrases_over_a_real_tokenizer() -> None:
             rest = rest[len(pieces[ids[-1]]) :]
         expected = match_naively(text, hotwords)
         assert total_bonuses(scorer, torch.tensor([ids])).item() == pytest.approx(expected, abs=1e-5)
-        assert len(find_hotwords(ids, pieces, hotwords)) == expected
-        assert sum(count_hotwords(text, hotwords).values()) == expected
+        assert len(matcher.find(ids, pieces)) == expected
+        assert matcher.count(text).total() == expected
         num_matches += int(expected)
     assert num_matches > 20
 
@@ -232,16 +230,17 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 
 def test_spellings_are_replaced_by_their_phrase() -> None:
     hotwords = parse_hotwords([("", "Nyx: nicks, nix"), ("", "New Nyx: new nix"), ("", "go")])
-    assert replace_spellings("nicks went new nix go knicks nix", hotwords) == "Nyx went New Nyx go knicks Nyx"
-    assert replace_spellings("", hotwords) == ""
-    assert replace_spellings("as it is", []) == "as it is"
+    replace = HotwordMatcher(hotwords).replace_spellings
+    assert replace("nicks went new nix go knicks nix") == "Nyx went New Nyx go knicks Nyx"
+    assert replace("") == ""
+    assert HotwordMatcher([]).replace_spellings("as it is") == "as it is"
 
 
 def test_where_hotwords_are() -> None:
     hotwords = [Hotword("X", ("a", "ab a")), Hotword("b", ("b",))]
     ids = [ALPHABET.pieces.index(name.replace("_", "\u2581")) for name in ("a", "b", "_", "_", "a", "_", "b")]
     ids.insert(1, UNK_ID)
-    assert find_hotwords(ids, ALPHABET.pieces, hotwords) == [
+    assert HotwordMatcher(hotwords).find(ids, ALPHABET.pieces) == [
         FoundHotword("X", "ab a", 0, 5),
         FoundHotword("X", "a", 5, 5),
         FoundHotword("b", "b", 7, 7),

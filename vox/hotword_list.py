@@ -7,7 +7,8 @@ weight, `mind flayer @2`; without one it is 1. Empty lines mean nothing.
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,65 +117,69 @@ def _parse_weight(where: str, text: str) -> float:
     return weight
 
 
-def replace_spellings(text: str, hotwords: Sequence[Hotword]) -> str:
-    """Return a text in which each spelling of a hotword is replaced by its phrase, whole words only.
+class HotwordMatcher:
+    """Finds the hotwords of a list in texts: whole words, by any of their spellings."""
 
-    From the left; where several begin at the same word, the longest.
-    """
-    phrase_of = {tuple(s.split()): hotword.phrase for hotword in hotwords for s in hotword.spellings}
-    longest = max(map(len, phrase_of), default=0)
-    words = text.split()
-    replaced = []
-    place = 0
-    while place < len(words):
-        for length in range(min(longest, len(words) - place), 0, -1):
-            if phrase := phrase_of.get(tuple(words[place : place + length])):
-                replaced.append(phrase)
-                place += length
-                break
-        else:
-            replaced.append(words[place])
-            place += 1
-    return " ".join(replaced)
+    def __init__(self, hotwords: Sequence[Hotword]) -> None:
+        """Prepare a list once for many texts."""
+        self._phrase_of = {
+            tuple(s.split()): hotword.phrase for hotword in hotwords for s in hotword.spellings
+        }
+        self._longest = max(map(len, self._phrase_of), default=0)
 
+    def replace_spellings(self, text: str) -> str:
+        """Return a text in which each spelling is replaced by its phrase.
 
-def find_hotwords(
-    ids: Sequence[int], pieces: Sequence[str], hotwords: Sequence[Hotword]
-) -> list[FoundHotword]:
-    """Say which hotwords are in a hypothesis, and from which label to which; overlapping ones too.
+        From the left; where several begin at the same word, the longest.
+        """
+        words = text.split()
+        replaced = []
+        place = 0
+        while place < len(words):
+            for end in range(min(place + self._longest, len(words)), place, -1):
+                if phrase := self._phrase_of.get(tuple(words[place:end])):
+                    replaced.append(phrase)
+                    place = end
+                    break
+            else:
+                replaced.append(words[place])
+                place += 1
+        return " ".join(replaced)
 
-    pieces: the tokenizer's, by id. In the order of their first word, then the shorter first.
-    """
-    phrase_of = {tuple(s.split()): hotword.phrase for hotword in hotwords for s in hotword.spellings}
-    words = _locate_words(ids, pieces)
-    texts = tuple(text for text, _, _ in words)
-    return [
-        FoundHotword(
-            phrase_of[texts[first:end]], " ".join(texts[first:end]), words[first][1], words[end - 1][2]
-        )
-        for first, end in _list_matches(texts, phrase_of)
-    ]
+    def find(self, ids: Sequence[int], pieces: Sequence[str]) -> list[FoundHotword]:
+        """Say which hotwords are in a hypothesis, and from which label to which; overlapping ones too.
 
+        pieces: the tokenizer's, by id. In the order of their first word, the shorter first.
+        """
+        words = _locate_words(ids, pieces)
+        texts = tuple(text for text, _, _ in words)
+        return [
+            FoundHotword(
+                self._phrase_of[texts[first:end]],
+                " ".join(texts[first:end]),
+                words[first][1],
+                words[end - 1][2],
+            )
+            for first, end in self._list_matches(texts)
+        ]
 
-def count_hotwords(text: str, hotwords: Sequence[Hotword]) -> dict[str, int]:
-    """Count how often each phrase that is in a text is there, by any of its spellings."""
-    phrase_of = {tuple(s.split()): hotword.phrase for hotword in hotwords for s in hotword.spellings}
-    words = tuple(text.split())
-    counts: dict[str, int] = {}
-    for first, end in _list_matches(words, phrase_of):
-        phrase = phrase_of[words[first:end]]
-        counts[phrase] = counts.get(phrase, 0) + 1
-    return counts
+    def count(self, text: str) -> Counter[str]:
+        """Count how often each phrase that is in a text is there."""
+        words = tuple(text.split())
+        return Counter(self._phrase_of[words[first:end]] for first, end in self._list_matches(words))
 
+    def mark(self, words: Sequence[str]) -> list[bool]:
+        """Say of each word whether it stands inside a hotword."""
+        is_inside = [False] * len(words)
+        for first, end in self._list_matches(tuple(words)):
+            is_inside[first:end] = [True] * (end - first)
+        return is_inside
 
-def _list_matches(
-    words: tuple[str, ...], phrase_of: Mapping[tuple[str, ...], str]
-) -> Iterator[tuple[int, int]]:
-    longest = max(map(len, phrase_of), default=0)
-    for first in range(len(words)):
-        for end in range(first + 1, min(first + longest, len(words)) + 1):
-            if words[first:end] in phrase_of:
-                yield first, end
+    def _list_matches(self, words: tuple[str, ...]) -> Iterator[tuple[int, int]]:
+        for first in range(len(words)):
+            for end in range(first + 1, min(first + self._longest, len(words)) + 1):
+                if words[first:end] in self._phrase_of:
+                    yield first, end
 
 
 def _locate_words(ids: Sequence[int], pieces: Sequence[str]) -> list[tuple[str, int, int]]:
