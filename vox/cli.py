@@ -53,6 +53,7 @@ COMMANDS = {
     "transcribe": LazyCommand(
         "vox.commands.transcribe", "transcribe", "Write down what is said in audio files."
     ),
+    "lm": LazyCommand("vox.commands.lm", "lm", "Make an n-gram language model of a text."),
     "check": LazyCommand(
         "vox.commands.check", "check", "Check that Vox holds on this machine, and how fast it is."
     ),

@@ -22,6 +22,8 @@ EOS_ID = 2
 UNK_ID = 3
 NUM_SPECIAL_IDS = 4
 
+WORD_MARK = "\u2581"  # what SentencePiece writes for the space before a word
+
 # How `choose_vocab_size` counts merges.
 WORDS_PER_MERGE = 32
 MIN_MERGES = 10
@@ -165,6 +167,11 @@ class Tokenizer:
             )
         self._processor = processor
         self.vocab_size: int = processor.vocab_size()
+
+    @property
+    def pieces(self) -> list[str]:
+        """The pieces by id, <pad> <s> </s> <unk> first. WORD_MARK stands for the space before a word."""
+        return [self._processor.IdToPiece(i) for i in range(self.vocab_size)]
 
     @classmethod
     def load(cls, path: Path | str) -> "Tokenizer":
