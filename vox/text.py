@@ -22,6 +22,8 @@ EOS_ID = 2
 UNK_ID = 3
 NUM_SPECIAL_IDS = 4
 
+WORD_MARK = "\u2581"  # SentencePiece's: where a piece begins a word
+
 # How `choose_vocab_size` counts merges.
 WORDS_PER_MERGE = 32
 MIN_MERGES = 10
@@ -144,6 +146,19 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids; special ids are ignored."""
         return self._processor.DecodeIds([int(i) for i in ids if i >= NUM_SPECIAL_IDS])
+
+    def group_words(self, ids: Sequence[int]) -> list[list[int]]:
+        """Return the positions of each word's ids, in order.
+
+        A piece that begins with the mark of a word's beginning starts a word. Pieces that make no letter
+        (the mark alone at the end) belong to no word, so the groups' texts are `decode(ids).split()`.
+        """
+        groups: list[list[int]] = []
+        for position, piece_id in enumerate(ids):
+            if not groups or self._processor.IdToPiece(int(piece_id)).startswith(WORD_MARK):
+                groups.append([])
+            groups[-1].append(position)
+        return [group for group in groups if self.decode([ids[k] for k in group]).strip()]
 
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes]]:
         """Pickle as bytes: a SentencePiece processor is a C++ object."""
