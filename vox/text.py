@@ -197,6 +197,19 @@ class Tokenizer:
         text = self._processor.DecodeIds([int(i) for i in ids if i >= NUM_SPECIAL_IDS])
         return " ".join(text.split())
 
+    def group_words(self, ids: Sequence[int]) -> list[list[int]]:
+        """Return the positions of each word's ids, in order.
+
+        A piece that begins with the mark of a word's beginning starts a word. Pieces that make no letter
+        (the mark alone at the end) belong to no word, so the groups' texts are `decode(ids).split()`.
+        """
+        groups: list[list[int]] = []
+        for position, piece_id in enumerate(ids):
+            if not groups or self._processor.IdToPiece(int(piece_id)).startswith(WORD_MARK):
+                groups.append([])
+            groups[-1].append(position)
+        return [group for group in groups if self.decode([ids[k] for k in group]).strip()]
+
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes]]:
         """Pickle as bytes: a SentencePiece processor is a C++ object."""
         return type(self), (self.model_bytes,)
