@@ -92,6 +92,7 @@ def _run_updates(run: Run, bar: "tqdm[NoReturn]") -> bool:
         except MicroBatchTooLargeError:
             return False  # the error holds on to tensors: the caller goes on without it
         bar.update()
+        run.writer.check()
         if progress.update % config.train.log_updates == 0:
             _write_window(run, bar)
         is_due = (time.monotonic() - last_save) / 60 >= config.train.checkpoint_minutes
@@ -100,6 +101,7 @@ def _run_updates(run: Run, bar: "tqdm[NoReturn]") -> bool:
             save(run, f"update-{progress.update:08d}")
             last_save = time.monotonic()
         if is_asked_to_stop:
+            run.writer.wait()
             raise Interrupted(run.signals.number)
         _validate_if_due(run, len(plan))
     return True

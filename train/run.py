@@ -10,6 +10,7 @@ import torch
 from train.average import AVERAGE, Ema, average_checkpoints, validate_run
 from train.backup import Backup
 from train.build import Parts, build_parts, count_trainable
+from train.checkpoint_writer import CheckpointWriter
 from train.handoff import check_handoff
 from train.heartbeat import Heartbeat
 from train.loop import record, report_failures, save, step_settings, train_epochs
@@ -89,9 +90,10 @@ def _run_stage(
     run = _build_run(options, parts, device, precision, ranks, heartbeat, signals)
     is_done = False
     try:
-        _start(run, options)
-        train_epochs(run)
-        _average_at_the_end(run)
+        with run.writer:
+            _start(run, options)
+            train_epochs(run)
+            _average_at_the_end(run)
         is_done = True
     finally:
         if run.metrics is not None:
@@ -136,7 +138,8 @@ def _start(run: Run, options: TrainOptions) -> None:
     if options.stage == 2:
         _hand_over(run)
     else:
-        save(run, "update-00000000")  # also finds a disk that is too small before any work is done
+        save(run, "update-00000000")
+    run.writer.wait()  # finds a disk that is too small before any work is done
 
 
 def _build_run(
@@ -182,6 +185,7 @@ def _build_run(
         metrics=metrics,
         heartbeat=heartbeat,
         signals=signals,
+        writer=CheckpointWriter(device),
         ema=None if config.train.ema_decay is None else Ema(parts.recogniser, config.train.ema_decay),
         backup=backup,
     )
