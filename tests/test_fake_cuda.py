@@ -127,7 +127,7 @@ def run_updates(
     recogniser.train()
     optimizer = build_optimizer(recogniser, OptimizerConfig())
     scaler = torch.amp.GradScaler("cuda", enabled=precision is torch.float16)
-    settings = StepSettings(CUDA, precision, 0.3, 0.1, 1.0, AugmentConfig(), cached_layer)
+    settings = StepSettings(CUDA, precision, 0.3, 0.1, 1.0, AugmentConfig(), cached_layer, True)
     ema = Ema(recogniser, 0.999)
     losses = wrap_losses(recogniser, Ranks())
     for update in range(count):

@@ -221,8 +221,8 @@ def test_backup_holds_a_checkpoint_that_loads(stage1, tmp_path):
     assert json.loads((options.run_dir / "backup.json").read_text())["error"] is None
 
 
-def test_a_backup_is_a_run_that_can_be_resumed(stage1, tmp_path, monkeypatch):
-    """Stopped by SIGTERM, the newest checkpoint is waited for; its copy goes on elsewhere."""
+def test_a_backup_is_a_run_that_can_be_resumed(stage1, tmp_path, monkeypatch, caplog):
+    """Stopped by SIGTERM, the newest checkpoint is waited for; its copy goes on where it is."""
     signal_during(monkeypatch, "run_update", on_call=5)
     options = replace(stage1, run=tmp_path / "run", backup=f"file://{tmp_path}/elsewhere")
     with pytest.raises(Interrupted):
@@ -231,6 +231,7 @@ def test_a_backup_is_a_run_that_can_be_resumed(stage1, tmp_path, monkeypatch):
     restored = tmp_path / "elsewhere" / "run"
     run_training(TrainOptions(stage=1, run=restored, resume=True))
     assert_equal_runs(stage1.run_dir, restored)
+    assert "is the run itself, so there is no backup" in caplog.text
 
 
 def test_a_failing_backup_never_stops_training(stage1, tmp_path):

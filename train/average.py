@@ -89,7 +89,6 @@ def average_checkpoints(run: Run, count: int) -> dict[str, DevResult]:
     The mean is over the weights that learn, as training left them. A damaged checkpoint is left out and
     said. Returns nothing where fewer than two are left.
     """
-    run.writer.wait()
     # The first rank looks alone: every one must average the same, and what is damaged is said once.
     folders: list[Path] = run.ranks.gather(_list_whole(run.run_dir, count) if run.ranks.is_first else [])[0]
     if len(folders) < 2:

@@ -18,6 +18,7 @@ from train.signals import Interrupted
 from train.splits import TrainingSplit
 from train.step import LabelTotals, MicroBatchTooLargeError, StepSettings, run_update
 from train.validate import DevResult, Stopped
+from vox.config import switch_is_on
 from vox.data.batch import AudioBatch, FeatureBatch, LabelBatch
 from vox.data.plan import Update, plan_epoch
 from vox.device import peak_memory_gb
@@ -160,6 +161,7 @@ def step_settings(run: Run, ctc_weight: float) -> StepSettings:
         max_grad_norm=config.optimizer.max_grad_norm,
         augment=config.augment,
         cached_layer=run.parts.cached_layer,
+        is_padded_to_few_shapes=switch_is_on(config.train.few_shapes, auto=run.device.type == "cuda"),
     )
 
 
