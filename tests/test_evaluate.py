@@ -12,6 +12,7 @@ import soundfile
 import torch
 
 import vox
+from evaluate.intervals import read_earlier
 from evaluate.report import default_out_dir
 from evaluate.run import _score_tally, _Tally
 from tests.conftest import make_speech, write_split
@@ -22,7 +23,7 @@ from vox.cli import main
 from vox.corpus import Utterance
 from vox.decode import DECODERS, VALIDATION_DECODERS, Hypothesis, SearchOptions
 from vox.decode.ctc import greedy_ctc
-from vox.errors import AudioError
+from vox.errors import AudioError, ReportError
 from vox.model.decoder import Decoder
 from vox.model.recogniser import Recogniser
 from vox.transcribe import Transcriber
@@ -55,6 +56,14 @@ def read_json_lines(path: Path) -> Lines:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def write_earlier_report(folder: Path, texts: list[tuple[str, str, str]]) -> None:
+    """Write what `--against` reads of a report: ids, references and hypotheses of CTC."""
+    folder.mkdir()
+    rows = [dict(zip(("id", "reference", "hypothesis"), row, strict=True)) for row in texts]
+    (folder / "hypotheses-ctc.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "report.json").write_text(json.dumps({"decoders": {"ctc": {}}}))
+
+
 def test_figures_of_a_hand_counted_split(
     go_checkpoint: Path, own_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -66,8 +75,19 @@ def test_figures_of_a_hand_counted_split(
     ]
     (own_root / "known.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     out_dir = own_root / "out"
+    earlier_dir = own_root / "earlier"
+    write_earlier_report(
+        earlier_dir,
+        [
+            ("u0", "go", ""),
+            ("u1", "go stop", "go stop"),
+            ("u2", "left", "left"),
+            ("u3", "stop go up", "stop go"),
+        ],
+    )
     arguments = ["--split", "known", "--checkpoint", str(go_checkpoint), "--root", str(own_root)]
-    assert main(["evaluate", *arguments, "--decoder", "ctc", "--out", str(out_dir), "--workers", "0"]) == 0
+    arguments += ["--decoder", "ctc", "--out", str(out_dir), "--workers", "0", "--against", str(earlier_dir)]
+    assert main(["evaluate", *arguments]) == 0
 
     # Heard: "go", four times. Errors: none; stop; left>go and right; stop and up.
     report = json.loads((out_dir / "report.json").read_text())
@@ -81,6 +101,20 @@ def test_figures_of_a_hand_counted_split(
         "words": 8,
     }
     assert figures["wer"] == 5 / 8
+    # Without speakers, utterances are drawn: the best has no error, the worst two for two words.
+    assert report["bootstrap"] == {"level": 0.95, "draws": 1000, "over": "utterances", "units": 4}
+    low, high = figures["wer_interval"]
+    assert 0 < low < 5 / 8 < high <= 1
+    assert figures["cer_interval"][0] < figures["cer"] < figures["cer_interval"][1]
+    # Earlier, of the three with the same reference: 1, 0 and 1 errors in six words; now 0, 1 and 2.
+    (compared,) = report["against"]["decoders"]
+    assert compared["utterances"] == 3
+    assert (compared["first_wer"], compared["second_wer"]) == (2 / 6, 3 / 6)
+    assert compared["difference"] == pytest.approx(1 / 6)
+    assert compared["interval"][0] < 0 < compared["interval"][1]
+    page = (out_dir / report["page"]).read_text()
+    assert "62.50<small> % WER" in page
+    assert "ctc, earlier" in page
     assert report["checkpoint"]["state"] == {"update": 1}
     assert report["audio_seconds"] == pytest.approx(sum(soundfile.info(path).duration for path in recordings))
     rows = read_json_lines(out_dir / "hypotheses-ctc.jsonl")
@@ -264,6 +298,45 @@ def test_an_unwritable_output_folder_is_found_before_the_work(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == f"vox: error: file exists: {taken}\n"
+
+
+def test_a_wrong_earlier_report_is_found_before_the_work(
+    checkpoint: Path, own_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--split", "own", "--checkpoint", str(checkpoint), "--root", str(own_root)]
+    arguments += ["--out", str(own_root / "out"), "--against", str(own_root)]
+    assert main(["evaluate", *arguments]) == 2
+    error = f"vox: error: no report.json of an earlier evaluation: {own_root}; name a folder that `vox"
+    assert capsys.readouterr().err.startswith(error)
+    assert not (own_root / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("report.json", "{", "cannot be read"),
+        ("report.json", "[]", "cannot be read"),
+        ("report.json", '{"decoders": {"beam": {}}}', r"no decoder in common \(it has beam\)"),
+        ("hypotheses-ctc.jsonl", '{"id": "u"}\n', "cannot be read"),
+        ("hypotheses-ctc.jsonl", "3\n", "cannot be read"),
+        ("hypotheses-ctc.jsonl", '{"id": "u", "reference": "go", "hypothesis": 3}\n', "cannot be read"),
+        ("hypotheses-ctc.jsonl", "", "no utterance in common"),
+        (
+            "hypotheses-ctc.jsonl",
+            '{"id": "u", "reference": "up", "hypothesis": ""}\n',
+            "no utterance in",
+        ),
+    ],
+)
+def test_an_earlier_report_that_cannot_be_compared_is_an_error(
+    name: str, content: str, message: str, tmp_path: Path
+) -> None:
+    write_earlier_report(tmp_path / "earlier", [("u", "go", "")])
+    utterances = [Utterance("u", tmp_path / "u.wav", "go", "")]
+    assert read_earlier(tmp_path / "earlier", ["ctc"], utterances).texts == {"ctc": {"u": ("go", "")}}
+    (tmp_path / "earlier" / name).write_text(content)
+    with pytest.raises(ReportError, match=message):
+        read_earlier(tmp_path / "earlier", ["ctc"], utterances)
 
 
 def test_the_encoder_is_counted_to_every_decoder() -> None:
