@@ -18,6 +18,7 @@ from typing import Any
 import vox
 from evaluate.run import DecoderResult, Evaluation
 from vox.checkpoint import CHECKSUMS, MODEL, Checkpoint
+from vox.decode import GREEDY_DECODERS, SearchOptions
 from vox.transcribe import device_of
 
 VERSIONS_OF = ("torch", "transformers", "sentencepiece", "jiwer")
@@ -39,11 +40,11 @@ def prepare_out_dir(out_dir: Path) -> Path:
 
 def format_table(evaluation: Evaluation) -> str:
     """Write a line for each decoder, then what was scored and what was not."""
-    lines = [f"{'decoder':<12}{'WER %':>8}{'CER %':>8}{'sub':>8}{'del':>8}{'ins':>8}{'words':>9}{'RTF':>8}"]
+    lines = [f"{'decoder':<16}{'WER %':>8}{'CER %':>8}{'sub':>8}{'del':>8}{'ins':>8}{'words':>9}{'RTF':>8}"]
     for name, result in evaluation.decoders.items():
         counts = result.score
         lines.append(
-            f"{name:<12}{100 * counts.wer:>8.2f}{100 * counts.cer:>8.2f}{counts.substitutions:>8}"
+            f"{name:<16}{100 * counts.wer:>8.2f}{100 * counts.cer:>8.2f}{counts.substitutions:>8}"
             f"{counts.deletions:>8}{counts.insertions:>8}{counts.num_words:>9}{result.real_time_factor:>8.3f}"
         )
     lines.append(
@@ -94,7 +95,10 @@ def _make_report(evaluation: Evaluation, checkpoint: Mapping[str, Any]) -> dict[
         "num_utterances": len(evaluation.ids),
         "audio_seconds": evaluation.audio_seconds,
         "precision": evaluation.precision,
-        "decoders": {name: _decoder_figures(name, result) for name, result in evaluation.decoders.items()},
+        "decoders": {
+            name: _decoder_figures(name, result) | _search_figures(name, evaluation.options)
+            for name, result in evaluation.decoders.items()
+        },
         "num_excluded": len(evaluation.excluded),
         "excluded": evaluation.excluded,
         "versions": {"vox": vox.__version__, "python": platform.python_version()} | _find_versions(),
@@ -115,6 +119,12 @@ def _decoder_figures(name: str, result: DecoderResult) -> dict[str, Any]:
         "truncated": result.truncated_ids,
         "hypotheses": f"hypotheses-{name}.jsonl",
     }
+
+
+def _search_figures(name: str, options: SearchOptions) -> dict[str, Any]:
+    if name in GREEDY_DECODERS:
+        return {}
+    return {"beam": options.beam, "ctc_weight": options.ctc_weight, "length_bonus": options.length_bonus}
 
 
 def _hypothesis_lines(evaluation: Evaluation, result: DecoderResult) -> str:

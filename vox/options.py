@@ -7,6 +7,13 @@ import click
 
 LARGEST = 1e6  # seconds (11 days) or gigabytes (a petabyte): beyond it, a mistake
 
+BEAM_OPTION = click.option(
+    "--beam",
+    type=click.IntRange(min=1, max=10_000),
+    metavar="N",
+    help="Hypotheses that a search keeps. [default: 8]",
+)
+
 
 class PositiveFloat(click.FloatRange):
     """A number above zero; click's own range lets NaN through, and infinity."""
