@@ -18,6 +18,7 @@ from vox.hotword_list import (
     FoundHotword,
     Hotword,
     HotwordMatcher,
+    as_in_transcripts,
     parse_hotwords,
     read_hotwords,
 )
@@ -97,6 +98,8 @@ def test_the_bonus_of_every_string_is_what_a_naive_matcher_counts(hotwords: list
         # Where nothing was earned, whatever was advanced has come back to the last bit.
         assert not totals_N[torch.tensor(expected) == 0].any() or any(h.weight < 0 for h in hotwords)
         seen |= set(expected)
+        rows_NV = scorer.scores(torch.arange(len(scorer.shorter_S)))
+        assert scorer.bounds[0] <= rows_NV.min() <= rows_NV.max() <= scorer.bounds[1] <= 5
     assert len(seen) > 2
 
 
@@ -234,6 +237,14 @@ def test_spellings_are_replaced_by_their_phrase() -> None:
     assert replace("nicks went new nix go knicks nix") == "Nyx went New Nyx go knicks Nyx"
     assert replace("") == ""
     assert HotwordMatcher([]).replace_spellings("as it is") == "as it is"
+
+
+def test_phrases_as_transcripts_have_them() -> None:
+    lines = ["New  Nyx: nicks", "2B: two bee, two b", "go @2"]
+    phrases = [
+        hotword.phrase for hotword in as_in_transcripts(parse_hotwords([("", line) for line in lines]))
+    ]
+    assert phrases == ["new nyx", "two bee", "go"]
 
 
 def test_where_hotwords_are() -> None:

@@ -9,7 +9,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vox.errors import TextError
@@ -41,13 +41,18 @@ class FoundHotword:
 
 def read_hotwords(path: Path | str) -> list[Hotword]:
     """Read a file of hotwords; raise TextError with the file and the line for one that cannot be used."""
+    return parse_hotwords(list_lines(path))
+
+
+def list_lines(path: Path | str) -> list[tuple[str, str]]:
+    """Return the lines of a file of hotwords, each with its place; raise TextError if it cannot be read."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise TextError("no such file of hotwords", where=path, remedy="correct the path") from None
     except UnicodeDecodeError:
         raise TextError("not a text in UTF-8", where=path, remedy="save it as UTF-8") from None
-    return parse_hotwords((f"{path}:{number}", line) for number, line in enumerate(text.split("\n"), start=1))
+    return [(f"{path}:{number}", line) for number, line in enumerate(text.split("\n"), start=1)]
 
 
 def parse_hotwords(lines: Iterable[tuple[str, str]]) -> list[Hotword]:
@@ -115,6 +120,21 @@ def _parse_weight(where: str, text: str) -> float:
             remedy=f"write a number from {-LARGEST_WEIGHT:g} to {LARGEST_WEIGHT:g} after the @",
         )
     return weight
+
+
+def as_in_transcripts(hotwords: Sequence[Hotword]) -> list[Hotword]:
+    """Return hotwords whose phrases are normalised, as transcripts are, to compare a text with them.
+
+    A phrase that cannot be (with digits, say) is its first spelling.
+    """
+    return [replace(hotword, phrase=_transcribe_phrase(hotword)) for hotword in hotwords]
+
+
+def _transcribe_phrase(hotword: Hotword) -> str:
+    try:
+        return normalise_text(hotword.phrase) or hotword.spellings[0]
+    except TextError:
+        return hotword.spellings[0]
 
 
 class HotwordMatcher:

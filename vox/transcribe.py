@@ -4,7 +4,7 @@ Shape letters: B batch, S samples.
 """
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from vox.decode import Hypothesis, Search, SearchOptions, make_search, preferred
 from vox.decode.ctc import decode_ctc
 from vox.device import autocast, pick_precision
 from vox.errors import AudioError, name_first
+from vox.hotword_list import Hotword, HotwordMatcher
 from vox.model.encoded import Encoded
 from vox.model.recogniser import Recogniser
 from vox.units import samples_to_frames, samples_to_seconds
@@ -41,11 +42,12 @@ def transcribe_files(
     paths: Iterable[Path],
     decoder: str | None = None,
     options: SearchOptions | None = None,
+    hotwords: Sequence[Hotword] = (),
 ) -> Iterator[tuple[Path, str]]:
     """Yield each recording's path and text, in order, as soon as it is known.
 
     decoder: None for the greedy one with the lower dev WER when the checkpoint was saved. options: None for
-    the defaults.
+    the defaults. hotwords: their spellings in a text become their phrases, and the log says where they are.
 
     Warns of a recording longer than any that the model was trained on, and of a text by attention that is
     much longer or shorter than CTC's (a text by CTC is compared with nothing). A recording that cannot be
@@ -55,6 +57,7 @@ def transcribe_files(
     name = decoder or preferred_decoder(loaded.state)
     search = None if name == "ctc" else make_search(name, options or SearchOptions(), loaded.tokenizer)
     longest_seconds = samples_to_seconds(loaded.state.get("longest_train_samples", 0))
+    matcher, pieces = HotwordMatcher(hotwords), loaded.tokenizer.pieces
     failures: list[AudioError] = []
     num_files = 0
     for path in paths:
@@ -86,7 +89,10 @@ def transcribe_files(
                 len(hypothesis.ids),
                 len(ctc.ids),
             )
-        yield path, loaded.tokenizer.decode(hypothesis.ids)
+        text = loaded.tokenizer.decode(hypothesis.ids)
+        for found in matcher.find(hypothesis.ids, pieces):
+            log.info("%s: %s, labels %d to %d", path, found.phrase, found.first_label, found.last_label)
+        yield path, matcher.replace_spellings(text) if hotwords else text
     if len(failures) == 1:
         raise failures[0]
     if failures:

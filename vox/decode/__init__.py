@@ -73,21 +73,22 @@ def check_decoder(name: str) -> None:
         raise ConfigError("unknown decoder", where=name, remedy=f"use {' or '.join(sorted(DECODERS))}")
 
 
-def make_options(names: Sequence[str], beam: int | None) -> SearchOptions:
+def make_options(names: Sequence[str], beam: int | None, others: Sequence[str] = ()) -> SearchOptions:
     """Return the options of a command line that names these decoders (none: the default one).
 
-    Raises ConfigError for an unknown name, and for a beam that none of them has.
+    others: options given that only a search can follow. Raises ConfigError for an unknown name, and where
+    such an option, or a beam, is given to greedy decoders alone.
     """
     for name in names:
         check_decoder(name)
-    if beam is None:
-        return SearchOptions()
-    if not set(names) - set(GREEDY_DECODERS):
+    for_searches = [*(["--beam"] if beam is not None else []), *others]
+    if for_searches and not set(names) - set(GREEDY_DECODERS):
         searches = " or ".join(sorted(DECODERS.keys() - set(GREEDY_DECODERS)))
         raise ConfigError(
-            "--beam is for a search, and these decoders are greedy", remedy=f"add --decoder {searches}"
+            f"{for_searches[0]} is for a search, and these decoders are greedy",
+            remedy=f"add --decoder {searches}",
         )
-    return SearchOptions(beam=beam)
+    return SearchOptions() if beam is None else SearchOptions(beam=beam)
 
 
 def make_search(name: str, options: SearchOptions, tokenizer: Tokenizer) -> Search:

@@ -30,7 +30,7 @@ NO_UNK_LOG10 = -100.0  # for words that a model without <unk> does not know; fin
 Integers = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Ngram:
     """An n-gram model over labels; a scorer for the searches where the labels are a tokenizer's pieces."""
 
