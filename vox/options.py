@@ -69,7 +69,7 @@ def add_scorer_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--hotword-weight",
             type=Weight(),
             metavar="W",
-            help="Nats that a phrase is worth. [default: 2]",
+            help="Nats that a phrase is worth. [default: 3]",
         ),
     )
     for option in reversed(options):

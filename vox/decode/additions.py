@@ -14,7 +14,7 @@ from vox.lm.ngram import load_ngram
 from vox.text import Tokenizer
 
 DEFAULT_LM_WEIGHT = 0.5
-DEFAULT_HOTWORD_WEIGHT = 2.0  # nats a phrase
+DEFAULT_HOTWORD_WEIGHT = 3.0  # nats a phrase
 
 
 @dataclass(frozen=True)
