@@ -15,9 +15,9 @@ from tests.untrained import make_tokenizer
 from vox.decode.hotwords import HotwordScorer, make_hotword_scorer
 from vox.errors import TextError
 from vox.hotword_list import (
-    FoundHotword,
     Hotword,
     HotwordMatcher,
+    as_in_transcripts,
     parse_hotwords,
     read_hotwords,
 )
@@ -97,6 +97,8 @@ def test_the_bonus_of_every_string_is_what_a_naive_matcher_counts(hotwords: list
         # Where nothing was earned, whatever was advanced has come back to the last bit.
         assert not totals_N[torch.tensor(expected) == 0].any() or any(h.weight < 0 for h in hotwords)
         seen |= set(expected)
+        rows_NV = scorer.scores(torch.arange(len(scorer.shorter_S)))
+        assert scorer.bounds[0] <= rows_NV.min() <= rows_NV.max() <= scorer.bounds[1] <= 5
     assert len(seen) > 2
 
 
@@ -119,8 +121,7 @@ def test_random_phrases_over_a_real_tokenizer() -> None:
             rest = rest[len(pieces[ids[-1]]) :]
         expected = match_naively(text, hotwords)
         assert total_bonuses(scorer, torch.tensor([ids])).item() == pytest.approx(expected, abs=1e-5)
-        assert len(matcher.find(ids, pieces)) == expected
-        assert matcher.count(text).total() == expected
+        assert len(matcher.find_words(text.split())) == matcher.count(text).total() == expected
         num_matches += int(expected)
     assert num_matches > 20
 
@@ -236,12 +237,15 @@ def test_spellings_are_replaced_by_their_phrase() -> None:
     assert HotwordMatcher([]).replace_spellings("as it is") == "as it is"
 
 
-def test_where_hotwords_are() -> None:
-    hotwords = [Hotword("X", ("a", "ab a")), Hotword("b", ("b",))]
-    ids = [ALPHABET.pieces.index(name.replace("_", "\u2581")) for name in ("a", "b", "_", "_", "a", "_", "b")]
-    ids.insert(1, UNK_ID)
-    assert HotwordMatcher(hotwords).find(ids, ALPHABET.pieces) == [
-        FoundHotword("X", "ab a", 0, 5),
-        FoundHotword("X", "a", 5, 5),
-        FoundHotword("b", "b", 7, 7),
+def test_phrases_as_transcripts_have_them() -> None:
+    lines = ["New  Nyx: nicks", "2B: two bee, two b", "go @2"]
+    phrases = [
+        hotword.phrase for hotword in as_in_transcripts(parse_hotwords([("", line) for line in lines]))
     ]
+    assert phrases == ["new nyx", "two bee", "go"]
+
+
+def test_where_hotwords_are() -> None:
+    matcher = HotwordMatcher([Hotword("X", ("a", "ab a")), Hotword("b", ("b",))])
+    assert matcher.find_words(["ab", "a", "b"]) == [("X", 0, 2), ("X", 1, 2), ("b", 2, 3)]
+    assert matcher.cut(["go", "ab", "a", "b"]) == [("go", 0, 1), ("X", 1, 3), ("b", 3, 4)]

@@ -9,11 +9,11 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vox.errors import TextError
-from vox.text import NUM_SPECIAL_IDS, WORD_MARK, normalise_text
+from vox.text import normalise_text
 
 log = logging.getLogger(__name__)
 
@@ -29,25 +29,20 @@ class Hotword:
     weight: float = 1.0  # relative to the weight of all hotwords
 
 
-@dataclass(frozen=True)
-class FoundHotword:
-    """Where a hotword is in a hypothesis."""
-
-    phrase: str
-    spelling: str
-    first_label: int  # places in the list of ids, both included
-    last_label: int
-
-
 def read_hotwords(path: Path | str) -> list[Hotword]:
     """Read a file of hotwords; raise TextError with the file and the line for one that cannot be used."""
+    return parse_hotwords(list_lines(path))
+
+
+def list_lines(path: Path | str) -> list[tuple[str, str]]:
+    """Return the lines of a file of hotwords, each with its place; raise TextError if it cannot be read."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise TextError("no such file of hotwords", where=path, remedy="correct the path") from None
     except UnicodeDecodeError:
         raise TextError("not a text in UTF-8", where=path, remedy="save it as UTF-8") from None
-    return parse_hotwords((f"{path}:{number}", line) for number, line in enumerate(text.split("\n"), start=1))
+    return [(f"{path}:{number}", line) for number, line in enumerate(text.split("\n"), start=1)]
 
 
 def parse_hotwords(lines: Iterable[tuple[str, str]]) -> list[Hotword]:
@@ -117,6 +112,21 @@ def _parse_weight(where: str, text: str) -> float:
     return weight
 
 
+def as_in_transcripts(hotwords: Sequence[Hotword]) -> list[Hotword]:
+    """Return hotwords whose phrases are normalised, as transcripts are, to compare a text with them.
+
+    A phrase that cannot be (with digits, say) is its first spelling.
+    """
+    return [replace(hotword, phrase=_transcribe_phrase(hotword)) for hotword in hotwords]
+
+
+def _transcribe_phrase(hotword: Hotword) -> str:
+    try:
+        return normalise_text(hotword.phrase) or hotword.spellings[0]
+    except TextError:
+        return hotword.spellings[0]
+
+
 class HotwordMatcher:
     """Finds the hotwords of a list in texts: whole words, by any of their spellings."""
 
@@ -132,36 +142,27 @@ class HotwordMatcher:
 
         From the left; where several begin at the same word, the longest.
         """
-        words = text.split()
-        replaced = []
+        return " ".join(shown for shown, _, _ in self.cut(text.split()))
+
+    def cut(self, words: Sequence[str]) -> list[tuple[str, int, int]]:
+        """Cut a text into its words, each spelling as one piece: what is shown, the first word, the end."""
+        pieces = []
         place = 0
         while place < len(words):
             for end in range(min(place + self._longest, len(words)), place, -1):
                 if phrase := self._phrase_of.get(tuple(words[place:end])):
-                    replaced.append(phrase)
+                    pieces.append((phrase, place, end))
                     place = end
                     break
             else:
-                replaced.append(words[place])
+                pieces.append((words[place], place, place + 1))
                 place += 1
-        return " ".join(replaced)
+        return pieces
 
-    def find(self, ids: Sequence[int], pieces: Sequence[str]) -> list[FoundHotword]:
-        """Say which hotwords are in a hypothesis, and from which label to which; overlapping ones too.
-
-        pieces: the tokenizer's, by id. In the order of their first word, the shorter first.
-        """
-        words = _locate_words(ids, pieces)
-        texts = tuple(text for text, _, _ in words)
-        return [
-            FoundHotword(
-                self._phrase_of[texts[first:end]],
-                " ".join(texts[first:end]),
-                words[first][1],
-                words[end - 1][2],
-            )
-            for first, end in self._list_matches(texts)
-        ]
+    def find_words(self, words: Sequence[str]) -> list[tuple[str, int, int]]:
+        """Say which hotwords are among words: the phrase, its first word, the end; overlapping ones too."""
+        texts = tuple(words)
+        return [(self._phrase_of[texts[first:end]], first, end) for first, end in self._list_matches(texts)]
 
     def count(self, text: str) -> Counter[str]:
         """Count how often each phrase that is in a text is there."""
@@ -180,23 +181,3 @@ class HotwordMatcher:
             for end in range(first + 1, min(first + self._longest, len(words)) + 1):
                 if words[first:end] in self._phrase_of:
                     yield first, end
-
-
-def _locate_words(ids: Sequence[int], pieces: Sequence[str]) -> list[tuple[str, int, int]]:
-    """Return the words that labels write, each with the labels of its first and of its last letter."""
-    words: list[tuple[str, int, int]] = []
-    is_new = True
-    for place, label in enumerate(ids):
-        if label < NUM_SPECIAL_IDS:
-            continue
-        is_new |= pieces[label].startswith(WORD_MARK)
-        letters = pieces[label].removeprefix(WORD_MARK)
-        if not letters:
-            continue
-        if is_new:
-            words.append((letters, place, place))
-        else:
-            text, first, _ = words[-1]
-            words[-1] = (text + letters, first, place)
-        is_new = False
-    return words

@@ -4,7 +4,7 @@ Shape letters: B batch, S samples.
 """
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,9 +25,10 @@ from vox.decode.ctc import decode_ctc
 from vox.decode.words import find_words
 from vox.device import autocast, pick_precision
 from vox.errors import AudioError, name_first
+from vox.hotword_list import Hotword, HotwordMatcher
 from vox.model.encoded import Encoded
 from vox.model.recogniser import Recogniser
-from vox.transcript import Alternative, Transcript
+from vox.transcript import Alternative, Transcript, Word
 from vox.units import samples_to_frames, samples_to_seconds
 
 log = logging.getLogger(__name__)
@@ -55,11 +56,16 @@ class Transcriber:
     """
 
     def __init__(
-        self, loaded: Checkpoint, decoder: str | None = None, options: SearchOptions | None = None
+        self,
+        loaded: Checkpoint,
+        decoder: str | None = None,
+        options: SearchOptions | None = None,
+        hotwords: Sequence[Hotword] = (),
     ) -> None:
         """Choose the decoder; None is the greedy one with the lower dev WER when the checkpoint was saved.
 
-        options: None for the defaults. Raises ConfigError for an unknown decoder.
+        options: None for the defaults; their scorers hold the hotwords' bonus. hotwords: a text shows their
+        phrases in place of their spellings. Raises ConfigError for an unknown decoder.
         """
         self.loaded = loaded
         self.decoder = decoder or preferred_decoder(loaded.state)
@@ -69,6 +75,7 @@ class Transcriber:
             if self.decoder == "ctc"
             else make_search(self.decoder, options or SearchOptions(), loaded.tokenizer)
         )
+        self._matcher = HotwordMatcher(hotwords)
         self._longest_seconds = samples_to_seconds(loaded.state.get("longest_train_samples", 0))
 
     def transcribe(self, recordings: Iterable[Path | str | np.ndarray]) -> Iterator[Transcript]:
@@ -115,18 +122,25 @@ class Transcriber:
         best, tokenizer = recognised.hypotheses[0], self.loaded.tokenizer
         self._warn(name, best, recognised.ctc)
         words, confidence = find_words(recognised.ctc_log_probs_TV, best.ids, tokenizer)
+        texts = [word.text for word in words]
         return Transcript(
             audio=name,
             seconds=seconds,
             decoder=self.decoder,
-            text=tokenizer.decode(best.ids),
-            words=words,
+            text=self._write(best),
+            words=tuple(_join(words[first:end], text) for text, first, end in self._matcher.cut(texts)),
             confidence=confidence,
+            hotwords=tuple(
+                _join(words[first:end], phrase) for phrase, first, end in self._matcher.find_words(texts)
+            ),
             alternatives=tuple(
-                Alternative(tokenizer.decode(found.ids), found.score, dict(found.parts))
+                Alternative(self._write(found), found.score, dict(found.parts))
                 for found in recognised.hypotheses
             ),
         )
+
+    def _write(self, hypothesis: Hypothesis) -> str:
+        return self._matcher.replace_spellings(self.loaded.tokenizer.decode(hypothesis.ids))
 
     def _warn(self, name: str, best: Hypothesis, ctc: Hypothesis) -> None:
         if best.is_truncated:
@@ -140,6 +154,12 @@ class Transcriber:
                 len(best.ids),
                 len(ctc.ids),
             )
+
+
+def _join(words: Sequence[Word], text: str) -> Word:
+    """Return words as one, written in its own way: from the first one's start to the last one's end."""
+    confidences = [word.confidence for word in words if word.confidence is not None]
+    return Word(text, words[0].start, words[-1].end, min(confidences, default=None))
 
 
 def _read_recording(recording: Path | str | np.ndarray, name: str) -> torch.Tensor:

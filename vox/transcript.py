@@ -38,7 +38,8 @@ class Transcript:
     """The text of one recording.
 
     audio: the recording's path, or "" for an array. seconds: its length. decoder: the search's name.
-    confidence: the mean of the words'; of a text without words, that nothing was said; None without times.
+    confidence: the smallest of the words'; of an empty text, that nothing was said; None without times.
+    hotwords: those that the text has, in order; overlapping ones too.
     alternatives: the texts that were asked for, best first; the first is this one.
     """
 
@@ -49,6 +50,7 @@ class Transcript:
     words: tuple[Word, ...]
     confidence: float | None
     alternatives: tuple[Alternative, ...]
+    hotwords: tuple[Word, ...] = ()
 
 
 def to_json(transcript: Transcript) -> str:

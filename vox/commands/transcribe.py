@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from vox.options import BEAM_OPTION
+from vox.options import BEAM_OPTION, add_scorer_options
 from vox.transcript import FORMATS
 
 STDIN = Path("/dev/stdin")
@@ -41,6 +41,7 @@ STDIN = Path("/dev/stdin")
     show_default=True,
     help="text, or with the words' times: json and tsv (confidences too), ctm, and captions as srt or vtt.",
 )
+@add_scorer_options
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 def transcribe(
     files: tuple[Path, ...],
@@ -49,6 +50,11 @@ def transcribe(
     beam: int | None,
     nbest: int,
     format_name: str,
+    lm: Path | None,
+    lm_weight: float | None,
+    hotwords: Path | None,
+    hotword: tuple[str, ...],
+    hotword_weight: float | None,
     device: str,
 ) -> None:
     """Write down what is said in audio files.
@@ -60,7 +66,18 @@ def transcribe(
 
     if format_name in ("srt", "vtt") and len(files) > 1:
         raise click.UsageError(f"--format {format_name} is for one FILE: captions have no place for a name")
-    transcriber = vox.load(checkpoint, decoder=decoder, beam=beam, nbest=nbest, device=device)
+    transcriber = vox.load(
+        checkpoint,
+        decoder=decoder,
+        beam=beam,
+        nbest=nbest,
+        lm=lm,
+        lm_weight=lm_weight,
+        hotwords=hotword,
+        hotword_file=hotwords,
+        hotword_weight=hotword_weight,
+        device=device,
+    )
     for transcript in transcriber.transcribe(STDIN if str(path) == "-" else path for path in files):
         if format_name != "text":
             click.echo(FORMATS[format_name](transcript), nl=False)
