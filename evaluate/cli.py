@@ -55,6 +55,12 @@ from vox.options import BEAM_OPTION, PositiveFloat, add_scorer_options
     help="Processes that decode audio files; 0: none of their own.",
 )
 @click.option("--skip-bad", is_flag=True, help="Leave out utterances that cannot be used; they are listed.")
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The report of an earlier evaluation of this split, to compare with.",
+)
 def evaluate(
     split: str,
     checkpoint: Path | None,
@@ -71,11 +77,13 @@ def evaluate(
     batch_seconds: float,
     workers: int,
     skip_bad: bool,
+    against: Path | None,
 ) -> None:
     """Measure WER and CER on a split.
 
-    Prints a line for each decoder, and writes hypotheses and a report.
+    Prints a line for each decoder, and writes hypotheses, a report and a page to look at.
     """
+    from evaluate.intervals import read_earlier
     from evaluate.report import (
         default_out_dir,
         describe_checkpoint,
@@ -84,16 +92,16 @@ def evaluate(
         write_report,
     )
     from evaluate.run import evaluate_split
+    from vox.additions import read_additions
     from vox.checkpoint import load_recogniser, newest_checkpoint
     from vox.corpus import load_split_and_problems
     from vox.decode import VALIDATION_DECODERS, make_options
-    from vox.decode.additions import read_additions
     from vox.device import pick_device
 
     # Whatever can be wrong is met before the work: names, folders, headers of the recordings, weights.
     names = tuple(dict.fromkeys(decoders)) or VALIDATION_DECODERS
     additions = read_additions(lm, lm_weight, hotwords, hotword, hotword_weight)
-    options = make_options(names, beam, additions.options)
+    options = make_options(names, beam, others=additions.options)
     place = pick_device(device)
     folder = checkpoint or newest_checkpoint()
     # Resolved, because training moves the link `best` to another checkpoint, perhaps just now.
@@ -101,6 +109,7 @@ def evaluate(
     identity = describe_checkpoint(folder, loaded)
     options = replace(options, scorers=additions.make_scorers(loaded.tokenizer, place))
     utterances, problems = load_split_and_problems(root, split, skip_bad=skip_bad)
+    earlier = None if against is None else read_earlier(against, names, utterances)
     out_dir = prepare_out_dir(out or default_out_dir(folder, split))
 
     evaluation = evaluate_split(
@@ -115,5 +124,6 @@ def evaluate(
         left_out={problem.name: problem.reason for problem in problems},
     )
     click.echo(format_table(evaluation))
-    write_report(out_dir, evaluation, identity)
+    write_report(out_dir, evaluation, identity, utterances, earlier)
     click.echo(f"report: {out_dir / 'report.json'}")
+    click.echo(f"page: {out_dir / 'report.html'}")

@@ -83,7 +83,8 @@ class ModelConfig(_Section):
     )
     cross_attention: Literal["plain", "label_clock"] = Field(
         default="label_clock",
-        description="label_clock: rotary, a frame's position is the number of labels that CTC has begun",
+        description="label_clock: rotary, a frame's position is the number of labels that CTC has begun; "
+        "plain: none",
     )
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
 
@@ -120,6 +121,14 @@ class FeaturesConfig(_Section):
         if len(set(self.layers)) != len(self.layers) or min(self.layers) < 1:
             raise ValueError(f"layers {list(self.layers)} must be different numbers from 1 up")
         return self
+
+
+Switch = Literal["auto"] | bool
+
+
+def switch_is_on(switch: Switch, *, auto: bool) -> bool:
+    """Say what a switch comes to, where `auto` is what it does by itself."""
+    return auto if switch == "auto" else bool(switch)
 
 
 _Speed = Annotated[float, Field(ge=0.5, le=2.0)]
@@ -185,7 +194,7 @@ class OptimizerConfig(_Section):
 class TrainConfig(_Section):
     """One stage of training."""
 
-    stage: Literal[1, 2] = 1
+    stage: int = Field(default=1, ge=1, le=9)
     epochs: int = Field(default=20, ge=1, le=MAX_COUNT)
     max_updates: int | None = Field(default=None, ge=1, le=MAX_COUNT, description="stop early, for trials")
     unfreeze_layers: tuple[int, ...] = Field(default=(), description="WavLM layers to train, counted from 0")
@@ -212,6 +221,13 @@ class TrainConfig(_Section):
         default=0, ge=0, le=MAX_COUNT, description="newest validated ones averaged at the end, validated too"
     )
     log_updates: int = Field(default=10, ge=1, le=MAX_COUNT, description="updates between metric lines")
+    few_shapes: Switch = Field(
+        default="auto", description="pad batches to few lengths, by 1 % on average; auto: on a GPU"
+    )
+    compile: Switch = Field(
+        default="auto",
+        description="torch.compile of the layers that learn; auto: off, not measured on a GPU",
+    )
 
     @model_validator(mode="after")
     def _check_averaging(self) -> "TrainConfig":

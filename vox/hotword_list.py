@@ -153,18 +153,24 @@ class HotwordMatcher:
         From the left; where several begin at the same word, the longest.
         """
         words = text.split()
-        replaced = []
+        return " ".join(phrase or words[first] for phrase, first, _ in self.cut(words))
+
+    def cut(self, words: Sequence[str]) -> list[tuple[str | None, int, int]]:
+        """Cut words into spellings and single words: phrase (None for a word of none), first, end."""
+        pieces: list[tuple[str | None, int, int]] = []
         place = 0
         while place < len(words):
-            for end in range(min(place + self._longest, len(words)), place, -1):
-                if phrase := self._phrase_of.get(tuple(words[place:end])):
-                    replaced.append(phrase)
-                    place = end
-                    break
-            else:
-                replaced.append(words[place])
-                place += 1
-        return " ".join(replaced)
+            ends = range(min(place + self._longest, len(words)), place, -1)
+            found = next((end for end in ends if tuple(words[place:end]) in self._phrase_of), None)
+            phrase = None if found is None else self._phrase_of[tuple(words[place:found])]
+            pieces.append((phrase, place, found or place + 1))
+            place = found or place + 1
+        return pieces
+
+    def match(self, words: Sequence[str]) -> list[tuple[str, int, int]]:
+        """Return every hotword in words, overlapping ones too: phrase, first word, end."""
+        texts = tuple(words)
+        return [(self._phrase_of[texts[first:end]], first, end) for first, end in self._list_matches(texts)]
 
     def find(self, ids: Sequence[int], pieces: Sequence[str]) -> list[FoundHotword]:
         """Say which hotwords are in a hypothesis, and from which label to which; overlapping ones too.
