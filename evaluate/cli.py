@@ -92,16 +92,16 @@ def evaluate(
         write_report,
     )
     from evaluate.run import evaluate_split
+    from vox.additions import read_additions
     from vox.checkpoint import load_recogniser, newest_checkpoint
     from vox.corpus import load_split_and_problems
     from vox.decode import VALIDATION_DECODERS, make_options
-    from vox.decode.additions import read_additions
     from vox.device import pick_device
 
     # Whatever can be wrong is met before the work: names, folders, headers of the recordings, weights.
     names = tuple(dict.fromkeys(decoders)) or VALIDATION_DECODERS
     additions = read_additions(lm, lm_weight, hotwords, hotword, hotword_weight)
-    options = make_options(names, beam, additions.options)
+    options = make_options(names, beam, others=additions.options)
     place = pick_device(device)
     folder = checkpoint or newest_checkpoint()
     # Resolved, because training moves the link `best` to another checkpoint, perhaps just now.

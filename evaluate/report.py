@@ -77,8 +77,7 @@ def _hotword_lines(evaluation: Evaluation) -> list[str]:
         if (found := result.hotwords) is not None:
             rates = (found.hotword_wer, found.other_wer, found.recall, found.precision)
             cells = ["-" if rate is None else f"{100 * rate:.2f}" for rate in rates]
-            widths = zip(cells, (8, 9, 10, 13), strict=True)
-            shown = "".join(f"{cell:>{width}}" for cell, width in widths)
+            shown = "".join(f"{cell:>{width}}" for cell, width in zip(cells, (8, 9, 10, 13), strict=True))
             lines.append(f"{name:<16}{shown}{found.false_alarms:>14}")
     return [f"{'hotwords':<16}{columns}", *lines] if lines else []
 

@@ -10,13 +10,15 @@ import torch
 
 from tests.conftest import write_split
 from tests.untrained import make_tokenizer, save_arbitrary_checkpoint
+from vox.additions import Additions, read_additions
 from vox.cli import main
-from vox.decode.additions import Additions, read_additions
 from vox.decode.ctc_beam import search_ctc
 from vox.decode.hotwords import make_hotword_scorer
 from vox.decode.options import SearchOptions
-from vox.hotword_list import Hotword
+from vox.hotword_list import Hotword, HotwordMatcher
 from vox.lm.ngram import load_ngram
+from vox.transcribe import show_hotwords
+from vox.transcript import Alternative, SpottedHotword, Transcript, Word, to_ctm
 
 CPU = torch.device("cpu")
 
@@ -136,10 +138,31 @@ def test_options_reach_the_search_and_the_report(
     assert "nyx" in rows
 
     recording = str(next(root.rglob("*.flac")))
-    assert main(["transcribe", recording, *arguments, *boost]) == 0
-    captured = capsys.readouterr()
-    assert "Nyx" in captured.out.split()
-    assert re.search(r"\.flac: Nyx, labels \d+ to \d+", captured.err)
+    assert main(["transcribe", recording, *arguments, *boost, "--format", "json"]) == 0
+    transcript = json.loads(capsys.readouterr().out)
+    assert transcript["text"].split() == [word["text"] for word in transcript["words"]]
+    shown = [word for word in transcript["words"] if word["text"] == "Nyx"]
+    assert len(shown) == len(transcript["hotwords"]) > 0
+    for word, spotted in zip(shown, transcript["hotwords"], strict=True):
+        assert (spotted["start"], spotted["end"]) == (word["start"], word["end"])
+        assert spotted["phrase"] == "Nyx" and spotted["spelling"] in ("go", "stop")
+
+
+def test_a_phrase_of_other_words_is_one_word_with_their_times() -> None:
+    words = (Word("the", 0.1, 0.2, 0.9), Word("mind", 0.2, 0.4, 0.5), Word("flare", 0.4, 0.8, 0.7))
+    alternatives = (Alternative("the mind flare", -1.0), Alternative("mind flare the", -2.0))
+    plain = Transcript("a.wav", 1.0, "ctc_beam", "the mind flare", words, 0.7, alternatives)
+    shown = show_hotwords(
+        plain, HotwordMatcher([Hotword("Mind Flayer", ("mind flare",)), Hotword("X", ("flare",))])
+    )
+    assert shown.text == "the Mind Flayer"
+    assert shown.words == (words[0], Word("Mind Flayer", 0.2, 0.8, 0.5))
+    assert [found.text for found in shown.alternatives] == ["the Mind Flayer", "Mind Flayer the"]
+    assert shown.hotwords == (
+        SpottedHotword("Mind Flayer", "mind flare", 0.2, 0.8),
+        SpottedHotword("X", "flare", 0.4, 0.8),
+    )
+    assert to_ctm(shown).splitlines()[1] == "a.wav 1 0.200 0.600 Mind_Flayer 0.500"
 
 
 def test_an_empty_list_changes_no_byte(

@@ -24,7 +24,6 @@ from vox.corpus import Utterance
 from vox.decode import DECODERS, VALIDATION_DECODERS, Hypothesis, SearchOptions
 from vox.decode.ctc import greedy_ctc
 from vox.errors import AudioError, ReportError
-from vox.hotword_list import Hotword
 from vox.model.decoder import Decoder
 from vox.model.recogniser import Recogniser
 from vox.transcribe import Transcriber
@@ -472,12 +471,3 @@ def test_transcribe_writes_formats_and_several_texts(
     assert "--nbest is for a search" in capsys.readouterr().err
     assert main([*arguments, str(path), "--format", "vtt"]) == 2
     assert "--format vtt is for one FILE" in capsys.readouterr().err
-
-
-def test_a_hotword_is_written_in_its_own_way_with_its_time(go_checkpoint: Path, tmp_path: Path) -> None:
-    hotwords = [Hotword("GO-Ahead", ("go",)), Hotword("left", ("left",))]
-    transcriber = Transcriber(load_recogniser(go_checkpoint), "ctc", hotwords=hotwords)
-    (transcript,) = transcriber.transcribe([make_speech(SAMPLE_RATE, 1)])
-    assert transcript.text == transcript.alternatives[0].text == "GO-Ahead"
-    assert [word.text for word in transcript.words] == ["GO-Ahead"]
-    assert transcript.hotwords == transcript.words

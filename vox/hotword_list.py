@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vox.errors import TextError
-from vox.text import normalise_text
+from vox.text import NUM_SPECIAL_IDS, WORD_MARK, normalise_text
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,16 @@ class Hotword:
     phrase: str  # as the text shows it
     spellings: tuple[str, ...]  # normalised
     weight: float = 1.0  # relative to the weight of all hotwords
+
+
+@dataclass(frozen=True)
+class FoundHotword:
+    """Where a hotword is in a hypothesis."""
+
+    phrase: str
+    spelling: str
+    first_label: int  # places in the list of ids, both included
+    last_label: int
 
 
 def read_hotwords(path: Path | str) -> list[Hotword]:
@@ -142,27 +152,42 @@ class HotwordMatcher:
 
         From the left; where several begin at the same word, the longest.
         """
-        return " ".join(shown for shown, _, _ in self.cut(text.split()))
+        words = text.split()
+        return " ".join(phrase or words[first] for phrase, first, _ in self.cut(words))
 
-    def cut(self, words: Sequence[str]) -> list[tuple[str, int, int]]:
-        """Cut a text into its words, each spelling as one piece: what is shown, the first word, the end."""
-        pieces = []
+    def cut(self, words: Sequence[str]) -> list[tuple[str | None, int, int]]:
+        """Cut words into spellings and single words: phrase (None for a word of none), first, end."""
+        pieces: list[tuple[str | None, int, int]] = []
         place = 0
         while place < len(words):
-            for end in range(min(place + self._longest, len(words)), place, -1):
-                if phrase := self._phrase_of.get(tuple(words[place:end])):
-                    pieces.append((phrase, place, end))
-                    place = end
-                    break
-            else:
-                pieces.append((words[place], place, place + 1))
-                place += 1
+            ends = range(min(place + self._longest, len(words)), place, -1)
+            found = next((end for end in ends if tuple(words[place:end]) in self._phrase_of), None)
+            phrase = None if found is None else self._phrase_of[tuple(words[place:found])]
+            pieces.append((phrase, place, found or place + 1))
+            place = found or place + 1
         return pieces
 
-    def find_words(self, words: Sequence[str]) -> list[tuple[str, int, int]]:
-        """Say which hotwords are among words: the phrase, its first word, the end; overlapping ones too."""
+    def match(self, words: Sequence[str]) -> list[tuple[str, int, int]]:
+        """Return every hotword in words, overlapping ones too: phrase, first word, end."""
         texts = tuple(words)
         return [(self._phrase_of[texts[first:end]], first, end) for first, end in self._list_matches(texts)]
+
+    def find(self, ids: Sequence[int], pieces: Sequence[str]) -> list[FoundHotword]:
+        """Say which hotwords are in a hypothesis, and from which label to which; overlapping ones too.
+
+        pieces: the tokenizer's, by id. In the order of their first word, the shorter first.
+        """
+        words = _locate_words(ids, pieces)
+        texts = tuple(text for text, _, _ in words)
+        return [
+            FoundHotword(
+                self._phrase_of[texts[first:end]],
+                " ".join(texts[first:end]),
+                words[first][1],
+                words[end - 1][2],
+            )
+            for first, end in self._list_matches(texts)
+        ]
 
     def count(self, text: str) -> Counter[str]:
         """Count how often each phrase that is in a text is there."""
@@ -181,3 +206,23 @@ class HotwordMatcher:
             for end in range(first + 1, min(first + self._longest, len(words)) + 1):
                 if words[first:end] in self._phrase_of:
                     yield first, end
+
+
+def _locate_words(ids: Sequence[int], pieces: Sequence[str]) -> list[tuple[str, int, int]]:
+    """Return the words that labels write, each with the labels of its first and of its last letter."""
+    words: list[tuple[str, int, int]] = []
+    is_new = True
+    for place, label in enumerate(ids):
+        if label < NUM_SPECIAL_IDS:
+            continue
+        is_new |= pieces[label].startswith(WORD_MARK)
+        letters = pieces[label].removeprefix(WORD_MARK)
+        if not letters:
+            continue
+        if is_new:
+            words.append((letters, place, place))
+        else:
+            text, first, _ = words[-1]
+            words[-1] = (text + letters, first, place)
+        is_new = False
+    return words

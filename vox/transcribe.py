@@ -5,7 +5,7 @@ Shape letters: B batch, S samples.
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ from vox.errors import AudioError, name_first
 from vox.hotword_list import Hotword, HotwordMatcher
 from vox.model.encoded import Encoded
 from vox.model.recogniser import Recogniser
-from vox.transcript import Alternative, Transcript, Word
+from vox.transcript import Alternative, SpottedHotword, Transcript, Word
 from vox.units import samples_to_frames, samples_to_seconds
 
 log = logging.getLogger(__name__)
@@ -64,8 +64,8 @@ class Transcriber:
     ) -> None:
         """Choose the decoder; None is the greedy one with the lower dev WER when the checkpoint was saved.
 
-        options: None for the defaults; their scorers hold the hotwords' bonus. hotwords: a text shows their
-        phrases in place of their spellings. Raises ConfigError for an unknown decoder.
+        options: None for the defaults. hotwords: what options.scorers prefers, if anything; in a text their
+        spellings become their phrases. Raises ConfigError for an unknown decoder.
         """
         self.loaded = loaded
         self.decoder = decoder or preferred_decoder(loaded.state)
@@ -75,7 +75,7 @@ class Transcriber:
             if self.decoder == "ctc"
             else make_search(self.decoder, options or SearchOptions(), loaded.tokenizer)
         )
-        self._matcher = HotwordMatcher(hotwords)
+        self._matcher = HotwordMatcher(hotwords) if hotwords else None
         self._longest_seconds = samples_to_seconds(loaded.state.get("longest_train_samples", 0))
 
     def transcribe(self, recordings: Iterable[Path | str | np.ndarray]) -> Iterator[Transcript]:
@@ -122,25 +122,19 @@ class Transcriber:
         best, tokenizer = recognised.hypotheses[0], self.loaded.tokenizer
         self._warn(name, best, recognised.ctc)
         words, confidence = find_words(recognised.ctc_log_probs_TV, best.ids, tokenizer)
-        texts = [word.text for word in words]
-        return Transcript(
+        transcript = Transcript(
             audio=name,
             seconds=seconds,
             decoder=self.decoder,
-            text=self._write(best),
-            words=tuple(_join(words[first:end], text) for text, first, end in self._matcher.cut(texts)),
+            text=tokenizer.decode(best.ids),
+            words=words,
             confidence=confidence,
-            hotwords=tuple(
-                _join(words[first:end], phrase) for phrase, first, end in self._matcher.find_words(texts)
-            ),
             alternatives=tuple(
-                Alternative(self._write(found), found.score, dict(found.parts))
+                Alternative(tokenizer.decode(found.ids), found.score, dict(found.parts))
                 for found in recognised.hypotheses
             ),
         )
-
-    def _write(self, hypothesis: Hypothesis) -> str:
-        return self._matcher.replace_spellings(self.loaded.tokenizer.decode(hypothesis.ids))
+        return transcript if self._matcher is None else show_hotwords(transcript, self._matcher)
 
     def _warn(self, name: str, best: Hypothesis, ctc: Hypothesis) -> None:
         if best.is_truncated:
@@ -156,10 +150,34 @@ class Transcriber:
             )
 
 
-def _join(words: Sequence[Word], text: str) -> Word:
-    """Return words as one, written in its own way: from the first one's start to the last one's end."""
-    confidences = [word.confidence for word in words if word.confidence is not None]
-    return Word(text, words[0].start, words[-1].end, min(confidences, default=None))
+def show_hotwords(transcript: Transcript, matcher: HotwordMatcher) -> Transcript:
+    """Return a transcript with its hotwords listed, and each spelling replaced by its phrase.
+
+    A phrase that replaces several words is one word, from the first one's start to the last one's end, as
+    sure as the least sure of them.
+    """
+    texts = [word.text for word in transcript.words]
+    words = transcript.words
+    spotted = tuple(
+        SpottedHotword(phrase, " ".join(texts[first:end]), words[first].start, words[end - 1].end)
+        for phrase, first, end in matcher.match(texts)
+    )
+    return replace(
+        transcript,
+        text=matcher.replace_spellings(transcript.text),
+        words=tuple(_join_words(words[first:end], phrase) for phrase, first, end in matcher.cut(texts)),
+        alternatives=tuple(
+            replace(found, text=matcher.replace_spellings(found.text)) for found in transcript.alternatives
+        ),
+        hotwords=spotted,
+    )
+
+
+def _join_words(words: Sequence[Word], phrase: str | None) -> Word:
+    if phrase is None:
+        return words[0]
+    sure = [word.confidence for word in words if word.confidence is not None]
+    return Word(phrase, words[0].start, words[-1].end, min(sure, default=None))
 
 
 def _read_recording(recording: Path | str | np.ndarray, name: str) -> torch.Tensor:

@@ -25,6 +25,7 @@ STDIN = Path("/dev/stdin")
     "[default: the greedy one with the lower dev WER in training]",
 )
 @BEAM_OPTION
+@add_scorer_options
 @click.option(
     "--nbest",
     type=click.IntRange(min=1),
@@ -41,20 +42,19 @@ STDIN = Path("/dev/stdin")
     show_default=True,
     help="text, or with the words' times: json and tsv (confidences too), ctm, and captions as srt or vtt.",
 )
-@add_scorer_options
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 def transcribe(
     files: tuple[Path, ...],
     checkpoint: Path | None,
     decoder: str | None,
     beam: int | None,
-    nbest: int,
-    format_name: str,
     lm: Path | None,
     lm_weight: float | None,
     hotwords: Path | None,
     hotword: tuple[str, ...],
     hotword_weight: float | None,
+    nbest: int,
+    format_name: str,
     device: str,
 ) -> None:
     """Write down what is said in audio files.

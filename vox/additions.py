@@ -21,7 +21,7 @@ DEFAULT_HOTWORD_WEIGHT = 3.0  # nats a phrase
 class Additions:
     """A language model over pieces, hotwords, and their weights."""
 
-    lm: Path | None = None
+    lm: Path | str | None = None
     lm_weight: float = DEFAULT_LM_WEIGHT
     hotwords: tuple[Hotword, ...] = ()
     hotword_weight: float = DEFAULT_HOTWORD_WEIGHT
@@ -47,24 +47,24 @@ class Additions:
 
 
 def read_additions(
-    lm: Path | None,
+    lm: Path | str | None,
     lm_weight: float | None,
-    hotwords: Path | None,
-    phrases: Sequence[str],
+    hotword_file: Path | str | None,
+    hotwords: Sequence[str],
     hotword_weight: float | None,
 ) -> Additions:
-    """Return what the options of a command line add; hotwords: a file; phrases: lines as in that file.
+    """Return what is to be added; hotwords: lines as in the file. No weight is the default one.
 
     Raises ConfigError for a weight of nothing, and TextError for hotwords that cannot be used.
     """
     if lm is None and lm_weight is not None:
         raise ConfigError("--lm-weight without a language model", remedy="add --lm FILE")
-    if hotwords is None and not phrases and hotword_weight is not None:
+    if hotword_file is None and not hotwords and hotword_weight is not None:
         raise ConfigError(
             "--hotword-weight without hotwords", remedy="add --hotwords FILE or --hotword PHRASE"
         )
-    lines = [] if hotwords is None else list_lines(hotwords)
-    lines += [("--hotword", phrase) for phrase in phrases]
+    lines = [] if hotword_file is None else list_lines(hotword_file)
+    lines += [("--hotword", line) for line in hotwords]
     return Additions(
         lm,
         DEFAULT_LM_WEIGHT if lm_weight is None else lm_weight,
