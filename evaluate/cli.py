@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from vox.options import PositiveFloat
+from vox.options import BEAM_OPTION, PositiveFloat
 
 
 @click.command()
@@ -20,8 +20,10 @@ from vox.options import PositiveFloat
     "decoders",
     multiple=True,
     metavar="NAME",
-    help="ctc or attention; repeatable. [default: all]",
+    help="ctc, attention (greedy), ctc_beam, attention_beam, rescore or joint; repeatable. "
+    "[default: the greedy ones]",
 )
+@BEAM_OPTION
 @click.option(
     "--root",
     type=click.Path(path_type=Path),
@@ -61,6 +63,7 @@ def evaluate(
     split: str,
     checkpoint: Path | None,
     decoders: tuple[str, ...],
+    beam: int | None,
     root: Path,
     device: str,
     out: Path | None,
@@ -84,14 +87,12 @@ def evaluate(
     from evaluate.run import evaluate_split
     from vox.checkpoint import load_recogniser, newest_checkpoint
     from vox.corpus import load_split_and_problems
-    from vox.decode import DECODERS
+    from vox.decode import VALIDATION_DECODERS, make_options
     from vox.device import pick_device
-    from vox.transcribe import pick_decoder
 
     # Whatever can be wrong is met before the work: names, folders, headers of the recordings, weights.
-    names = tuple(dict.fromkeys(decoders)) or tuple(DECODERS)
-    for name in names:
-        pick_decoder(name)
+    names = tuple(dict.fromkeys(decoders)) or VALIDATION_DECODERS
+    options = make_options(names, beam)
     place = pick_device(device)
     folder = checkpoint or newest_checkpoint()
     # Resolved, because training moves the link `best` to another checkpoint, perhaps just now.
@@ -106,6 +107,7 @@ def evaluate(
         utterances,
         split,
         names,
+        options,
         batch_seconds=batch_seconds,
         workers=workers,
         left_out={problem.name: problem.reason for problem in problems},

@@ -7,7 +7,6 @@ hypotheses-<decoder>.jsonl  an utterance a line: id, reference, hypothesis, erro
 """
 
 import json
-import os
 import platform
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -20,8 +19,11 @@ import vox
 from evaluate.intervals import EarlierReport, Intervals, describe_intervals, measure_intervals
 from evaluate.page import render_page
 from evaluate.run import DecoderResult, Evaluation
-from vox.checkpoint import CHECKSUMS, MODEL, Checkpoint
+from vox.checkpoint import Checkpoint
 from vox.corpus import Utterance
+from vox.decode import GREEDY_DECODERS, SearchOptions
+from vox.disk import remove_leftovers, write_whole
+from vox.runs.layout import CHECKPOINTS, CHECKSUMS, MODEL
 from vox.transcribe import device_of
 
 VERSIONS_OF = ("torch", "transformers", "sentencepiece", "jiwer")
@@ -30,24 +32,25 @@ VERSIONS_OF = ("torch", "transformers", "sentencepiece", "jiwer")
 def default_out_dir(checkpoint: Path, split: str) -> Path:
     """Return RUN/evaluate/CHECKPOINT-SPLIT: in the run's folder, never among its checkpoints."""
     folder = checkpoint if checkpoint.name else checkpoint.absolute()
-    run_dir = folder.parent.parent if folder.parent.name == "checkpoints" else folder.parent
+    run_dir = folder.parent.parent if folder.parent.name == CHECKPOINTS else folder.parent
     return run_dir / "evaluate" / f"{folder.name}-{split}"
 
 
 def prepare_out_dir(out_dir: Path) -> Path:
     """Make the folder and try to write in it, before the work: raises OSError if that cannot be done."""
     out_dir.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(out_dir)
     with tempfile.TemporaryFile(dir=out_dir):
         return out_dir
 
 
 def format_table(evaluation: Evaluation) -> str:
     """Write a line for each decoder, then what was scored and what was not."""
-    lines = [f"{'decoder':<12}{'WER %':>8}{'CER %':>8}{'sub':>8}{'del':>8}{'ins':>8}{'words':>9}{'RTF':>8}"]
+    lines = [f"{'decoder':<16}{'WER %':>8}{'CER %':>8}{'sub':>8}{'del':>8}{'ins':>8}{'words':>9}{'RTF':>8}"]
     for name, result in evaluation.decoders.items():
         counts = result.score
         lines.append(
-            f"{name:<12}{100 * counts.wer:>8.2f}{100 * counts.cer:>8.2f}{counts.substitutions:>8}"
+            f"{name:<16}{100 * counts.wer:>8.2f}{100 * counts.cer:>8.2f}{counts.substitutions:>8}"
             f"{counts.deletions:>8}{counts.insertions:>8}{counts.num_words:>9}{result.real_time_factor:>8.3f}"
         )
     lines.append(
@@ -94,13 +97,13 @@ def write_report(
     rows = {name: _hypothesis_rows(evaluation, result) for name, result in evaluation.decoders.items()}
     for name, some in rows.items():
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in some)
-        _replace_text(out_dir / f"hypotheses-{name}.jsonl", lines)
-    _replace_text(out_dir / "report.txt", format_table(evaluation) + "\n")
+        write_whole(out_dir / f"hypotheses-{name}.jsonl", lines.encode())
+    write_whole(out_dir / "report.txt", f"{format_table(evaluation)}\n".encode())
     page = render_page(evaluation, intervals, rows, by_id, checkpoint, out_dir)
-    _replace_text(out_dir / "report.html", page)
+    write_whole(out_dir / "report.html", page.encode())
     # Last: a report.json that is there has all its parts beside it.
     report = json.dumps(_make_report(evaluation, intervals, checkpoint), indent=1, ensure_ascii=False)
-    _replace_text(out_dir / "report.json", report + "\n")
+    write_whole(out_dir / "report.json", f"{report}\n".encode())
 
 
 def _make_report(
@@ -119,6 +122,7 @@ def _make_report(
                 "wer_interval": intervals.wer[name].interval,
                 "cer_interval": intervals.cer[name].interval,
             }
+            | _search_figures(name, evaluation.options)
             for name, result in evaluation.decoders.items()
         },
         **describe_intervals(intervals),
@@ -145,6 +149,12 @@ def _decoder_figures(name: str, result: DecoderResult) -> dict[str, Any]:
     }
 
 
+def _search_figures(name: str, options: SearchOptions) -> dict[str, Any]:
+    if name in GREEDY_DECODERS:
+        return {}
+    return {"beam": options.beam, "ctc_weight": options.ctc_weight, "length_bonus": options.length_bonus}
+
+
 def _hypothesis_rows(evaluation: Evaluation, result: DecoderResult) -> list[dict[str, Any]]:
     rows = zip(evaluation.ids, evaluation.references, result.hypotheses, result.score.utterances, strict=True)
     return [
@@ -168,17 +178,3 @@ def _find_versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "unknown"
     return found
-
-
-def _replace_text(path: Path, text: str) -> None:
-    """Write a file beside its name, then rename: it is there whole, or the old one is."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise

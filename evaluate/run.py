@@ -16,12 +16,13 @@ from vox.checkpoint import Checkpoint
 from vox.corpus import Utterance
 from vox.data.batch import AudioBatch, AudioFailure
 from vox.data.sources import iterate_by_length
+from vox.decode import Search, SearchOptions, make_search
 from vox.device import autocast, pick_precision, synchronize
 from vox.errors import CorpusError
 from vox.progress import AudioProgress
 from vox.score import Score, score
 from vox.text import Tokenizer
-from vox.transcribe import device_of, encode_audio, pick_decoder
+from vox.transcribe import device_of, encode_audio
 from vox.units import samples_to_seconds
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class Evaluation:
     audio_seconds: float  # of the utterances scored
     precision: str  # what was computed in: float32, bfloat16 or float16
     decoders: dict[str, DecoderResult]
+    options: SearchOptions  # of the decoders that are not greedy
 
 
 @dataclass
@@ -67,6 +69,7 @@ def evaluate_split(
     utterances: Sequence[Utterance],
     split: str,
     decoders: Sequence[str],
+    options: SearchOptions | None = None,
     *,
     batch_seconds: float = 120.0,
     workers: int = 0,
@@ -75,12 +78,15 @@ def evaluate_split(
     """Decode and score utterances (probed) on the device that the recogniser is on.
 
     In the precision that training chooses for that device, and validates in: half precision on a GPU.
-    left_out: what of the split is not in `utterances`, and why; only listed. Recordings that turn out
-    to be unreadable join it: they are in no figure. Raises CorpusError when none can be read, and
-    ConfigError for an unknown decoder.
+    options: of the searches; None for the defaults. left_out: what of the split is not in `utterances`, and
+    why; only listed. Recordings that turn out to be unreadable join it: they are in no figure.
+
+    Raises CorpusError when none can be read, and ConfigError for an unknown decoder.
     """
     tally = _Tally(texts={name: {} for name in decoders}, truncated={name: [] for name in decoders})
     tally.precision = pick_precision("auto", device_of(loaded.recogniser))
+    options = options or SearchOptions()
+    searches = {name: make_search(name, options, loaded.tokenizer) for name in decoders}
     batches = iterate_by_length(utterances, batch_seconds, workers)
     seconds = {utterance.id: samples_to_seconds(utterance.num_samples or 0) for utterance in utterances}
     with AudioProgress(sum(seconds.values()), f"decoding {split}") as progress:
@@ -90,25 +96,27 @@ def evaluate_split(
                 tally.excluded[item.id] = item.reason
                 progress.add(seconds[item.id])
             else:
-                _decode_batch(loaded, item, tally)
+                _decode_batch(loaded, item, searches, tally)
                 progress.add(sum(seconds[utterance_id] for utterance_id in item.ids))
     if len(tally.excluded) == len(utterances):
         raise CorpusError("no recording could be read", where=split, remedy="see the reasons above")
-    return _score_tally(split, utterances, tally, left_out or {})
+    return _score_tally(split, utterances, tally, left_out or {}, options)
 
 
 @torch.inference_mode()
-def _decode_batch(loaded: Checkpoint, batch: AudioBatch, tally: _Tally) -> None:
+def _decode_batch(
+    loaded: Checkpoint, batch: AudioBatch, searches: Mapping[str, Search], tally: _Tally
+) -> None:
     recogniser = loaded.recogniser
     device = device_of(recogniser)
     batch = batch.to(device)
     with autocast(device, tally.precision), _count_seconds(tally.seconds, "", device):
         encoded = encode_audio(recogniser, batch.waveforms_BS, batch.num_samples_B)
-    for name, texts in tally.texts.items():
+    for name, search in searches.items():
         with autocast(device, tally.precision), _count_seconds(tally.seconds, name, device):
-            hypotheses = pick_decoder(name)(recogniser, encoded)
-        for utterance_id, hypothesis in zip(batch.ids, hypotheses, strict=True):
-            texts[utterance_id] = _ids_to_text(loaded.tokenizer, hypothesis.ids)
+            found = search(recogniser, encoded)
+        for utterance_id, (hypothesis, *_) in zip(batch.ids, found, strict=True):
+            tally.texts[name][utterance_id] = _ids_to_text(loaded.tokenizer, hypothesis.ids)
             if hypothesis.is_truncated:
                 tally.truncated[name].append(utterance_id)
     tally.num_samples += int(batch.num_samples_B.sum())
@@ -119,7 +127,11 @@ def _ids_to_text(tokenizer: Tokenizer, ids: list[int]) -> str:
 
 
 def _score_tally(
-    split: str, utterances: Sequence[Utterance], tally: _Tally, left_out: Mapping[str, str]
+    split: str,
+    utterances: Sequence[Utterance],
+    tally: _Tally,
+    left_out: Mapping[str, str],
+    options: SearchOptions,
 ) -> Evaluation:
     scored = sorted(
         (utterance for utterance in utterances if utterance.id not in tally.excluded),
@@ -150,6 +162,7 @@ def _score_tally(
         audio_seconds=audio_seconds,
         precision=str(tally.precision).removeprefix("torch."),
         decoders=results,
+        options=options,
     )
 
 

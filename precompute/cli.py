@@ -3,27 +3,27 @@
 from pathlib import Path
 
 import click
-from click.core import ParameterSource
 
-from vox.config import DEFAULT_LAYERS, DEFAULT_WAVLM
+from vox.config import DEFAULT_LAYERS
 from vox.errors import ConfigError
 from vox.features.fingerprint import join_layers
-from vox.options import PositiveFloat
-
-# Of the probe alone, and those that it shares with caching.
-PROBE_OPTIONS = frozenset(
-    {"--probe", "--dev-split", "--probe-hours", "--probe-updates", "--probe-seed", "--keep-probe"}
-)
-SHARED_OPTIONS = frozenset(
-    {"--split", "--root", "--wavlm", "--layers", "--features", "--device", "--batch-seconds", "--workers"}
-    | {"--dry-run", "--skip-bad"}
+from vox.options import (
+    PositiveFloat,
+    batch_seconds_option,
+    device_option,
+    features_option,
+    parse_layers,
+    root_option,
+    skip_bad_option,
+    wavlm_option,
+    workers_option,
 )
 
 
 @click.command()
 @click.option("--split", "splits", multiple=True, required=True, help="Split to compute (repeatable).")
-@click.option("--root", type=click.Path(path_type=Path), default=Path("data"), show_default=True)
-@click.option("--wavlm", default=DEFAULT_WAVLM, show_default=True, help="Name on the hub, or a folder.")
+@root_option
+@wavlm_option
 @click.option(
     "--layers",
     default=join_layers(DEFAULT_LAYERS),
@@ -33,20 +33,10 @@ SHARED_OPTIONS = frozenset(
 @click.option(
     "--speeds", default="1.0", show_default=True, help="Also at other speeds, each cached: 0.9,1.0,1.1."
 )
-@click.option(
-    "--features", type=click.Path(path_type=Path), help="Where the cache is.  [default: ROOT/features]"
-)
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option(
-    "--batch-seconds",
-    type=PositiveFloat(),
-    help="Padded audio computed at once.  [default: 160 on a GPU, 30 on a CPU]",
-)
-@click.option(
-    "--workers",
-    type=click.IntRange(min=0),
-    help="Processes that decode audio.  [default: one less than cores, at most 8 with a GPU, else 4]",
-)
+@features_option
+@device_option
+@batch_seconds_option("160 on a GPU, 30 on a CPU")
+@workers_option("one less than cores, at most 8 with a GPU, else 4")
 @click.option(
     "--shard-gb",
     type=PositiveFloat(),
@@ -68,35 +58,11 @@ SHARED_OPTIONS = frozenset(
     default=1,
     help="How many processes share the shards out; torchrun sets it.",
 )
-@click.option("--dry-run", is_flag=True, help="Say how large it will be and how long it will take, and stop.")
-@click.option("--skip-bad", is_flag=True, help="Leave out utterances that cannot be used.")
-@click.option("--rebuild", is_flag=True, help="Compute all shards anew, over those that are there.")
-@click.option("--probe", is_flag=True, help="Cache nothing: measure which layers hold the words.")
 @click.option(
-    "--dev-split", default="dev-clean", show_default=True, help="With --probe: the split to measure on."
+    "--dry-run", is_flag=True, help="Print how large it will be and how long it will take, and stop."
 )
-@click.option(
-    "--probe-hours",
-    type=PositiveFloat(),
-    default=1.0,
-    show_default=True,
-    help="With --probe: how much of the split, at random; 3.3 GB an hour for 12 layers of 768.",
-)
-@click.option(
-    "--probe-updates",
-    type=click.IntRange(min=1),
-    default=1000,
-    show_default=True,
-    help="With --probe: updates of the linear heads.",
-)
-@click.option(
-    "--probe-seed",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="With --probe: chooses the utterances and the batches.",
-)
-@click.option("--keep-probe", is_flag=True, help="With --probe: keep the outputs of all layers.")
+@skip_bad_option
+@click.option("--rebuild", is_flag=True, help="Compute all shards again, also those that are there.")
 def precompute(
     splits: tuple[str, ...],
     root: Path,
@@ -113,47 +79,15 @@ def precompute(
     dry_run: bool,
     skip_bad: bool,
     rebuild: bool,
-    probe: bool,
-    dev_split: str,
-    probe_hours: float,
-    probe_updates: int,
-    probe_seed: int,
-    keep_probe: bool,
 ) -> None:
     """Phase 1: run WavLM over a split once and cache its features.
 
-    A run that was stopped goes on with the shards that are missing. Run it with torchrun, or with --rank
-    and --world-size, to share the shards out. With --probe it caches nothing and says which --layers to
-    take.
+    A run that was stopped computes the shards that are missing. Run it with torchrun, or with --rank and
+    --world-size, to share the shards out. `vox probe` measures which --layers to take.
     """
     chosen_layers, chosen_speeds = parse_layers(layers), parse_speeds(speeds)
     if rank >= world_size:
         raise ConfigError(f"--rank {rank} of --world-size {world_size}", remedy="ranks count from 0")
-    given = given_options(click.get_current_context())
-    check_probe_options(given, probe, world_size)
-    if probe:
-        from precompute.probe.run import ProbeOptions, run_probe
-
-        run_probe(
-            ProbeOptions(
-                splits=tuple(dict.fromkeys(splits)),
-                dev_split=dev_split,
-                hours=probe_hours,
-                num_updates=probe_updates,
-                seed=probe_seed,
-                keep=keep_probe,
-                root=root,
-                wavlm=wavlm,
-                layers=chosen_layers if "--layers" in given else None,
-                features=root / "features" if features is None else features,
-                device=device,
-                batch_seconds=batch_seconds,
-                workers=workers,
-                dry_run=dry_run,
-                skip_bad=skip_bad,
-            )
-        )
-        return
 
     from precompute.run import Options, run
 
@@ -164,7 +98,7 @@ def precompute(
             wavlm=wavlm,
             layers=chosen_layers,
             speeds=chosen_speeds,
-            features=root / "features" if features is None else features,
+            features=features or root / "features",
             device=device,
             batch_seconds=batch_seconds,
             workers=workers,
@@ -176,40 +110,6 @@ def precompute(
             rebuild=rebuild,
         )
     )
-
-
-def given_options(context: click.Context) -> set[str]:
-    """Name the long options that stand on the command line."""
-    return {
-        parameter.opts[0]
-        for parameter in context.command.params
-        if parameter.name and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
-    }
-
-
-def check_probe_options(given: set[str], probe: bool, world_size: int) -> None:
-    """Raise ConfigError for an option that means nothing with --probe, or nothing without it."""
-    misplaced = sorted(given - PROBE_OPTIONS - SHARED_OPTIONS if probe else given & PROBE_OPTIONS)
-    if misplaced:
-        where = "means nothing with --probe" if probe else "goes with --probe only"
-        raise ConfigError(f"{misplaced[0]} {where}", remedy="leave it out")
-    if probe and world_size > 1:
-        raise ConfigError("--probe runs in one process", where=f"world size {world_size}")
-
-
-def parse_layers(text: str) -> tuple[int, ...]:
-    """Read `9,10,11,12`; raise ConfigError unless these are different numbers from 1 up."""
-    try:
-        layers = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        layers = ()
-    if not layers or min(layers) < 1 or len(set(layers)) != len(layers):
-        raise ConfigError(
-            "--layers takes different numbers from 1 up",
-            where=text,
-            remedy=f"write --layers {join_layers(DEFAULT_LAYERS)}",
-        )
-    return tuple(sorted(layers))
 
 
 def parse_speeds(text: str) -> tuple[float, ...]:

@@ -17,12 +17,13 @@ from precompute.extract import (
 )
 from precompute.pace import Pace
 from precompute.plan import probed_samples
-from precompute.prepare import CacheState, free_bytes, nearest_folder
+from precompute.prepare import CacheState
 from vox.corpus import Utterance
 from vox.data.batch import AudioBatch
 from vox.data.plan import plan_by_length
 from vox.data.sources import decode_and_hash_batches
 from vox.device import autocast, synchronize
+from vox.disk import free_bytes, nearest_folder
 from vox.progress import format_duration
 from vox.units import samples_to_seconds, seconds_to_samples
 from vox.wavlm.extractor import FeatureExtractor

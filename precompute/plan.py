@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vox.corpus import Utterance
+from vox.disk import BYTES_PER_GB
 from vox.features.fingerprint import Fingerprint
 from vox.features.plan import CachePlan, ShardPlan, hash_utterances, utterances_to_jsonl
 from vox.features.shard import FEATURE_BYTES
 from vox.units import samples_to_frames
-
-BYTES_PER_GB = 1_000_000_000
 
 OVERFLOW = "features overflow float16"  # why an utterance is skipped whose recording is not at fault
 

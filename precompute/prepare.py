@@ -2,13 +2,12 @@
 
 import contextlib
 import logging
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from precompute.plan import BYTES_PER_GB, CacheWork, share_shards
+from precompute.plan import CacheWork, share_shards
 from precompute.recordings import (
     Recordings,
     find_readable,
@@ -17,9 +16,9 @@ from precompute.recordings import (
     refuse_changed,
 )
 from vox.corpus import Problem
+from vox.disk import check_space, format_gb, free_bytes, nearest_folder, remove_leftovers
 from vox.errors import CacheError, name_first
 from vox.features.cache import missing_shards, open_planned
-from vox.features.files import remove_leftovers
 from vox.features.plan import CachePlan, read_plan, read_utterances, write_plan
 from vox.features.shard import FEATURE_BYTES, Shard
 from vox.features.stamps import Recorded, write_stamps
@@ -164,23 +163,13 @@ def check_free_space(states: list[CacheState]) -> None:
     for state in states:
         if state.num_bytes_missing:
             _check_writable(state.folder)
-    free = free_bytes(states[0].folder)
-    if needed > free:
-        raise CacheError(
-            f"the features need {format_gb(needed)} and {format_gb(free)} are free",
-            where=states[0].folder,
-            remedy="free some space, or choose another disk with --features DIR",
-        )
-
-
-def free_bytes(folder: Path) -> int:
-    """Return what is free on the disk that a folder is on, or will be on."""
-    return shutil.disk_usage(nearest_folder(folder)).free
-
-
-def format_gb(num_bytes: int) -> str:
-    """Write a size in GB, 10^9 bytes."""
-    return f"{num_bytes / BYTES_PER_GB:.{2 if num_bytes >= BYTES_PER_GB else 4}f} GB"
+    check_space(
+        states[0].folder,
+        needed,
+        CacheError,
+        what="the features",
+        remedy="free some space, or choose another disk with --features DIR",
+    )
 
 
 def _is_stale(state: CacheState, number: int) -> bool:
@@ -232,11 +221,6 @@ def _choose_stamps(state: CacheState, recorded: Mapping[str, Recorded]) -> dict[
             if entry is not None:
                 chosen[name] = entry
     return chosen
-
-
-def nearest_folder(folder: Path) -> Path:
-    """Return the folder, or the nearest one above it that exists."""
-    return next(place for place in (folder, *folder.absolute().parents) if place.exists())
 
 
 def _check_writable(folder: Path) -> None:

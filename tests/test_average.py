@@ -26,8 +26,9 @@ from train.build import build_parts
 from train.options import TrainOptions
 from train.run import run_training
 from train.step import UpdateResult
-from vox.checkpoint import CHECKSUMS, EMA, MODEL, load_recogniser
+from vox.checkpoint import load_recogniser
 from vox.errors import ConfigError
+from vox.runs.layout import CHECKSUMS, EMA, MODEL
 
 
 def result(*, is_finite: bool = True, num_targets: int = 5) -> UpdateResult:

@@ -14,9 +14,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 import train.backup
 from train.backup import NUM_TRIES, Backup
-from train.options import OPTIONS, TrainOptions, save_options
-from vox.checkpoint import CHECKSUMS, CONFIG, MODEL, REQUIRED, STATE, TRAINER
+from train.options import TrainOptions, save_options
 from vox.errors import ConfigError
+from vox.runs.layout import CHECKSUMS, CONFIG, MODEL, OPTIONS, REQUIRED, STATE, TRAINER
 
 
 class FailingFilesystem(MemoryFileSystem):

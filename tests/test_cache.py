@@ -17,6 +17,7 @@ from tests.conftest import tiny_wavlm_kwargs
 from tests.power import assert_durable, watch_renames
 from tests.test_shard import flip_byte
 from vox.cli import main
+from vox.disk import remove_leftovers
 from vox.errors import CacheError
 from vox.features.cache import (
     FeatureCache,
@@ -24,7 +25,6 @@ from vox.features.cache import (
     open_cache,
     summarise_cache,
 )
-from vox.features.files import remove_leftovers
 from vox.features.fingerprint import (
     CONFIG_KEYS,
     Fingerprint,

@@ -4,7 +4,6 @@ import json
 import os
 import resource
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,16 +12,16 @@ import torch
 from tests.power import assert_durable, watch_renames
 from tests.training import MODEL, tiny_recogniser
 from vox.checkpoint import (
-    TRAINER,
     load_recogniser,
     load_trainer_state,
     newest_checkpoint,
-    point_link,
     remove_unlinked,
     save_checkpoint,
 )
 from vox.config import ModelConfig, load_config
+from vox.disk import replace_link
 from vox.errors import CheckpointError
+from vox.runs.layout import TRAINER
 from vox.text import train_tokenizer
 
 
@@ -103,8 +102,8 @@ def test_a_full_disk_is_one_line_and_loses_nothing(failing, tmp_path, parts):
 
 
 def test_too_little_space_is_found_before_writing(tmp_path, parts, monkeypatch):
-    monkeypatch.setattr("vox.checkpoint.shutil.disk_usage", lambda _: SimpleNamespace(free=4 << 20))
-    with pytest.raises(CheckpointError, match="no space left for a checkpoint"):
+    monkeypatch.setattr("vox.disk.free_bytes", lambda folder: 4 << 20)
+    with pytest.raises(CheckpointError, match="too little disk space for a checkpoint"):
         save(tmp_path / "a", parts)
     assert list(tmp_path.iterdir()) == []
 
@@ -122,9 +121,9 @@ def test_links_move_and_the_rest_is_removed(tmp_path):
     for name in ("one", "two", "three"):
         (checkpoints / name).mkdir(parents=True)
     best, last = tmp_path / "best", tmp_path / "last"
-    point_link(best, checkpoints / "one")
-    point_link(last, checkpoints / "two")
-    point_link(last, checkpoints / "three")
+    replace_link(best, checkpoints / "one")
+    replace_link(last, checkpoints / "two")
+    replace_link(last, checkpoints / "three")
     remove_unlinked(checkpoints, (best, last))
     assert sorted(path.name for path in checkpoints.iterdir()) == ["one", "three"]
     assert str(last.readlink()) == "checkpoints/three"  # relative: a run's folder may be moved
@@ -150,7 +149,7 @@ def test_a_loss_of_power_leaves_a_checkpoint_whole_and_linked(tmp_path, parts, m
     """Links too: what they pointed to before is deleted next."""
     renames = watch_renames(monkeypatch)
     folder = save(tmp_path / "checkpoints" / "a", parts)
-    point_link(tmp_path / "last", folder)
+    replace_link(tmp_path / "last", folder)
     assert_durable(renames, folder, tmp_path / "last")
 
 

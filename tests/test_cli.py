@@ -207,3 +207,24 @@ def test_messages_stand_above_a_progress_bar(let_vox_act: Act, capsys: pytest.Ca
     assert main(["act"]) == 0
     # The bar is wiped (spaces between two carriage returns) before a line is written in its place.
     assert re.search(r"\r +\r8 shards to write\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "evaluate --split a --split b",
+        "train --stage 1 --stage=2",
+        "cache verify --split a --split b",
+        "transcribe --device cpu --device cpu a.wav",
+    ],
+)
+def test_an_option_given_twice_is_refused(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Click alone takes the last in silence."""
+    assert main(line.split()) == 2
+    error = capsys.readouterr().err
+    assert "is given 2 times; see vox" in error and error.count("\n") == 1
+
+
+def test_an_option_that_may_be_repeated_is_not_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "--split", "a", "--decoder", "ctc", "--decoder", "nothing"]) == 2
+    assert "unknown decoder" in capsys.readouterr().err

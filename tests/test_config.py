@@ -1,17 +1,18 @@
 """Configs: the files say what the code says, and a wrong key is an error."""
 
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import yaml
 
-from precompute.cli import parse_layers, precompute
+from precompute.cli import precompute
 from vox.config import NUM_UNFROZEN_LAYERS, Config, dump_config, load_config, load_saved_config
 from vox.errors import ConfigError
 from vox.features.cache import precompute_command
 from vox.features.fingerprint import Fingerprint
-from vox.run_files import read_train_config
+from vox.options import parse_layers
+from vox.runs.lenient import read_train_config
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -28,6 +29,22 @@ def test_stage2_file_differs_where_it_should_only():
     expected["train"] |= {"stage": 2, "epochs": 5, "unfreeze_layers": top}
     expected["optimizer"] |= {"learning_rate": 1e-5}
     assert tree == expected
+
+
+@pytest.mark.parametrize("name", ["stage1.yaml", "stage2.yaml"])
+def test_comments_of_the_stages_files_are_the_descriptions_of_their_keys(name: str) -> None:
+    section: Any = None
+    num_keys = 0
+    for line in (CONFIGS / name).read_text().splitlines():
+        if line.startswith("  "):
+            key = line.split(":")[0].strip()
+            description = section.model_fields[key].description
+            wanted = f"  # {description}" if description else ""
+            assert line == line.partition("  # ")[0] + wanted, f"{name}: write {key}: ...{wanted}"
+            num_keys += 1
+        elif line.endswith(":"):
+            section = Config.model_fields[line[:-1]].annotation
+    assert num_keys > 20
 
 
 def test_what_is_cached_by_default_is_what_is_trained_on_by_default():

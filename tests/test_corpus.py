@@ -59,6 +59,48 @@ def test_librispeech_layout_is_read_sorted_and_normalised(tmp_path: Path) -> Non
     ]
 
 
+def test_recordings_are_found_at_any_depth_and_in_any_format(tmp_path: Path) -> None:
+    split_dir = tmp_path / "LibriSpeech" / "s"
+    for name in ("1/1-1-0.flac", "2/a/b/2-1-0.ogg", "3-1-0.wav"):
+        write_audio(split_dir / name)
+        path = split_dir / name
+        (path.parent / f"{path.stem[:3]}.trans.txt").write_text(f"{path.stem} GO\n")
+    (split_dir / "2" / "a" / "up").symlink_to("..")  # no end of folders
+    write_audio(split_dir / "4" / "lost.flac")
+    utterances, problems = read_split(tmp_path, "s")
+    assert [(u.id, u.speaker) for u in utterances] == [("1-1-0", "1"), ("2-1-0", "2"), ("3-1-0", "")]
+    assert [problem.name for problem in problems] == ["lost"]
+
+
+def test_a_recording_under_several_texts_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_audio(tmp_path / "a.wav")
+    write_manifest(tmp_path, [{"audio": "a.wav", "text": text, "id": text} for text in ("go", "stop")])
+    with caplog.at_level("WARNING"):
+        load_split(tmp_path, "s")
+    assert f"1 recordings have several texts each: {tmp_path / 'a.wav'}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ({"audio": "a.wav", "text": "go", "offset": 3.0, "duration": 2.0}, "`offset` asks for a part of"),
+        ({"audio": "a.wav", "text": "go", "channel": 1}, "`channel` asks for a part of"),
+    ],
+)
+def test_what_a_manifest_asks_for_and_vox_does_not_do_is_refused(
+    tmp_path: Path, line: dict[str, Any], reason: str
+) -> None:
+    write_audio(tmp_path / "a.wav")
+    write_manifest(tmp_path, [line])
+    assert reason in problems_of(tmp_path)["s.jsonl line 1"]
+
+
+def test_a_manifest_with_the_keys_of_nemo_is_read(tmp_path: Path) -> None:
+    write_audio(tmp_path / "a.wav")
+    write_manifest(tmp_path, [{"audio_filepath": "a.wav", "text": "go", "duration": 0.5, "offset": 0}])
+    assert [utterance.audio_path for utterance in read_split(tmp_path, "s")[0]] == [tmp_path / "a.wav"]
+
+
 def test_probing_fills_in_the_lengths_that_decoding_returns(tiny_root: Path) -> None:
     utterances = load_split(tiny_root, "train-tiny")
     assert len(utterances) == 12
@@ -141,7 +183,7 @@ def test_manifest_problems_are_named(tmp_path: Path) -> None:
     found = problems_of(tmp_path)
     expected = {
         "s.jsonl line 1": "not JSON",
-        "s.jsonl line 2": "not an object",
+        "s.jsonl line 2": "a JSON array",
         "s.jsonl line 3": "no `audio`",
         "s.jsonl line 4": "no `text`",
         "s.jsonl line 5": "`text` is not a string",

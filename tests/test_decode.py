@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tiny_model import FEATURE_DIM, TINY, encoded_alone, make_recogniser, pad, take_rows
-from vox.decode import DECODERS, Hypothesis
+from vox.decode import DECODERS, Hypothesis, SearchOptions
 from vox.decode.attention import greedy_attention, label_limits
 from vox.decode.ctc import greedy_ctc, min_ctc_frames
 from vox.model.decoder import Decoder
@@ -228,9 +228,10 @@ def test_min_ctc_frames_is_where_torch_stops_finding_alignments(labels: list[int
     assert is_alignable.index(True) + 1 == max(1, min_ctc_frames(labels))
 
 
-def test_both_decoders_return_a_hypothesis_an_utterance() -> None:
+def test_both_greedy_decoders_return_a_hypothesis_an_utterance() -> None:
     encoded = random_encoded([30, 4], seed=11)
     ids = greedy_ctc(RECOGNISER.ctc_head(encoded.hidden_BTD), encoded.num_frames_B)
-    assert DECODERS["ctc"](RECOGNISER, encoded) == [Hypothesis(row, False) for row in ids]
+    options = SearchOptions()
+    assert DECODERS["ctc"](RECOGNISER, encoded, options) == [[Hypothesis(row, False)] for row in ids]
     pairs = zip(*greedy_attention(RECOGNISER.decoder, encoded, torch.tensor([15, 10])), strict=True)
-    assert DECODERS["attention"](RECOGNISER, encoded) == [Hypothesis(*pair) for pair in pairs]
+    assert DECODERS["attention"](RECOGNISER, encoded, options) == [[Hypothesis(*pair)] for pair in pairs]

@@ -22,8 +22,8 @@ import torch
 
 from tests.conftest import tiny_wavlm_kwargs, write_split
 from tests.training import stage1_options, stage2_options
-from train.metrics import METRICS
 from train.run import run_training
+from vox.runs.layout import METRICS
 
 GOLDEN_DIR = Path(__file__).resolve().parent / "golden"
 STAGES = ("stage1", "stage2")

@@ -15,7 +15,8 @@ from tests.training import read_metrics, stage1_options
 from train.heartbeat import Heartbeat
 from train.run import run_training
 from vox.errors import AudioError
-from vox.liveness import ALIVE, judge_liveness, read_process_start
+from vox.runs.layout import ALIVE
+from vox.runs.liveness import judge_liveness, read_process_start
 
 
 class Signalled(Exception):  # noqa: N818 - stands for the loop's event

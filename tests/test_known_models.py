@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.precomputing import LAYERS, SPLIT, command
 from vox.cli import main
+from vox.disk import add_checksum
 from vox.features import known_models
-from vox.features.files import add_checksum
 from vox.features.fingerprint import ModelIdentity, identify_model
 from vox.features.known_models import MODELS_NAME, recall_model, remember_model
 from vox.wavlm.files import FileStamp, stamp_files

@@ -18,6 +18,7 @@ from evaluate.intervals import measure_intervals
 from evaluate.page import render_page, split_evenly
 from evaluate.run import DecoderResult, Evaluation
 from vox.corpus import Utterance
+from vox.decode import SearchOptions
 from vox.score import score
 
 HOSTILE = "<script>alert(1)</script> $title \"'><img onerror=alert(1)> &lt; {a>b}"
@@ -94,7 +95,7 @@ def make_page(
         hypotheses = [hypothesis for _, hypothesis in some]
         decoders[decoder] = DecoderResult(score(references, hypotheses), hypotheses, [], 0.5)
     evaluation = Evaluation(
-        "test", list(utterances), references, {f"{name}x": name}, 60.0, "float32", decoders
+        "test", list(utterances), references, {f"{name}x": name}, 60.0, "float32", decoders, SearchOptions()
     )
     rows: dict[str, list[dict[str, object]]] = {
         decoder: [{"errors": one.num_errors} for one in result.score.utterances]

@@ -323,11 +323,11 @@ def test_disk_space_held_by_what_is_replaced_counts_as_free(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("precompute.prepare.free_bytes", lambda folder: 0)
+    monkeypatch.setattr("vox.disk.free_bytes", lambda folder: 0)
     mine = shutil.copytree(features, tmp_path / "features")
     assert main(command(tiny_root, tiny_wavlm_dir, mine, "--rebuild", "--dry-run")) == 0
     assert main(command(tiny_root, tiny_wavlm_dir, tmp_path / "new", "--dry-run")) == 2
-    assert "0.0000 GB are free" in capsys.readouterr().err
+    assert "0.0000 GB free" in capsys.readouterr().err
     # A shard that another rank has begun: allocated in full, and no longer to be found room for.
     (shard,) = mine.rglob("shard-00001.h5")
     shard.rename(shard.with_name(".shard-00001.h5.host-1-aa.part"))

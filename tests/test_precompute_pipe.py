@@ -73,11 +73,11 @@ def test_several_shards_are_finished_at_once(
     all_there = threading.Barrier(3, timeout=10)
     num_calls = iter(range(len(work.shards)))
 
-    def sync_folder(parent: Path) -> None:
+    def sync(parent: Path) -> None:
         if next(num_calls) < 3:
             all_there.wait()
 
-    monkeypatch.setattr("vox.features.writer.sync_folder", sync_folder)
+    monkeypatch.setattr("vox.features.writer.sync", sync)
     compute(work, folder)
     read = [float(Shard(path).read(row)[0, 0]) for path in sorted(folder.iterdir()) for row in range(2)]
     np.testing.assert_allclose(read, np.arange(NUM_UTTERANCES) / 10, atol=1e-3)

@@ -177,10 +177,10 @@ def test_a_seed_chooses_hours_at_random() -> None:
 
 
 def command(root: Path, wavlm: Path, features: Path, *more: str) -> list[str]:
-    """Return a short `vox precompute --probe` of the tiny corpus."""
-    options = "--probe --split train-tiny --dev-split dev-tiny --probe-updates 3 --workers 0"
+    """Return a short `vox probe` of the tiny corpus."""
+    options = "--split train-tiny --dev-split dev-tiny --updates 3 --workers 0"
     places = ["--root", str(root), "--wavlm", str(wavlm), "--features", str(features)]
-    return ["precompute", *options.split(), *places, *more]
+    return ["probe", *options.split(), *places, *more]
 
 
 def test_the_command_prints_every_layer_and_leaves_only_its_report(
@@ -210,7 +210,7 @@ def test_the_command_prints_every_layer_and_leaves_only_its_report(
 def test_kept_frames_are_the_layers_of_each_utterance_alone(
     tiny_root: Path, tiny_wavlm_dir: Path, tmp_path: Path
 ) -> None:
-    assert main(command(tiny_root, tiny_wavlm_dir, tmp_path, "--keep-probe")) == 0
+    assert main(command(tiny_root, tiny_wavlm_dir, tmp_path, "--keep")) == 0
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".npy", ".npy"]
     (report_path,) = tmp_path.glob("*.json")
     wavlm = load_wavlm(str(tiny_wavlm_dir))
@@ -236,7 +236,7 @@ def test_a_damaged_recording_is_named_and_left_out(
     shutil.copytree(tiny_root / "LibriSpeech", root / "LibriSpeech")
     (damaged,) = root.rglob("7-1-0003.flac")
     damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
-    assert main(command(root, tiny_wavlm_dir, features, "--keep-probe")) == 0
+    assert main(command(root, tiny_wavlm_dir, features, "--keep")) == 0
     assert "left out 7-1-0003: " in capsys.readouterr().err
     (report_path,) = features.glob("*.json")
     kept = json.loads(report_path.read_text())["kept"]["train"]["frames"]
@@ -257,12 +257,10 @@ def test_nothing_is_left_of_a_probe_that_fails(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "line"),
     [
-        (["--split", "other"], "--probe looks at one split, and --split names 2"),
+        (["--split", "other"], "--split takes one split: train-tiny and other"),
         (["--dev-split", "train-tiny"], "--split and --dev-split are the same"),
         (["--dev-split", "nowhere"], "nowhere"),
         (["--layers", "3,9"], "ask for layer 9, and this WavLM has 4"),
-        (["--rebuild"], "--rebuild means nothing with --probe"),
-        (["--world-size", "2"], "--world-size means nothing with --probe"),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(
@@ -279,9 +277,16 @@ def test_mistakes_are_one_line_and_status_2(
     assert not (tmp_path / "features").exists()
 
 
-def test_options_of_the_probe_need_it(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["precompute", "--split", "train-tiny", "--probe-hours", "2"]) == 2
-    assert "--probe-hours goes with --probe only" in capsys.readouterr().err
+def test_a_probe_is_one_process(
+    tiny_root: Path,
+    tiny_wavlm_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(command(tiny_root, tiny_wavlm_dir, tmp_path / "features")) == 2
+    assert "vox probe runs in one process: world size 2" in capsys.readouterr().err
 
 
 def test_a_dry_run_says_the_size_and_stops(

@@ -16,25 +16,16 @@ from tests.power import assert_durable, watch_renames
 from tests.test_backup import FailingFilesystem, failing, url, write_checkpoint  # noqa: F401 - fixtures
 from tests.training import assert_equal_runs, signal_during, stage1_options
 from train.backup import NUM_TRIES, Backup
-from train.metrics import METRICS
-from train.options import OPTIONS, TrainOptions
+from train.options import TrainOptions
 from train.progress import Progress, read_rng, restore, restore_links
 from train.restore import restore_run
 from train.run import run_training
 from train.signals import Interrupted
-from vox.checkpoint import (
-    CHECKSUMS,
-    CONFIG,
-    MODEL,
-    TRAINER,
-    check_files,
-    find_last,
-    list_checkpoints,
-    point_link,
-    remove_unlinked,
-)
+from vox.checkpoint import check_files, find_last, remove_unlinked
 from vox.cli import main
+from vox.disk import replace_link
 from vox.errors import CheckpointError, ConfigError
+from vox.runs.layout import CHECKSUMS, CONFIG, METRICS, MODEL, OPTIONS, TRAINER, list_checkpoints
 
 FIRST, SECOND, THIRD = (f"update-0000000{number}-validated" for number in (3, 6, 9))
 
@@ -64,8 +55,8 @@ def test_the_newest_validated_checkpoints_are_kept_beside_best_and_last(tmp_path
     for name in [*names, ".update-6-validated.partial"]:
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
     best, last = tmp_path / "best", tmp_path / "last"
-    point_link(best, tmp_path / "checkpoints" / "update-4-validated")
-    point_link(last, tmp_path / "checkpoints" / "update-5")
+    replace_link(best, tmp_path / "checkpoints" / "update-4-validated")
+    replace_link(last, tmp_path / "checkpoints" / "update-5")
     for keep, others in ((2, ["update-3-validated", "update-5-validated"]), (0, [])):
         remove_unlinked(tmp_path / "checkpoints", (best, last), keep)
         left = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
@@ -75,7 +66,7 @@ def test_the_newest_validated_checkpoints_are_kept_beside_best_and_last(tmp_path
 def test_the_one_before_is_kept_where_best_and_last_are_one(stage1, tmp_path, caplog):
     """One flipped bit must not end a run that was told to keep no other checkpoint."""
     run = copy_run(stage1, tmp_path / "run")
-    point_link(run / "best", (run / "last").resolve())
+    replace_link(run / "best", (run / "last").resolve())
     remove_unlinked(run / "checkpoints", (run / "best", run / "last"))
     flip_bit(run / "last" / MODEL)
     run_training(TrainOptions(stage=1, run=run, resume=True))
@@ -87,7 +78,7 @@ def test_the_one_before_is_kept_where_best_and_last_are_one(stage1, tmp_path, ca
 def test_a_failing_disk_is_not_a_damaged_checkpoint(num_failures, tmp_path, monkeypatch):
     """Once, as a network disk does, it is tried again; twice, nothing is passed over, much less deleted."""
     for name in (FIRST, SECOND):
-        point_link(tmp_path / "last", write_checkpoint(tmp_path, name))
+        replace_link(tmp_path / "last", write_checkpoint(tmp_path, name))
     failures = iter([OSError(errno.EIO, "Input/output error")] * num_failures)
 
     def read(path: Path) -> str:
@@ -105,7 +96,7 @@ def test_a_failing_disk_is_not_a_damaged_checkpoint(num_failures, tmp_path, monk
 
 def test_what_is_damaged_is_kept_until_the_next_checkpoint(tmp_path):
     for name in (FIRST, SECOND):
-        point_link(tmp_path / "last", write_checkpoint(tmp_path, name))
+        replace_link(tmp_path / "last", write_checkpoint(tmp_path, name))
     flip_bit(tmp_path / "last" / MODEL)
     damaged = (tmp_path / "last" / MODEL).read_bytes()
     restore_links(tmp_path, find_last(tmp_path), Progress())
@@ -150,7 +141,7 @@ def test_best_goes_back_with_the_run(left, tmp_path, caplog):
         if name in (*left, THIRD):
             write_checkpoint(tmp_path, name, best=[rank], best_checkpoint=name)
     last = write_checkpoint(tmp_path, "update-00000007")
-    point_link(tmp_path / "best", checkpoints / THIRD)
+    replace_link(tmp_path / "best", checkpoints / THIRD)
     progress = Progress(best=[2.0], best_checkpoint=SECOND)
     restore_links(tmp_path, last, progress, keep=2)
     assert set(list_checkpoints(tmp_path)) == {*left, "update-00000007"}
@@ -163,7 +154,7 @@ def test_best_goes_back_with_the_run(left, tmp_path, caplog):
 
 def test_a_damaged_best_is_not_the_best(tmp_path, caplog):
     for name, rank in ((FIRST, 3.0), (SECOND, 2.0)):
-        point_link(tmp_path / "best", write_checkpoint(tmp_path, name, best=[rank], best_checkpoint=name))
+        replace_link(tmp_path / "best", write_checkpoint(tmp_path, name, best=[rank], best_checkpoint=name))
     flip_bit(tmp_path / "best" / MODEL)
     last = write_checkpoint(tmp_path, THIRD)
     progress = Progress(best=[2.0], best_checkpoint=SECOND)

@@ -12,14 +12,16 @@ import pytest
 
 import train.step
 from tests.training import Killed, assert_equal_runs, kill_run, read_metrics, signal_during
-from train.metrics import METRICS, MetricsLog
+from train.metrics import MetricsLog
 from train.options import TrainOptions
 from train.progress import Progress
 from train.run import _rank_best, run_training
 from train.signals import Interrupted
-from vox.checkpoint import CHECKSUMS, STATE, hash_file, load_recogniser, point_link
+from vox.checkpoint import load_recogniser
 from vox.cli import main
+from vox.disk import hash_file, replace_link
 from vox.errors import CheckpointError, ConfigError, TrainingError
+from vox.runs.layout import CHECKSUMS, METRICS, STATE
 
 
 def test_killed_inside_an_epoch_and_resumed_ends_the_same(
@@ -75,10 +77,10 @@ def test_killed_at_a_link_and_resumed_ends_the_same(on_move, stage1, tmp_path, m
     def dying_link(link: Path, target: Path) -> None:
         if next(moves) == on_move:
             raise Killed(link.name)
-        point_link(link, target)
+        replace_link(link, target)
 
     options = replace(stage1, run=tmp_path / "run")
-    monkeypatch.setattr("train.progress.point_link", dying_link)
+    monkeypatch.setattr("train.progress.replace_link", dying_link)
     with pytest.raises(Killed, match={3: "best", 6: "best"}.get(on_move, "last")):
         run_training(options)
     monkeypatch.undo()

@@ -14,8 +14,8 @@ import h5py
 import numpy as np
 import pytest
 
+from vox.disk import is_abandoned, remove_leftovers
 from vox.errors import CacheError
-from vox.features.files import is_abandoned, remove_leftovers
 from vox.features.fingerprint import Fingerprint
 from vox.features.shard import USER_BLOCK_BYTES, Shard, check_bytes
 from vox.features.writer import ShardWriter

@@ -13,14 +13,12 @@ from pathlib import Path
 import pytest
 
 from tests.training import stage1_options
-from train.backup import STATE
-from train.metrics import METRICS
-from train.options import OPTIONS
 from train.run import run_training
 from vox.cli import main
 from vox.commands.dashboard import tensorboard_command
-from vox.liveness import ALIVE, identify_machine, read_process_start
-from vox.runs import RunStatus, find_runs, read_status
+from vox.runs.layout import ALIVE, BACKUP, METRICS, OPTIONS
+from vox.runs.liveness import identify_machine, read_process_start
+from vox.runs.status import RunStatus, find_runs, read_status
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 NOW = 1_750_000_000.0
@@ -98,7 +96,7 @@ def run(tmp_path) -> Path:
     (folder / "config.yaml").write_text("train:\n  epochs: 5\n  key_of_another_version: 1\n")
     spaced = [json.dumps(EVENTS[0], separators=(" , ", " : ")), *map(json.dumps, EVENTS[1:])]  # rewritten
     (folder / METRICS).write_text("".join(f"{line}\n" for line in spaced))
-    (folder / STATE).write_text(
+    (folder / BACKUP).write_text(
         json.dumps(
             {"last_good": NOW - 120, "checkpoint": "update-00000020", "error": "no route", "failed": NOW}
         )

@@ -35,7 +35,13 @@ words = st.text("abcdefghijklmnopqrstuvwxyz'", min_size=1, max_size=8)
     ("text", "expected"),
     [
         ("MISTER QUILTER IS THE APOSTLE", "mister quilter is the apostle"),
-        ("Don\u2019t \u2018stop\u2019 \u2014 it`s O\u00b4Brien!", "don't 'stop' it's o'brien"),
+        ("Don\u2019t \u2018stop\u2019 \u2014 it`s O\u00b4Brien!", "don't stop it's o'brien"),
+        ("\u2018I\u2019m not a serpent!\u2019", "i'm not a serpent"),
+        ("\u2018Not all of it is here", "not all of it is here"),
+        ("he said 'go home' and 'stay'", "he said go home and stay"),
+        ("'go to the dogs' house', he said", "go to the dogs' house he said"),
+        ("'tis th' dogs' and \u2018em rock 'n' roll goin'", "'tis th' dogs' and 'em rock 'n' roll goin'"),
+        ("'e took the dogs' bone", "'e took the dogs' bone"),
         ("  twenty-one,two\tthree\u00a0four\n", "twenty one two three four"),
         ("Caf\u00e9 na\u00efve \u00dcber \u0130stanbul \u0141\u00f3d\u017a", "cafe naive uber istanbul lodz"),
         ("Stra\u00dfe \u00c6sop \ufb01ne \uff21\uff22", "strasse aesop fine ab"),
@@ -58,6 +64,9 @@ def test_normalise_text_known_answers(text: str, expected: str) -> None:
         ("a \u20ac b", r"\(\u20ac\); spell them out"),
         ("привет", r"letters a to z"),
         ("bell \x07", r"U\+0007"),
+        ("the cat [Noise] sat", r"in brackets \(\[Noise\]\)"),
+        ("(laughs) well <unk>", r"\(\(laughs\)\)"),
+        ("*sighs* well", r"\(\*sighs\*\)"),
     ],
 )
 def test_characters_outside_the_alphabet_are_named(text: str, message: str) -> None:
@@ -66,7 +75,7 @@ def test_characters_outside_the_alphabet_are_named(text: str, message: str) -> N
 
 
 @settings(deadline=None, max_examples=300)
-@given(st.one_of(st.text(max_size=30), st.text("ab' \u2019.\u00e9E", max_size=30)))
+@given(st.one_of(st.text(max_size=30), st.text("ab' \u2018\u2019.\u00e9E", max_size=30)))
 def test_normalised_text_is_in_the_alphabet_and_stays_as_it_is(text: str) -> None:
     try:
         normalised = normalise_text(text)

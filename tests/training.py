@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 
 import train.average
 import train.loop
-from train.metrics import METRICS
 from train.options import TrainOptions
-from vox.checkpoint import MODEL as WEIGHTS
 from vox.config import ModelConfig
 from vox.model.recogniser import Recogniser
+from vox.runs.layout import METRICS
+from vox.runs.layout import MODEL as WEIGHTS
 from vox.wavlm.extractor import FeatureExtractor
 from vox.wavlm.load import load_wavlm
 from vox.wavlm.mix import LayerMix

@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from train.progress import Run
 from train.step import UpdateResult
 from train.validate import DevResult, validate
-from vox.checkpoint import MODEL, find_damage, list_validated
+from vox.checkpoint import find_damage
 from vox.model.recogniser import Recogniser
+from vox.runs.layout import MODEL, list_validated
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,6 @@ A failing target never stops training: it is said, and the age of the last good 
 `backup.json`.
 """
 
-import hashlib
 import itertools
 import json
 import logging
@@ -21,16 +20,25 @@ from typing import Any
 
 import fsspec
 
-from train.metrics import METRICS
-from train.options import OPTIONS, find_run_id
-from vox.checkpoint import CHECKSUMS, CONFIG, list_checkpoints
+from train.options import find_run_id
+from vox.disk import hash_file, hash_stream, write_whole
 from vox.errors import ConfigError
+from vox.runs.layout import (
+    BACKUP,
+    BEST,
+    CHECKPOINTS,
+    CHECKSUMS,
+    CONFIG,
+    LAST,
+    METRICS,
+    OPTIONS,
+    list_checkpoints,
+    name_copy,
+)
 
 log = logging.getLogger(__name__)
 
-STATE = "backup.json"
-POINTERS = ("last", "best")  # NAME.json holds the name of a folder below checkpoints/
-CHUNK_BYTES = 4 << 20
+POINTERS = (LAST, BEST)  # NAME.json holds the name of a folder below checkpoints/
 NUM_TRIES = 3  # of each copy
 # Errors that another try will not mend.
 LASTING = (PermissionError, FileExistsError, NotADirectoryError, ConfigError)
@@ -217,14 +225,14 @@ class Backup:
     def _copy(self, job: _Job) -> None:
         self._filesystem.invalidate_cache()  # some list from memory
         self._refuse_another_run()
-        target = f"{self._root}/checkpoints/{self._free_name(job.folder.name)}"
+        target = f"{self._root}/{CHECKPOINTS}/{self._free_name(job.folder.name)}"
         partial = f"{target}.partial"
         for path in self._list_copies():
             if path.endswith(".partial"):  # of a failed try: it may be what fills the target
                 self._remove(path)
         self._filesystem.makedirs(partial, exist_ok=True)
         checksums = json.loads((job.folder / CHECKSUMS).read_text(encoding="utf-8"))
-        checksums[CHECKSUMS] = hashlib.sha256((job.folder / CHECKSUMS).read_bytes()).hexdigest()
+        checksums[CHECKSUMS] = hash_file(job.folder / CHECKSUMS)
         for name, checksum in checksums.items():
             self._filesystem.put_file(str(job.folder / name), f"{partial}/{name}")
             self._verify(f"{partial}/{name}", (job.folder / name).stat().st_size, checksum)
@@ -240,7 +248,7 @@ class Backup:
     def _free_name(self, name: str) -> str:
         """Return a folder's name that no pointer names: a resumed run comes by the same names again."""
         taken = read_pointers(self._filesystem, self._root).values()
-        names = itertools.chain([name], (f"{name}.{life}" for life in itertools.count(1)))
+        names = (name_copy(name, life) for life in itertools.count())
         return next(free for free in names if free not in taken)
 
     def _replace(self, name: str, content: bytes) -> None:
@@ -254,11 +262,9 @@ class Backup:
         arrived = self._filesystem.size(path)
         if arrived != size:
             raise OSError(f"{path}: {arrived} bytes arrived of {size}")
-        content = hashlib.sha256()
         with self._filesystem.open(path, "rb") as file:
-            while chunk := file.read(CHUNK_BYTES):
-                content.update(chunk)
-        if content.hexdigest() != checksum:
+            found = hash_stream(file)
+        if found != checksum:
             raise OSError(f"{path}: what arrived is not what was sent")
 
     def _prune(self) -> None:
@@ -269,7 +275,7 @@ class Backup:
                 self._remove(path)
 
     def _list_copies(self) -> list[str]:
-        folder = f"{self._root}/checkpoints"
+        folder = f"{self._root}/{CHECKPOINTS}"
         if not self._filesystem.exists(folder):
             return []
         return [path.rstrip("/") for path in self._filesystem.ls(folder, detail=False)]
@@ -289,17 +295,17 @@ class Backup:
 
     def _read_notes(self) -> dict[str, Any]:
         try:
-            notes = json.loads((self._run_dir / STATE).read_text(encoding="utf-8"))
+            notes = json.loads((self._run_dir / BACKUP).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         return notes if isinstance(notes, dict) else {}
 
     def _note(self, news: dict[str, Any]) -> None:
         """Add to the run's `backup.json`; a full disk here must not end the thread."""
-        path = self._run_dir / STATE
-        partial = path.with_suffix(".partial")
+        path = self._run_dir / BACKUP
         try:
-            partial.write_text(json.dumps(self._read_notes() | news, indent=1) + "\n", encoding="utf-8")
-            partial.replace(path)
+            # Not durable: it only informs `vox status`, and the next copy writes it again.
+            content = f"{json.dumps(self._read_notes() | news, indent=1)}\n".encode()
+            write_whole(path, content, is_durable=False)
         except OSError as error:
             log.warning("cannot note the state of the backup (%s)", error)

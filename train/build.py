@@ -9,6 +9,7 @@ import torch
 from train.options import TrainOptions
 from train.ranks import Ranks
 from train.splits import TrainingSplit, label_split, open_dev_source, open_source
+from train.stages import STAGES, find_stage
 from vox.checkpoint import Checkpoint, find_last, load_recogniser
 from vox.config import Config
 from vox.corpus import Utterance
@@ -16,6 +17,7 @@ from vox.data.sources import Source
 from vox.errors import CacheError, CheckpointError, ConfigError
 from vox.features.fingerprint import Fingerprint, make_fingerprint
 from vox.model.recogniser import Recogniser
+from vox.runs.layout import BEST
 from vox.text import Tokenizer, choose_vocab_size, fit_vocab_size, get_tokenizer
 from vox.wavlm.extractor import FeatureExtractor, build_extractor
 from vox.wavlm.mix import LayerMix
@@ -105,7 +107,7 @@ def count_trainable(recogniser: Recogniser) -> int:
 
 
 def _load_origin(options: TrainOptions, ranks: Ranks) -> Checkpoint | None:
-    """Load the checkpoint to start from: --from's, the run's last (--resume), or stage 1's best."""
+    """Load the checkpoint to start from: --from's, the run's last (--resume), or an earlier stage's best."""
     if options.resume:
         # The first rank looks alone: what it finds damaged it says once.
         folder = ranks.gather(find_last(options.run_dir) if ranks.is_first else None)[0]
@@ -113,16 +115,18 @@ def _load_origin(options: TrainOptions, ranks: Ranks) -> Checkpoint | None:
         return load_recogniser(folder, as_trained=True)
     if options.from_checkpoint is not None:
         return load_recogniser(options.from_checkpoint)
-    if options.stage == 1:
+    before = [STAGES[number] for number in find_stage(options.stage).starts_from]
+    if not before:
         return None
-    best = Path("runs/stage1/best")
-    if not best.exists():
-        raise CheckpointError(
-            "no stage-1 checkpoint to start from",
-            where=best,
-            remedy="run vox train --stage 1 --cached first, or name one with --from",
-        )
-    return load_recogniser(best)
+    bests = [Path("runs") / stage.run_name / BEST for stage in before]
+    for best in bests:
+        if best.exists():
+            return load_recogniser(best)
+    raise CheckpointError(
+        f"no stage-{before[0].number} checkpoint to start from",
+        where=bests[0],
+        remedy=f"run vox train --stage {before[-1].number} --cached first, or name one with --from",
+    )
 
 
 def _cached_layer(config: Config) -> int | None:

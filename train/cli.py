@@ -6,23 +6,17 @@ from pathlib import Path
 import click
 
 from train.options import TrainOptions
+from train.stages import STAGES
 from vox.errors import ConfigError
-
-
-def one_split(_: click.Context, option: click.Parameter, values: tuple[str, ...]) -> str | None:
-    """Return the one split that was named; ConfigError for several, of which click would take the last."""
-    if len(values) > 1:
-        raise ConfigError(
-            f"--{str(option.name).replace('_', '-')} takes one split",
-            where=" and ".join(values),
-            remedy="list the recordings of both in one manifest, ROOT/NAME.jsonl, and give NAME",
-        )
-    return values[0] if values else None
+from vox.options import device_option, features_option, one_split, root_option, skip_bad_option
 
 
 @click.command()
 @click.option(
-    "--stage", type=click.IntRange(1, 2), required=True, help="1: WavLM frozen; 2: its top layers train too."
+    "--stage",
+    type=click.IntRange(min(STAGES), max(STAGES)),
+    required=True,
+    help="; ".join(f"{stage.number}: {stage.summary}" for stage in STAGES.values()) + ".",
 )
 @click.option(
     "--cached",
@@ -35,7 +29,7 @@ def one_split(_: click.Context, option: click.Parameter, values: tuple[str, ...]
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a config key; repeatable."
 )
-@click.option("--root", type=click.Path(path_type=Path), default=Path("data"), show_default=True)
+@root_option
 @click.option(
     "--train-split", multiple=True, callback=one_split, metavar="SPLIT", help="Config key data.train_split."
 )
@@ -43,7 +37,7 @@ def one_split(_: click.Context, option: click.Parameter, values: tuple[str, ...]
     "--dev-split", multiple=True, callback=one_split, metavar="SPLIT", help="Config key data.dev_split."
 )
 @click.option("--wavlm", metavar="NAME-OR-FOLDER", help="Config key features.wavlm.")
-@click.option("--features", type=click.Path(path_type=Path), help="Folder of caches. Default: ROOT/features.")
+@features_option
 @click.option(
     "--run",
     "--run-dir",  # torchrun takes --run for one of its own
@@ -60,11 +54,9 @@ def one_split(_: click.Context, option: click.Parameter, values: tuple[str, ...]
     "from its backup first, into a folder that holds none; give what was given as --backup (the run then has "
     "the name of --run's folder there), or the run's own folder in it.",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@device_option
 @click.option("--backup", metavar="URL", help="Copy each finished checkpoint there (any fsspec URL).")
-@click.option(
-    "--skip-bad", is_flag=True, help="Go on without the utterances that cannot be used; lists them."
-)
+@skip_bad_option
 @click.pass_context
 def train(context: click.Context, origin: str | None, resume: bool, **arguments: object) -> None:
     """Train one stage: the recogniser on frozen features, then with WavLM's top layers."""

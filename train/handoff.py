@@ -1,4 +1,4 @@
-"""The handoff check (T8): stage 2 starts where stage 1 ended, or does not start."""
+"""The handoff check (T8): a stage starts where the one before it ended, or does not start."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,33 +10,40 @@ TOLERANCE = 0.01  # relative difference of the dev loss
 
 
 def check_handoff(
-    recorded: Mapping[str, Any], measured: DevResult, ctc_weight: float, where: object
+    recorded: Mapping[str, Any],
+    measured: DevResult,
+    ctc_weight: float,
+    where: object,
+    *,
+    stages: tuple[int, int] = (1, 2),
 ) -> float:
-    """Compare the dev loss of the loaded weights with the one stage 1 recorded for them.
+    """Compare the dev loss of the loaded weights with the one that was recorded for them.
 
-    recorded: the `dev` part of the checkpoint's state. measured: from live audio, before any update.
-    Returns the relative difference. Raises HandoffError, naming the likely cause, when it exceeds
-    TOLERANCE or when the two are not of the same split.
+    recorded: the `dev` part of the checkpoint's state. measured: before any update, as this stage computes
+    it. stages: numbers of the stage that recorded it and of this one. Returns the relative difference.
+    Raises HandoffError, naming the likely cause, when it exceeds TOLERANCE or when
+    the two are not of the same split.
     """
+    earlier, stage = stages
     if recorded["split"] != measured.split:
         raise HandoffError(
-            f"stage 1 recorded its dev loss on {recorded['split']}, not on {measured.split}",
+            f"stage {earlier} recorded its dev loss on {recorded['split']}, not on {measured.split}",
             where=where,
             remedy=f"pass --dev-split {recorded['split']}",
         )
     if recorded["split_digest"] != measured.split_digest:
         raise HandoffError(
-            f"{measured.split} has changed since stage 1: other utterances, lengths or transcripts",
+            f"{measured.split} has changed since stage {earlier}: other utterances, lengths or texts",
             where=where,
-            remedy="restore it, or run stage 1 again",
+            remedy=f"restore it, or run stage {earlier} again",
         )
     before = ctc_weight * recorded["ctc"] + (1 - ctc_weight) * recorded["attention"]
     after = measured.loss(ctc_weight)
     difference = abs(after - before) / max(abs(before), 1e-12)
     if not difference <= TOLERANCE:  # not: so that NaN is caught too
         raise HandoffError(
-            f"stage 2 would not start where stage 1 ended: dev loss {before:.4f} recorded, {after:.4f} from "
-            f"live audio (CTC {recorded['ctc']:.4f} and {measured.ctc:.4f}, "
+            f"stage {stage} would not start where stage {earlier} ended: dev loss {before:.4f} "
+            f"recorded, {after:.4f} measured (CTC {recorded['ctc']:.4f} and {measured.ctc:.4f}, "
             f"attention {recorded['attention']:.4f} and {measured.attention:.4f})",
             where=where,
             remedy=f"likely cause: {_likely_cause(recorded, measured)}",

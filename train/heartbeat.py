@@ -17,8 +17,10 @@ from typing import Any
 
 import torch
 
+from vox.disk import remove_leftovers, write_whole
 from vox.errors import VoxError
-from vox.liveness import ALIVE, State, identify_machine, read_process_start
+from vox.runs.layout import ALIVE
+from vox.runs.liveness import State, identify_machine, read_process_start
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +101,7 @@ class Heartbeat:
         if self._is_enabled:
             with suppress(OSError):  # said when the file cannot be written
                 self._path.parent.mkdir(parents=True, exist_ok=True)
+                remove_leftovers(self._path.parent)
             self._write()
             self._thread.start()
         return self
@@ -130,10 +133,10 @@ class Heartbeat:
 
     def _write(self) -> None:
         """Replace the file; whatever goes wrong is said once."""
-        partial = self._path.with_name(f".{ALIVE}.partial")
         try:
-            partial.write_text(json.dumps(self._collect(), indent=1) + "\n", encoding="utf-8")
-            partial.replace(self._path)
+            # Not durable: it is written again in a few seconds, and a dead machine writes no heartbeat.
+            content = f"{json.dumps(self._collect(), indent=1)}\n".encode()
+            write_whole(self._path, content, is_durable=False)
         except Exception as error:  # a full disk, a folder that is gone, a figure that is no JSON
             if not self._has_complained:
                 log.warning("cannot write the heartbeat (%s): vox status will not know this run", error)

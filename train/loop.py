@@ -22,6 +22,7 @@ from vox.data.batch import AudioBatch, FeatureBatch, LabelBatch
 from vox.data.plan import Update, plan_epoch
 from vox.device import peak_memory_gb
 from vox.errors import AudioError, TrainingError, name_first
+from vox.runs.layout import Kind, checkpoint_name
 from vox.units import FRAME_RATE, SAMPLE_RATE
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ def train_epochs(run: Run) -> None:
     """Train until the run's last update. Raises Interrupted after saving, when a signal asked for it."""
     while not _is_complete(run):
         _train_epoch(run)
-        save_run(run, f"update-{run.progress.update:08d}")  # validation takes long
+        save_run(run, checkpoint_name(run.progress.update))  # validation takes long
         _validate_and_record(run, is_epoch_end=True)
         report_failures(run)
         if not _is_complete(run):
@@ -97,7 +98,7 @@ def _run_updates(run: Run, bar: "tqdm[NoReturn]") -> bool:
         is_due = (time.monotonic() - last_save) / 60 >= config.train.checkpoint_minutes
         is_asked_to_stop = run.signals.agree(is_save_due=is_due)
         if is_asked_to_stop or run.signals.is_save_due:
-            save(run, f"update-{progress.update:08d}")
+            save(run, checkpoint_name(progress.update))
             last_save = time.monotonic()
         if is_asked_to_stop:
             raise Interrupted(run.signals.number)
@@ -204,7 +205,7 @@ def _validate_if_due(run: Run, epoch_updates: int) -> None:
     if every is None or not is_inside or progress.update % every:
         return
     if progress.dev is None or progress.dev["update"] != progress.update:
-        save(run, f"update-{progress.update:08d}")
+        save(run, checkpoint_name(progress.update))
         _validate_and_record(run, is_epoch_end=False)
         run.signals.stop_if_heard()
 
@@ -242,9 +243,9 @@ def record(run: Run, results: dict[str, DevResult], *, can_be_worse: bool = True
     rank = list(result.rank)
     is_best = math.isfinite(rank[1]) and (progress.best is None or rank < progress.best)
     for name, each in results.items():
-        kind = "dev" if name == "raw" else f"dev_{name}"
+        event = "dev" if name == "raw" else f"dev_{name}"
         figures = {"epoch": progress.epoch, "is_best": is_best and name == weights} | each.scalars()
-        run.write(kind, progress.update, figures)
+        run.write(event, progress.update, figures)
         _say_result(run, name, each, is_best=is_best and name == weights)
     for example in result.examples:
         run.write_text(f"dev/{example['id']}", progress.update, json.dumps(example, indent=1))
@@ -253,8 +254,8 @@ def record(run: Run, results: dict[str, DevResult], *, can_be_worse: bool = True
     if is_best or can_be_worse:
         progress.dev = result.to_dict() | {"rank": rank, "update": progress.update}
         progress.weights = weights
-        name = f"update-{progress.update:08d}-validated{'-average' * (weights == 'average')}"
-        save(run, name, is_best=is_best)
+        kind: Kind = "average" if weights == "average" else "validated"
+        save(run, checkpoint_name(progress.update, kind), is_best=is_best)
     return is_best
 
 

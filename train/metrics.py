@@ -8,9 +8,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-log = logging.getLogger(__name__)
+from vox.runs.layout import METRICS, TENSORBOARD
 
-METRICS = "metrics.jsonl"
+log = logging.getLogger(__name__)
 
 
 class MetricsLog:
@@ -25,7 +25,7 @@ class MetricsLog:
         run_dir.mkdir(parents=True, exist_ok=True)
         self._file = (run_dir / METRICS).open("ab")
         self._file.truncate(_count_whole_lines(run_dir / METRICS, keep_bytes))
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge_update)
+        self._writer = SummaryWriter(str(run_dir / TENSORBOARD), purge_step=purge_update)
 
     def write(self, kind: str, update: int, values: Mapping[str, Any]) -> None:
         """Write one event: a JSON line, and a scalar for every number in it."""

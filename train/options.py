@@ -8,15 +8,16 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from train.stages import STAGES, Stage, find_stage
 from vox.config import Config, load_config
+from vox.disk import write_whole
 from vox.errors import CheckpointError, ConfigError, name_first
-from vox.features.files import write_whole
+from vox.runs.layout import OPTIONS
 
 log = logging.getLogger(__name__)
 
 CONFIGS_DIR = Path(__file__).resolve().parent.parent / "configs"
-OPTIONS = "options.json"  # in the run's folder: what --resume starts from
-RUN_ID = "run_id"  # in it
+RUN_ID = "run_id"  # in OPTIONS
 
 # What --resume does with an option of TrainOptions. One that is in none of these is the recorded one, and
 # giving another is refused.
@@ -52,7 +53,7 @@ class TrainOptions:
     @property
     def run_dir(self) -> Path:
         """The run's folder: --run, else runs/stageN."""
-        return self.run or Path("runs") / f"stage{self.stage}"
+        return self.run or Path("runs") / find_stage(self.stage).run_name
 
     @property
     def features_dir(self) -> Path:
@@ -65,33 +66,40 @@ def resolve_config(options: TrainOptions) -> Config:
 
     Raises ConfigError.
     """
+    stage = find_stage(options.stage)
     shortcuts: Sequence[tuple[str, Any]] = (
         ("train.stage", options.stage),
         ("data.train_split", options.train_split),
         ("data.dev_split", options.dev_split),
         ("features.wavlm", options.wavlm),
     )
-    paths = [CONFIGS_DIR / f"stage{options.stage}.yaml"]
+    paths = [CONFIGS_DIR / stage.config]
     if options.config_path is not None:
         paths.append(options.config_path)
     given = [f"{key}={json.dumps(value)}" for key, value in shortcuts if value is not None]
     config = load_config(paths, [*options.overrides, *given])
-    if options.stage == 2 and options.cached and not config.train.unfreeze_layers:
-        raise ConfigError(
-            "stage 2 caches the layer below those it trains, and train.unfreeze_layers names none",
-            remedy="set it, or leave --cached out",
-        )
-    if options.stage == 1 and config.train.unfreeze_layers:
-        raise ConfigError(
-            "stage 1 trains on a frozen WavLM, but train.unfreeze_layers is set",
-            where=paths[-1],
-            remedy="use --stage 2, or unset it",
-        )
-    if options.stage == 2 and not config.train.unfreeze_layers:
-        log.warning(
-            "no WavLM layer is unfrozen (train.unfreeze_layers): this stage 2 trains what stage 1 did"
-        )
+    _check_unfreezing(stage, config, is_cached=options.cached, where=paths[-1])
     return config
+
+
+def _check_unfreezing(stage: Stage, config: Config, *, is_cached: bool, where: Path) -> None:
+    """Raise ConfigError where the stage and train.unfreeze_layers contradict each other."""
+    unfrozen = config.train.unfreeze_layers
+    if unfrozen and not stage.may_unfreeze:
+        other = next(each.number for each in STAGES.values() if each.may_unfreeze)
+        raise ConfigError(
+            f"stage {stage.number} trains on a frozen WavLM, but train.unfreeze_layers is set",
+            where=where,
+            remedy=f"use --stage {other}, or unset it",
+        )
+    if stage.may_unfreeze and not unfrozen:
+        if is_cached:
+            raise ConfigError(
+                f"stage {stage.number} caches the layer below those it trains, and train.unfreeze_layers "
+                "names none",
+                remedy="set it, or leave --cached out",
+            )
+        log.warning("no WavLM layer is unfrozen: stage %d trains what a frozen stage does", stage.number)
 
 
 def save_options(options: TrainOptions) -> None:

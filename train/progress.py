@@ -16,18 +16,11 @@ from train.metrics import MetricsLog
 from train.ranks import Ranks
 from train.signals import Signals
 from train.step import UpdateResult
-from vox.checkpoint import (
-    STATE,
-    find_damage,
-    list_checkpoints,
-    point_link,
-    read_state,
-    remove_unlinked,
-    save_checkpoint,
-    set_aside,
-)
+from vox.checkpoint import find_damage, read_state, remove_unlinked, save_checkpoint, set_aside
 from vox.data.plan import Update
+from vox.disk import replace_link
 from vox.errors import CheckpointError, name_first
+from vox.runs.layout import BEST, LAST, STATE, checkpoints_of, list_checkpoints
 
 if TYPE_CHECKING:
     from train.average import Ema
@@ -105,7 +98,7 @@ class Run:
     @property
     def checkpoints_dir(self) -> Path:
         """Where checkpoint folders are."""
-        return self.run_dir / "checkpoints"
+        return checkpoints_of(self.run_dir)
 
     def write(self, kind: str, update: int, values: dict[str, Any]) -> None:
         """Write one event to the metrics, on the first rank."""
@@ -128,7 +121,7 @@ def save_run(run: Run, name: str, *, is_best: bool = False) -> None:
     if is_best:
         run.progress.best_checkpoint = name
     rng_states = run.ranks.gather(read_rng(run.device))
-    links = (run.run_dir / "best", run.run_dir / "last")
+    links = (run.run_dir / BEST, run.run_dir / LAST)
     # Resumed from it, or saved a moment ago: nothing is new.
     if run.metrics is None or links[1].resolve().name == name:
         return
@@ -155,7 +148,7 @@ def _write_checkpoint(
         },
     )
     for link in links if is_best else links[1:]:
-        point_link(link, folder)
+        replace_link(link, folder)
     remove_unlinked(run.checkpoints_dir, links, run.parts.config.train.keep_checkpoints)
     if run.backup is not None:
         run.backup.submit(folder, is_best=is_best)
@@ -167,26 +160,26 @@ def restore_links(run_dir: Path, last: Path, progress: Progress, keep: int = 0) 
     A killed run may have moved `best` further, or left a whole checkpoint that nothing points to. What is
     damaged was passed over, and is set aside. `keep`: train.keep_checkpoints.
     """
-    checkpoints_dir, best = run_dir / "checkpoints", run_dir / "best"
+    checkpoints_dir, best = checkpoints_of(run_dir), run_dir / BEST
     last = last.resolve()
     if last.parent == checkpoints_dir.resolve():
-        is_fallback = (run_dir / "last").resolve() != last
+        is_fallback = (run_dir / LAST).resolve() != last
         for newer in (name for name in list_checkpoints(run_dir) if name > last.name):
             if is_fallback:  # or it would have been taken
                 set_aside(checkpoints_dir / newer)
             else:
                 log.info("deleting %s: the run goes on from %s and makes it anew", newer, last.name)
                 shutil.rmtree(checkpoints_dir / newer)
-        point_link(run_dir / "last", last)
+        replace_link(run_dir / LAST, last)
     if progress.best is None:
         best.unlink(missing_ok=True)
     elif name := _find_best(run_dir, progress, last):
-        point_link(best, checkpoints_dir / name)
+        replace_link(best, checkpoints_dir / name)
     elif not best.exists():
         log.warning("%s is lost: the next dev result is the best so far", best)
         best.unlink(missing_ok=True)
         progress.best = progress.best_checkpoint = None
-    remove_unlinked(checkpoints_dir, (run_dir / "last", best), keep, with_damaged=False)
+    remove_unlinked(checkpoints_dir, (run_dir / LAST, best), keep, with_damaged=False)
 
 
 def _find_best(run_dir: Path, progress: Progress, last: Path) -> str | None:
@@ -196,7 +189,7 @@ def _find_best(run_dir: Path, progress: Progress, last: Path) -> str | None:
     """
     wanted = progress.best_checkpoint
     for name in sorted(list_checkpoints(run_dir), key=lambda name: (name == wanted, name), reverse=True):
-        folder = run_dir / "checkpoints" / name
+        folder = checkpoints_of(run_dir) / name
         try:
             state = read_state(folder)
         except CheckpointError:

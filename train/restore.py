@@ -5,7 +5,6 @@ and moved into place at the end, the checkpoints last: until then the folder hol
 is not copied again when the same command is given once more.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -20,7 +19,6 @@ from typing import TypeVar
 import fsspec
 
 from train.backup import (
-    CHUNK_BYTES,
     LASTING,
     NUM_TRIES,
     POINTERS,
@@ -28,21 +26,22 @@ from train.backup import (
     read_pointers,
     wait_after,
 )
-from train.metrics import METRICS
-from train.options import OPTIONS
-from vox.checkpoint import (
+from vox.checkpoint import check_checkpoint_space, parse_checksums
+from vox.disk import hash_file, hash_stream, replace_link, sync
+from vox.errors import CheckpointError, ConfigError
+from vox.runs.layout import (
+    BEST,
+    CHECKPOINTS,
     CHECKSUMS,
     CONFIG,
+    LAST,
+    METRICS,
+    OPTIONS,
     REQUIRED,
     TRAINER,
-    check_space,
-    hash_file,
     list_checkpoints,
-    parse_checksums,
-    point_link,
-    sync_to_disk,
+    name_original,
 )
-from vox.errors import CheckpointError, ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -76,12 +75,8 @@ class _Source:
         return self.try_hard(name, lambda: self._copy_once(name, target))
 
     def _copy_once(self, name: str, target: Path) -> str:
-        content = hashlib.sha256()
         with self.filesystem.open(f"{self.root}/{name}", "rb") as source, _open_here(target) as write:
-            while chunk := source.read(CHUNK_BYTES):
-                content.update(chunk)
-                write(chunk)
-        return content.hexdigest()
+            return hash_stream(source, write)
 
     def try_hard(self, name: str, action: Callable[[], T]) -> T:
         """Do something with a remote file, a few times; a missing file is damage, all else a lost line."""
@@ -112,7 +107,7 @@ def restore_run(url: str, run_dir: Path, stage: int | None = None) -> None:
     checkpoint is passed over for the other one, and said. Raises CheckpointError when the folder holds a
     run, no backup is there, or no checkpoint of it is whole; ConfigError when it is of another stage.
     """
-    if (run_dir / "last").exists() or list_checkpoints(run_dir):
+    if (run_dir / LAST).exists() or list_checkpoints(run_dir):
         raise CheckpointError(
             "this folder holds a run already, so none is restored into it",
             where=run_dir,
@@ -133,8 +128,8 @@ def restore_run(url: str, run_dir: Path, stage: int | None = None) -> None:
             remedy=f"use --stage {found_stage}, or name another backup",
         )
     arriving = run_dir / ARRIVING
-    (arriving / "checkpoints").mkdir(parents=True, exist_ok=True)
-    links = _copy_checkpoints(source, pointers, arriving / "checkpoints")
+    (arriving / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    links = _copy_checkpoints(source, pointers, arriving / CHECKPOINTS)
     (arriving / OPTIONS).write_bytes(options)
     (arriving / CONFIG).write_bytes(config)
     try:
@@ -183,13 +178,13 @@ def _copy_checkpoints(source: _Source, pointers: dict[str, str], target: Path) -
         folder = pointers.get(link)
         if folder is None:
             continue
-        name = folder.partition(".")[0]
-        is_copied = folder == pointers.get("last") and "last" in links
+        name = name_original(folder)
+        is_copied = folder == pointers.get(LAST) and LAST in links
         if folder in damages or (name in links.values() and not is_copied):  # or of an earlier life
             continue
         try:
             if not is_copied:
-                _copy_checkpoint(source, f"checkpoints/{folder}", target / name)
+                _copy_checkpoint(source, f"{CHECKPOINTS}/{folder}", target / name)
             links[link] = name
         except _Damage as damage:
             damages[folder] = str(damage)
@@ -201,9 +196,9 @@ def _copy_checkpoints(source: _Source, pointers: dict[str, str], target: Path) -
             where=source.root,
             remedy="restore another backup",
         )
-    if "last" not in links:
-        log.warning("restoring the older checkpoint %s: what was trained after it is lost", links["best"])
-        links["last"] = links["best"]
+    if LAST not in links:
+        log.warning("restoring the older checkpoint %s: what was trained after it is lost", links[BEST])
+        links[LAST] = links[BEST]
     for path in target.iterdir():  # of an interrupted restore, when the backup was another
         if path.name not in links.values():
             shutil.rmtree(path)
@@ -224,7 +219,7 @@ def _copy_checkpoint(source: _Source, folder: str, target: Path) -> None:
     missing = {name: path for name in checksums if not _is_whole(path := target / name, checksums[name])}
     num_bytes = sum(source.size(f"{folder}/{name}") for name in missing)
     log.info("copying %s/%s: %.2f GB", source.root, folder, num_bytes / 1e9)
-    check_space(target, num_bytes)
+    check_checkpoint_space(target, num_bytes)
     for name, path in missing.items():
         for _ in range(2):  # what arrives damaged may be whole at the far side
             if source.copy(f"{folder}/{name}", path) == checksums[name]:
@@ -233,7 +228,7 @@ def _copy_checkpoint(source: _Source, folder: str, target: Path) -> None:
             raise _Damage(f"{name} has changed since it was written")
     (target / CHECKSUMS).write_bytes(content)
     for path in (target / CHECKSUMS, target):
-        sync_to_disk(path)
+        sync(path)
 
 
 def _is_whole(path: Path, checksum: str) -> bool:
@@ -269,12 +264,12 @@ def _put_in_place(arriving: Path, run_dir: Path, links: dict[str, str]) -> None:
     """Move everything into the run's folder; it holds a run when its checkpoints have come, at the end."""
     for name in (METRICS, CONFIG, OPTIONS):
         if (arriving / name).exists():
-            sync_to_disk(arriving / name)
+            sync(arriving / name)
             (arriving / name).replace(run_dir / name)
     for link, name in links.items():
-        point_link(run_dir / link, run_dir / "checkpoints" / name)
-    sync_to_disk(arriving / "checkpoints")
-    shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)  # what killed runs left, and no run
-    (arriving / "checkpoints").rename(run_dir / "checkpoints")
-    sync_to_disk(run_dir)
+        replace_link(run_dir / link, run_dir / CHECKPOINTS / name)
+    sync(arriving / CHECKPOINTS)
+    shutil.rmtree(run_dir / CHECKPOINTS, ignore_errors=True)  # what killed runs left, and no run
+    (arriving / CHECKPOINTS).rename(run_dir / CHECKPOINTS)
+    sync(run_dir)
     shutil.rmtree(arriving)

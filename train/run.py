@@ -21,16 +21,18 @@ from train.ranks import Ranks, join_ranks, refuse_shared_gpu
 from train.restore import restore_run
 from train.schedule import build_optimizer, count_updates
 from train.signals import Interrupted, Signals
+from train.stages import find_stage
 from train.step import settle_buckets, wrap_losses
 from train.validate import Stopped, rank_result
-from vox.checkpoint import CONFIG, list_checkpoints, load_averaged, load_trainer_state, read_state
+from vox.checkpoint import load_averaged, load_trainer_state, read_state
 from vox.config import Config, dump_config, load_saved_config
 from vox.data.plan import num_updates
 from vox.device import local_device, pick_device, pick_precision
+from vox.disk import write_whole
 from vox.errors import CheckpointError
-from vox.features.files import write_whole
-from vox.liveness import ALIVE, judge_liveness
-from vox.run_files import read_json
+from vox.runs.layout import ALIVE, BEST, CONFIG, LAST, checkpoint_name, list_checkpoints
+from vox.runs.lenient import read_json
+from vox.runs.liveness import judge_liveness
 
 log = logging.getLogger(__name__)
 
@@ -133,10 +135,10 @@ def _start(run: Run, options: TrainOptions) -> None:
     settle_buckets(run.losses, settings)
     if options.resume:
         return
-    if options.stage == 2:
+    if find_stage(options.stage).checks_handoff:
         _hand_over(run)
     else:
-        save(run, "update-00000000")  # also finds a disk that is too small before any work is done
+        save(run, checkpoint_name(0))  # also finds a disk that is too small before any work is done
 
 
 def _build_run(
@@ -189,7 +191,7 @@ def _build_run(
 
 def _rank_best(run_dir: Path, progress: Progress) -> None:
     """Rank the best checkpoint as this version does: an older one ranked by the mean of both WERs."""
-    best = run_dir / "best"
+    best = run_dir / BEST
     dev = read_state(best).get("dev") if best.exists() else None
     if dev is not None:
         progress.best = list(rank_result(dev["wer"], dev["ctc"] + dev["attention"]))
@@ -230,7 +232,7 @@ def _find_progress(options: TrainOptions, parts: Parts, fresh: Progress, ranks: 
 
 
 def _hand_over(run: Run) -> None:
-    """Validate the loaded weights and compare with what stage 1 recorded for them (T8)."""
+    """Validate the loaded weights and compare with what the stage before recorded for them (T8)."""
     assert run.parts.origin is not None
     folder, state = run.parts.origin.folder, run.parts.origin.state
     dev = state.get("dev")
@@ -244,10 +246,16 @@ def _hand_over(run: Run) -> None:
         result = validate_run(run, run.signals.agree)
     except Stopped:  # nothing was saved, and nothing is lost
         raise Interrupted(run.signals.number) from None
-    difference = check_handoff(dev, result, run.parts.config.train.ctc_weight, folder)
+    difference = check_handoff(
+        dev,
+        result,
+        run.parts.config.train.ctc_weight,
+        folder,
+        stages=(run.parts.origin.config.train.stage, run.parts.config.train.stage),
+    )
     run.progress.handoff = {"relative_difference": difference}
     run.write("handoff", run.progress.update, run.progress.handoff)
-    log.info("handoff: the dev loss is within %.3f %% of stage 1's", 100 * difference)
+    log.info("handoff: the dev loss is within %.3f %% of the recorded one", 100 * difference)
     record(run, {"raw": result})
 
 
@@ -265,7 +273,7 @@ def _average_at_the_end(run: Run) -> None:
 
 
 def _refuse_existing(options: TrainOptions) -> None:
-    if (options.run_dir / "last").exists() or list_checkpoints(options.run_dir):
+    if (options.run_dir / LAST).exists() or list_checkpoints(options.run_dir):
         raise CheckpointError(
             "this folder holds a run already",
             where=options.run_dir,
@@ -318,6 +326,6 @@ def _report_end(run: Run) -> None:
     if run.progress.best is None:
         log.warning("done, but no dev loss was finite: there is no best checkpoint in %s", run.run_dir)
         return
-    log.info("done: best checkpoint in %s", run.run_dir / "best")
-    if run.progress.best_checkpoint == "update-00000000-validated":
+    log.info("done: best checkpoint in %s", run.run_dir / BEST)
+    if run.progress.best_checkpoint == checkpoint_name(0, "validated"):
         log.info("no epoch improved on the weights that this stage began with: they are the best checkpoint")

@@ -13,7 +13,7 @@ from train.splits import TrainingSplit
 from train.step import compute_losses, count_frames, features_of
 from vox.data.batch import AudioBatch, FeatureBatch
 from vox.data.plan import plan_by_length
-from vox.decode import DECODERS
+from vox.decode import VALIDATION_DECODERS, SearchOptions, make_search
 from vox.device import autocast
 from vox.errors import AudioError
 from vox.model.recogniser import Recogniser
@@ -87,7 +87,9 @@ class _Sums:
     num_labels: int = 0
     num_targets: int = 0
     num_truncated: int = 0
-    texts: dict[str, dict[str, str]] = field(default_factory=lambda: {name: {} for name in DECODERS})
+    texts: dict[str, dict[str, str]] = field(
+        default_factory=lambda: {name: {} for name in VALIDATION_DECODERS}
+    )
 
     def add(self, other: "_Sums") -> None:
         """Add what another rank has found."""
@@ -178,8 +180,9 @@ def _add_batch(
         encoded = recogniser.encode(features_BTC, num_frames_B)
         host_frames_B = count_frames(recogniser, cpu_batch)
         losses = compute_losses(recogniser, encoded, labels, host_frames_B=host_frames_B)
-        for name, decode in DECODERS.items():
-            hypotheses = decode(recogniser, encoded)
+        for name in VALIDATION_DECODERS:
+            found = make_search(name, SearchOptions(), tokenizer)(recogniser, encoded)
+            hypotheses = [best for best, *_ in found]
             sums.num_truncated += sum(hypothesis.is_truncated for hypothesis in hypotheses)
             for utterance_id, hypothesis in zip(batch.ids, hypotheses, strict=True):
                 sums.texts[name][utterance_id] = tokenizer.decode(hypothesis.ids)

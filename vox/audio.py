@@ -3,23 +3,28 @@
 Shape suffixes: S samples, C channels, N output samples, K kernel values.
 """
 
+import contextlib
 import errno
-import hashlib
 import io
+import logging
 import math
 import os
 import struct
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 import soundfile
 
+from vox.disk import hash_file
 from vox.errors import AudioError, ConfigError, VoxError
 from vox.units import SAMPLE_RATE
+
+log = logging.getLogger(__name__)
 
 # torchaudio tabulates its resampling kernel for a ratio in lowest terms: above this many values (32 MB),
 # which no usual rate reaches, each is computed where it is needed instead.
@@ -38,6 +43,14 @@ MIN_SPEED, MAX_SPEED = 0.5, 2.0
 
 # What libsndfile reports where a header leaves the length open (a FLAC written to a pipe).
 _UNKNOWN_LENGTH = 2**62
+BLOCK_SAMPLES = 2**20  # decoded at a time where the length is not known
+
+# The first frame of an MP3 that counts its frames holds one of these; else the length is a guess.
+_MP3_COUNTS = (b"Xing", b"Info", b"VBRI")
+_MP3_SEARCH_BYTES = 8192
+
+# Channels whose mean has less than this share of the louder one's energy cancel each other (20 dB).
+CANCELLED_ENERGY = 0.01
 
 # Of a file that is not there or that nobody may read: the corpus's fault, and so an AudioError. Any other
 # error of the operating system says nothing about the recording.
@@ -57,8 +70,10 @@ MAX_SAMPLES_PER_BYTE = 5_000
 _Source = Path | str | io.BytesIO  # what is decoded: a file, or the bytes of one
 _Found = TypeVar("_Found")
 
-# Sizes that a WAV writer leaves behind when it could not go back to fill them in (written to a pipe).
-_UNKNOWN_WAV_SIZES = (0, 0x7FFFF000, 0x7FFFFFFF, 0xFFFFFFFF)
+# A WAV writer that cannot go back to fill in the size (it writes to a pipe) leaves 0, or one of several sizes
+# of about 2 or 4 GB (0x7FFFF000, 2,000,000,000, 0x80000000, 0xFFFFFFFF): then the file's end is the end.
+_MIN_UNKNOWN_WAV_SIZE = 2_000_000_000
+_WAV_FORMATS = ("WAV", "WAVEX")
 
 
 @dataclass(frozen=True)
@@ -75,16 +90,21 @@ class AudioHeader:
 
 
 def read_header(path: Path | str, speed: float = 1.0) -> AudioHeader:
-    """Read a recording's length (played at a speed), rate and channels without decoding it.
+    """Read a recording's length (played at a speed), rate and channels.
 
-    Raises AudioError if the file is missing, unreadable or empty, or is a WAV file shorter than its
-    header says (a FLAC file's truncation shows only when it is decoded), and OSError as `read_audio` does.
+    Decodes nothing but files whose header does not say how long they are (MP3 without a count of frames,
+    streamed FLAC). Raises AudioError if the file is missing, unreadable or empty, or is shorter than its
+    header says (WAV, RF64, W64, AIFF, AU; a FLAC file's truncation shows only when it is decoded), and
+    OSError as `read_audio` does.
     """
 
     def read(source: _Source) -> AudioHeader:
         with _open_sound(source, path) as sound:
-            _check_wav_size(sound, source, path)
-            num_samples = resampled_length(sound.frames, *resampling_rates(sound.samplerate, speed))
+            _check_size(sound, source, path)
+            num_samples = sound.frames
+            if num_samples >= _UNKNOWN_LENGTH:
+                num_samples = sum(len(block_SC) for block_SC in _read_blocks(sound, path))
+            num_samples = resampled_length(num_samples, *resampling_rates(sound.samplerate, speed))
             return AudioHeader(num_samples, sound.samplerate, sound.channels)
 
     return _read_twice(read, path)
@@ -92,6 +112,8 @@ def read_header(path: Path | str, speed: float = 1.0) -> AudioHeader:
 
 def read_audio(path: Path | str, speed: float = 1.0) -> np.ndarray:
     """Decode a recording to float32 [S], 16 kHz mono: channels averaged, other rates resampled.
+
+    Of channels that cancel each other (one is another's negative) the loudest is taken, with a warning.
 
     speed: of playing it, as a tape's: 1.1 is 1.1 times faster, shorter, and higher in pitch.
 
@@ -108,7 +130,7 @@ def read_audio(path: Path | str, speed: float = 1.0) -> np.ndarray:
 
 def _read_audio(path: Path | str, speed: float) -> np.ndarray:
     waveform_SC, rate = _read_twice(lambda source: _decode(source, path), path)
-    waveform_S = waveform_SC[:, 0] if waveform_SC.shape[1] == 1 else waveform_SC.mean(axis=1)
+    waveform_S = _mix_channels(waveform_SC, path)
     if not np.isfinite(waveform_S).all():
         raise AudioError("samples that are NaN or infinite", where=path, remedy="write the file again")
     from_rate, to_rate = resampling_rates(rate, speed)
@@ -154,20 +176,36 @@ def hash_recording(path: Path) -> str:
     Raises OSError naming it where that is not the file's fault.
     """
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return hash_file(path)
     except OSError as error:
         if error.errno in _MENDABLE_ERRNOS:
             return ""
         raise OSError(error.errno, error.strerror, str(path)) from None
 
 
+def _mix_channels(waveform_SC: np.ndarray, path: Path | str) -> np.ndarray:
+    """Return the mean of the channels, or the loudest where the mean would cancel it."""
+    if waveform_SC.shape[1] == 1:
+        return waveform_SC[:, 0]
+    mean_S = waveform_SC.mean(axis=1)
+    energy_C = np.square(waveform_SC, dtype=np.float64).sum(axis=0)
+    if np.square(mean_S, dtype=np.float64).sum() >= CANCELLED_ENERGY * energy_C.max():
+        return mean_S
+    loudest = int(energy_C.argmax())
+    if energy_C.max() > 0:
+        log.warning("%s: its channels cancel each other; channel %d is used alone", path, loudest + 1)
+    return np.ascontiguousarray(waveform_SC[:, loudest])
+
+
 def _read_twice(read: Callable[[_Source], _Found], path: Path | str) -> _Found:
     """Return read(path); before that is called damaged, read the file plainly and try it on its bytes.
 
     libsndfile takes a read that fails for the end of the file. Raises OSError naming the file where that is
-    the reason still; where it has passed, nothing was wrong.
+    the reason still; where it has passed, nothing was wrong. What is not a regular file (a pipe) can be read
+    only once, so its bytes are.
     """
+    if Path(path).is_fifo():
+        return read(io.BytesIO(Path(path).read_bytes()))
     try:
         return read(path)
     except AudioError:
@@ -185,10 +223,12 @@ def _read_twice(read: Callable[[_Source], _Found], path: Path | str) -> _Found:
 def _decode(source: _Source, path: Path | str) -> tuple[np.ndarray, int]:
     """Return a recording's samples, float32 [S, C], and its own rate."""
     with _open_sound(source, path) as sound:
-        _check_wav_size(sound, source, path)
+        _check_size(sound, source, path)
         num_promised, rate = sound.frames, sound.samplerate
+        if num_promised >= _UNKNOWN_LENGTH:
+            return np.concatenate(list(_read_blocks(sound, path))), rate
         try:
-            waveform_SC = sound.read(dtype="float32", always_2d=True)
+            waveform_SC = sound.read(num_promised, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
             raise _damaged(path, f"decoding fails: {error.error_string}") from None
         except (MemoryError, ValueError) as error:
@@ -201,6 +241,19 @@ def _decode(source: _Source, path: Path | str) -> tuple[np.ndarray, int]:
     if len(waveform_SC) < num_promised:
         raise _damaged(path, f"its header says {num_promised} samples, {len(waveform_SC)} can be decoded")
     return waveform_SC, rate
+
+
+def _read_blocks(sound: soundfile.SoundFile, path: Path | str) -> Iterator[np.ndarray]:
+    """Yield [S, C] float32 until the file ends: the way where its header does not know the length."""
+    num_read = 0
+    try:
+        while len(block_SC := sound.read(BLOCK_SAMPLES, dtype="float32", always_2d=True)):
+            num_read += len(block_SC)
+            yield block_SC
+    except soundfile.LibsndfileError as error:
+        raise _damaged(path, f"decoding fails: {error.error_string}") from None
+    if num_read == 0:
+        raise AudioError("an empty recording", where=path, remedy="record it again or leave it out")
 
 
 def _resample(waveform_S: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
@@ -246,17 +299,71 @@ def interpolate(waveform_S: np.ndarray, from_rate: int, to_rate: int = SAMPLE_RA
     return resampled_N
 
 
+class _Sound(soundfile.SoundFile):
+    """A file that is read forwards only: soundfile would seek after each block, which some formats refuse."""
+
+    def seekable(self) -> bool:
+        """Return False."""
+        return False
+
+
 def _open_sound(source: _Source, path: Path | str) -> soundfile.SoundFile:
     try:
-        sound = soundfile.SoundFile(source if isinstance(source, io.BytesIO) else os.fspath(source))
+        sound = _Sound(source if isinstance(source, io.BytesIO) else os.fspath(source))
+        if sound.format == "MP3" and not _counts_frames(source):
+            sound.close()
+            sound = _Sound(_make_pipe(_read_bytes(source)))
+        elif sound.format in _WAV_FORMATS and sound.frames == 0:
+            sound.close()
+            sound = _Sound(io.BytesIO(_fill_in_wav_size(_read_bytes(source))))
     except (soundfile.LibsndfileError, TypeError) as error:
         raise _explain_unopened(path, error) from None
-    if 0 < sound.frames < _UNKNOWN_LENGTH:
+    if sound.frames > 0:
         return sound
     sound.close()
-    if sound.frames >= _UNKNOWN_LENGTH:
-        raise AudioError("a header without a length", where=path, remedy="encode the recording again")
     raise AudioError("an empty recording", where=path, remedy="record it again or leave it out")
+
+
+def _read_bytes(source: _Source) -> bytes:
+    return source.getvalue() if isinstance(source, io.BytesIO) else Path(source).read_bytes()
+
+
+def _counts_frames(source: _Source) -> bool:
+    """Say whether an MP3's first frame tells how many there are."""
+    with io.BytesIO(source.getvalue()) if isinstance(source, io.BytesIO) else Path(source).open("rb") as file:
+        head = file.read(10)
+        is_tagged = head.startswith(b"ID3") and len(head) == 10
+        file.seek(10 + sum((head[6 + k] & 0x7F) << 7 * (3 - k) for k in range(4)) if is_tagged else 0)
+        first = file.read(_MP3_SEARCH_BYTES)
+    return any(mark in first for mark in _MP3_COUNTS)
+
+
+def _make_pipe(content: bytes) -> int:
+    """Return the end of a pipe from which these bytes can be read: libsndfile then decodes to the end.
+
+    In a file it believes a length guessed from the first frame's bit rate.
+    """
+    read_end, write_end = os.pipe()
+
+    def feed() -> None:
+        with contextlib.suppress(BrokenPipeError), open(write_end, "wb") as file:  # noqa: PTH123 - a descriptor
+            file.write(content)
+
+    threading.Thread(target=feed, daemon=True).start()
+    return read_end
+
+
+def _fill_in_wav_size(content: bytes) -> bytes:
+    """Return a WAV file whose data chunk says 0 bytes with the size that is there."""
+    position = 12
+    while position + 8 <= len(content):
+        name, size = struct.unpack_from("<4sI", content, position)
+        position += 8
+        if name == b"data":
+            there = min(len(content) - position, _MIN_UNKNOWN_WAV_SIZE)
+            return content[: position - 4] + struct.pack("<I", there) + content[position:]
+        position += size + size % 2
+    return content
 
 
 def _explain_unopened(path: Path | str, error: Exception) -> AudioError:
@@ -273,25 +380,46 @@ def _explain_unopened(path: Path | str, error: Exception) -> AudioError:
     return AudioError(f"not a readable recording ({reason})", where=path, remedy="use FLAC or WAV")
 
 
-def _check_wav_size(sound: soundfile.SoundFile, source: _Source, path: Path | str) -> None:
-    """Raise AudioError for a WAV file cut short: libsndfile takes what is left for the whole."""
-    if sound.format not in ("WAV", "WAVEX"):
+def _check_size(sound: soundfile.SoundFile, source: _Source, path: Path | str) -> None:
+    """Raise AudioError for a file cut short, where its header tells; libsndfile reads what is left."""
+    if sound.format not in (*_WAV_FORMATS, "RF64", "W64", "AIFF", "AU"):
         return
     with io.BytesIO(source.getvalue()) if isinstance(source, io.BytesIO) else Path(path).open("rb") as file:
         file_size = file.seek(0, os.SEEK_END)
         file.seek(0)
-        if file.read(4) != b"RIFF":  # big-endian RIFX: rare, and read as libsndfile sees it
-            return
-        position = 12
-        while position + 8 <= file_size:
-            file.seek(position)
-            name, size = struct.unpack("<4sI", file.read(8))
-            position += 8
-            if name == b"data":
-                if size not in _UNKNOWN_WAV_SIZES and position + size > file_size:
-                    raise _damaged(path, f"its header says {size} bytes, {file_size - position} are there")
-                return
-            position += size + size % 2
+        promised = _promised_size(file, file_size)
+    if promised is not None and promised > file_size:
+        raise _damaged(path, f"its header says {promised} bytes, {file_size} are there")
+
+
+def _promised_size(file: BinaryIO, file_size: int) -> int | None:
+    """Return the size that a file's own header gives it, in bytes; None where it gives none."""
+    head = file.read(40)
+    match head[:4]:
+        case b"RIFF":
+            return _promised_wav_size(file, file_size)
+        case b"RF64" | b"BW64" if head[12:16] == b"ds64":
+            return int.from_bytes(head[20:28], "little") + 8
+        case b"riff":  # W64: a GUID of 16 bytes, then the size of everything
+            return int.from_bytes(head[16:24], "little")
+        case b"FORM":  # AIFF
+            return int.from_bytes(head[4:8], "big") + 8
+        case b".snd":  # AU: where the data begin, and how many bytes they are
+            size = int.from_bytes(head[8:12], "big")
+            return None if size == 0xFFFFFFFF else int.from_bytes(head[4:8], "big") + size
+    return None
+
+
+def _promised_wav_size(file: BinaryIO, file_size: int) -> int | None:
+    position = 12
+    while position + 8 <= file_size:
+        file.seek(position)
+        name, size = struct.unpack("<4sI", file.read(8))
+        position += 8
+        if name == b"data":
+            return None if size >= _MIN_UNKNOWN_WAV_SIZE else position + size
+        position += size + size % 2
+    return None
 
 
 def _damaged(path: Path | str, reason: str) -> AudioError:

@@ -1,23 +1,12 @@
-"""Checkpoints: folders that hold everything, and exist whole or not at all.
-
-    model.safetensors   every parameter, WavLM's included: nothing else is needed to decode
-    ema.safetensors     an exponential average of those that learn, if training keeps one
-    config.yaml         the run's resolved configuration
-    wavlm.json          WavLM's shape and preprocessing
-    tokenizer.model     SentencePiece
-    state.json          where the run stood, its dev results, and the format of this file
-    trainer.pt          optimizer, scaler and random states, for resuming
-    checksums.json      sha256 of each file above
+"""Checkpoints: folders that hold everything, written atomically. Their files: vox/runs/layout.py.
 
 A checkpoint is written beside its final name, fsynced and renamed. `best` and `last` are symbolic links
 in the run's folder, replaced atomically. Loading executes no code.
 """
 
 import errno
-import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -30,8 +19,25 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from vox.config import Config, dump_config, load_saved_config
+from vox.disk import check_space, hash_file, sync
 from vox.errors import CheckpointError, ConfigError, TextError, name_first
 from vox.model.recogniser import Recogniser
+from vox.runs.layout import (
+    BEST,
+    CHECKSUMS,
+    CONFIG,
+    EMA,
+    LAST,
+    MODEL,
+    REQUIRED,
+    STATE,
+    TOKENIZER,
+    TRAINER,
+    WAVLM,
+    checkpoints_of,
+    kind_of,
+    list_checkpoints,
+)
 from vox.text import Tokenizer
 from vox.wavlm.extractor import FeatureExtractor
 from vox.wavlm.load import build_wavlm
@@ -39,17 +45,12 @@ from vox.wavlm.mix import LayerMix
 
 log = logging.getLogger(__name__)
 
-MODEL, CONFIG, WAVLM, TOKENIZER = "model.safetensors", "config.yaml", "wavlm.json", "tokenizer.model"
-EMA = "ema.safetensors"
-STATE, TRAINER, CHECKSUMS = "state.json", "trainer.pt", "checksums.json"
 STATE_FORMAT = 1  # of state.json, also where it names none; raised when an older Vox would misread it
-VALIDATED = "-validated"  # ends the name of a checkpoint that was saved with its own dev result
-REQUIRED = (MODEL, CONFIG, WAVLM, TOKENIZER, STATE)
-
 DAMAGED = ".damaged-"  # begins the name of one that was passed over
 MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 SMALL_FILES_BYTES = 4 << 20  # room for everything in a checkpoint but its tensors
+_FREE_SOME = "free some, then go on with --resume"
 
 Content = TypeVar("Content")
 
@@ -86,7 +87,7 @@ def save_checkpoint(
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     tensors = {name: tensor.detach().contiguous() for name, tensor in recogniser.state_dict().items()}
-    check_space(folder.parent, sum(map(_count_bytes, (tensors, averaged, trainer_state))))
+    check_checkpoint_space(folder.parent, sum(map(_count_bytes, (tensors, averaged, trainer_state))))
     partial.mkdir()
     try:
         with _full_disk_explained(folder):
@@ -103,8 +104,8 @@ def save_checkpoint(
                 partial / CHECKSUMS, {path.name: hash_file(path) for path in sorted(partial.iterdir())}
             )
             for path in partial.iterdir():
-                sync_to_disk(path)
-            sync_to_disk(partial)
+                sync(path)
+            sync(partial)
         _put_in_place(partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -210,9 +211,9 @@ def check_files(folder: Path) -> None:
     """Check that a checkpoint is all there and that every file has the checksum it was written with."""
     if not folder.is_dir():
         raise CheckpointError("no checkpoint", where=folder, remedy="train one, or name another folder")
-    if (folder / "best").exists() or (folder / "checkpoints").exists():
+    if (folder / BEST).exists() or checkpoints_of(folder).exists():
         what = "this is a run, not a checkpoint"
-        raise CheckpointError(what, where=folder, remedy=f"name {folder / 'best'}")
+        raise CheckpointError(what, where=folder, remedy=f"name {folder / BEST}")
     if not (folder / CHECKSUMS).is_file():
         raise CheckpointError(
             f"not a checkpoint, or a damaged one: {CHECKSUMS} is missing", where=folder
@@ -270,18 +271,6 @@ def parse_checksums(content: bytes) -> dict[str, str]:
     return checksums
 
 
-def point_link(link: Path, target: Path) -> None:
-    """Make `link` a symbolic link to a folder below the same parent, atomically replacing an old one.
-
-    It is on disk when this returns, so that what it pointed to before may be deleted.
-    """
-    partial = link.with_name(f".{link.name}.partial")
-    partial.unlink(missing_ok=True)
-    partial.symlink_to(os.path.relpath(target, link.parent))
-    partial.replace(link)
-    sync_to_disk(link.parent)
-
-
 def set_aside(folder: Path) -> None:
     """Take a damaged checkpoint out of the run, without deleting it."""
     aside = folder.with_name(DAMAGED + folder.name)
@@ -301,7 +290,7 @@ def remove_unlinked(
     linked = {link.resolve().name for link in links if link.exists()}
     names = list_checkpoints(checkpoints_dir.parent)
     older = [name for name in names if name < max(linked, default="")]
-    validated = [name for name in names if name.endswith(VALIDATED) and name not in linked]
+    validated = [name for name in names if kind_of(name) == "validated" and name not in linked]
     kept = {*linked, *older[-1:], *validated[max(len(validated) - keep, 0) :]}
     for folder in checkpoints_dir.iterdir():
         is_spared = folder.name.startswith(DAMAGED) and not with_damaged
@@ -315,7 +304,7 @@ def find_last(run_dir: Path) -> Path:
     `last` may also be lost (some file systems and object stores keep no links). What is passed over is
     said. Raises CheckpointError when there is none.
     """
-    last, checkpoints_dir = run_dir / "last", run_dir / "checkpoints"
+    last, checkpoints_dir = run_dir / LAST, checkpoints_of(run_dir)
     newest_first = [checkpoints_dir / name for name in reversed(list_checkpoints(run_dir))]
     others = [folder for folder in newest_first if folder.resolve() != last.resolve()]
     candidates = [last, *others] if last.exists() else others
@@ -346,28 +335,14 @@ def find_last(run_dir: Path) -> Path:
     )
 
 
-def list_checkpoints(run_dir: Path) -> list[str]:
-    """Return the names of a run's whole checkpoints, oldest first."""
-    return sorted(
-        path.name for path in (run_dir / "checkpoints").glob("update-*") if path.suffix != ".partial"
-    )
-
-
-def list_validated(run_dir: Path) -> list[Path]:
-    """Return a run's checkpoints that were saved with their own dev results, oldest first."""
-    names = [name for name in list_checkpoints(run_dir) if name.endswith(VALIDATED)]
-    return [run_dir / "checkpoints" / name for name in names]
-
-
 def newest_checkpoint(runs_dir: Path | str = "runs") -> Path:
     """Return the newest stage's best checkpoint under a folder of runs: `stage2/best` over `stage1/best`.
 
     Raises CheckpointError when there is none.
     """
-    for stage in (2, 1):
-        best = Path(runs_dir) / f"stage{stage}" / "best"
-        if best.exists():
-            return best
+    for folder in sorted(Path(runs_dir).glob("stage[0-9]"), reverse=True):
+        if (folder / BEST).exists():
+            return folder / BEST
     raise CheckpointError(
         "no checkpoint",
         where=f"{runs_dir}/stage1/best",
@@ -382,7 +357,7 @@ def _put_in_place(partial: Path, folder: Path) -> None:
     if folder.exists():
         folder.rename(replaced)
     partial.rename(folder)
-    sync_to_disk(folder.parent)
+    sync(folder.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
@@ -395,11 +370,10 @@ def _count_bytes(value: object) -> int:
     return sum(map(_count_bytes, value)) if isinstance(value, list | tuple) else 0
 
 
-def check_space(parent: Path, num_bytes: int) -> None:
+def check_checkpoint_space(parent: Path, num_bytes: int) -> None:
     """Raise CheckpointError unless a checkpoint's tensors of so many bytes fit on the disk of a folder."""
-    needed, free = num_bytes + SMALL_FILES_BYTES, shutil.disk_usage(parent).free
-    if free < needed:
-        raise _no_space(parent, f"{needed / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free")
+    needed = num_bytes + SMALL_FILES_BYTES
+    check_space(parent, needed, CheckpointError, what="a checkpoint", remedy=_FREE_SOME)
 
 
 @contextmanager
@@ -410,7 +384,9 @@ def _full_disk_explained(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise _no_space(folder, error.strerror) from None
+        raise CheckpointError(
+            f"no space left for a checkpoint ({error.strerror})", where=folder, remedy=_FREE_SOME
+        ) from None
     except SafetensorError as error:  # its message ends with the system's
         raise _cannot_write(folder, str(error)) from None
     except RuntimeError as error:
@@ -428,28 +404,5 @@ def _cannot_write(where: Path, detail: str) -> CheckpointError:
     )
 
 
-def _no_space(where: Path, detail: str | None) -> CheckpointError:
-    return CheckpointError(
-        f"no space left for a checkpoint ({detail})",
-        where=where,
-        remedy="free some, then go on with --resume",
-    )
-
-
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=1, allow_nan=True) + "\n", encoding="utf-8")
-
-
-def hash_file(path: Path) -> str:
-    """Return the sha256 of a file's bytes, hex; raises OSError."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync_to_disk(path: Path) -> None:
-    """Return when a file's content, or a folder's list of names, has reached the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

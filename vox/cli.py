@@ -12,6 +12,7 @@ import os
 import select
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,12 +46,14 @@ class LazyCommand:
 COMMANDS = {
     "download": LazyCommand("vox.commands.download", "download", "Fetch a LibriSpeech split and check it."),
     "precompute": LazyCommand("precompute.cli", "precompute", "Phase 1: compute WavLM's features once."),
+    "probe": LazyCommand("precompute.probe.cli", "probe", "Measure which WavLM layers to cache."),
     "cache": LazyCommand("vox.commands.cache", "cache", "List and verify cached features."),
     "train": LazyCommand("train.cli", "train", "Phase 2: train a recogniser, stage by stage."),
     "evaluate": LazyCommand("evaluate.cli", "evaluate", "Measure WER and CER on a split."),
     "transcribe": LazyCommand(
         "vox.commands.transcribe", "transcribe", "Write down what is said in audio files."
     ),
+    "lm": LazyCommand("vox.commands.lm", "lm", "Make an n-gram language model of a text."),
     "check": LazyCommand(
         "vox.commands.check", "check", "Check that Vox holds on this machine, and how fast it is."
     ),
@@ -74,6 +77,15 @@ class LazyGroup(click.Group):
         """Import a command; raise VoxError for a stage without a checkout."""
         command = COMMANDS.get(cmd_name)
         return super().get_command(ctx, cmd_name) if command is None else _import_command(command)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; raise UsageError for an option that is given twice and can have one value."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None:
+            _refuse_repeated_options(command, rest, ctx)
+        return name, command, rest
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands from the table alone."""
@@ -161,6 +173,22 @@ def _import_command(command: LazyCommand) -> click.Command:
     if package != "vox":
         _put_checkout_first(package)
     return getattr(importlib.import_module(command.module), command.attribute)
+
+
+def _refuse_repeated_options(command: click.Command, args: Sequence[str], parent: click.Context) -> None:
+    """Raise UsageError for an option given twice, of which click would take the last in silence."""
+    context = click.Context(command, parent=parent, info_name=command.name, resilient_parsing=True)
+    if isinstance(command, click.Group):
+        _, subcommand, rest = command.resolve_command(context, list(args)) if args else (None, None, [])
+        return _refuse_repeated_options(subcommand, rest, context) if subcommand else None
+    _, _, order = command.make_parser(context).parse_args(list(args))
+    counts = Counter(order)
+    for parameter in command.params:
+        if counts[parameter] > 1 and isinstance(parameter, click.Option) and not parameter.multiple:
+            if parameter.is_flag or parameter.count:
+                continue
+            raise click.UsageError(f"{parameter.opts[0]} is given {counts[parameter]} times", context)
+    return None
 
 
 def _put_checkout_first(stage: str) -> None:

@@ -83,7 +83,8 @@ class ModelConfig(_Section):
     )
     cross_attention: Literal["plain", "label_clock"] = Field(
         default="label_clock",
-        description="label_clock: rotary, a frame's position is the number of labels that CTC has begun",
+        description="label_clock: rotary, a frame's position is the number of labels that CTC has begun; "
+        "plain: none",
     )
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
 
@@ -185,7 +186,7 @@ class OptimizerConfig(_Section):
 class TrainConfig(_Section):
     """One stage of training."""
 
-    stage: Literal[1, 2] = 1
+    stage: int = Field(default=1, ge=1, le=9)
     epochs: int = Field(default=20, ge=1, le=MAX_COUNT)
     max_updates: int | None = Field(default=None, ge=1, le=MAX_COUNT, description="stop early, for trials")
     unfreeze_layers: tuple[int, ...] = Field(default=(), description="WavLM layers to train, counted from 0")

@@ -1,9 +1,10 @@
 """Corpora: a split's utterances, from LibriSpeech's layout or from a JSON-lines manifest.
 
-LibriSpeech's layout is ROOT/LibriSpeech/<split>/<speaker>/<chapter>/<id>.flac (or .wav) with the texts
-in the chapter's *.trans.txt, a line each: the id, a space, the text. A manifest is ROOT/<split>.jsonl, a
-JSON object a line: `audio` (absolute, or relative to the manifest's folder), `text`, and optionally `id`
-(default: the audio's name without its suffix) and `speaker`. A split that has both is refused.
+LibriSpeech's layout is ROOT/LibriSpeech/<split>/<speaker>/<chapter>/<id>.flac (or another format, or at
+another depth) with the texts in the chapter's *.trans.txt, a line each: the id, a space, the text. A
+manifest is ROOT/<split>.jsonl, a JSON object a line: `audio` (absolute, or relative to the manifest's
+folder), `text`, and optionally `id` (default: the audio's name without its suffix) and `speaker`. A split
+that has both is refused.
 """
 
 import json
@@ -25,8 +26,11 @@ from vox.units import RECEPTIVE_FIELD_SAMPLES, SAMPLE_RATE, samples_to_frames
 
 log = logging.getLogger(__name__)
 
-_AUDIO_SUFFIXES = (".flac", ".wav")
+_AUDIO_SUFFIXES = frozenset(
+    ".flac .wav .mp3 .ogg .opus .aif .aiff .aifc .au .snd .caf .w64 .rf64 .sph .nist".split()  # noqa: SIM905
+)
 _TRANSCRIPT_SUFFIX = ".trans.txt"
+_SEGMENT_KEYS = frozenset({"offset", "start", "end", "begin", "channel"})
 
 
 @dataclass(frozen=True)
@@ -144,9 +148,18 @@ def load_split_and_problems(
         _log_audio_conversions(split, headers)
     if reading.num_texts_changed:
         log.info("%s: punctuation or accents removed from %d transcripts", split, reading.num_texts_changed)
+    _warn_of_shared_recordings(split, utterances)
     if problems:
         _report(split, problems, len(utterances), skip_bad)
     return utterances, problems
+
+
+def _warn_of_shared_recordings(split: str, utterances: Sequence[Utterance]) -> None:
+    """Say where one file is the recording of several texts: at most one of them can be right."""
+    counts = Counter(utterance.audio_path for utterance in utterances)
+    shared = sorted(str(path) for path, count in counts.items() if count > 1)
+    if shared:
+        log.warning("%s: %d recordings have several texts each: %s", split, len(shared), name_first(shared))
 
 
 def _report(split: str, problems: Sequence[Problem], num_left: int, skip_bad: bool) -> None:
@@ -262,15 +275,21 @@ def _reject_duplicates(reading: _Reading) -> None:
 
 
 def _read_librispeech(split_dir: Path, reading: _Reading) -> None:
-    for speaker in _list_folders(split_dir):
-        for chapter in _list_folders(speaker):
-            _read_chapter(Path(chapter), speaker.name, reading)
+    """Read every folder that holds transcripts or recordings, at whatever depth.
 
-
-def _list_folders(folder: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
-        found = [entry for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
-    return sorted(found, key=lambda entry: entry.name)
+    The speaker is the first folder below the split, as in LibriSpeech; "" for recordings right in the split.
+    """
+    seen = set()
+    for folder, folders, _ in os.walk(split_dir, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        chapter_dir = Path(folder)
+        status = chapter_dir.stat()
+        if (status.st_dev, status.st_ino) in seen:  # a link to a folder above it
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        speaker = next(iter(chapter_dir.relative_to(split_dir).parts), "")
+        _read_chapter(chapter_dir, speaker, reading)
 
 
 def _read_chapter(chapter_dir: Path, speaker: str, reading: _Reading) -> None:
@@ -337,8 +356,17 @@ def _parse_entry(line: str) -> dict[str, str]:
         raise ValueError(f"not JSON ({error.msg})") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    if isinstance(entry, list):
+        raise ValueError("a JSON array; write one object a line")
     if not isinstance(entry, dict):
         raise ValueError("not an object of keys and values")
+    if "audio" not in entry and "audio_filepath" in entry:  # NeMo's name
+        entry["audio"] = entry.pop("audio_filepath")
+    unread = sorted(key for key in _SEGMENT_KEYS & entry.keys() if entry[key] not in (None, 0))
+    if unread:
+        raise ValueError(
+            f"`{unread[0]}` asks for a part of the recording, which Vox does not cut out; cut it into files"
+        )
     for key, kinds in (("audio", (str,)), ("text", (str,)), ("id", (str, int)), ("speaker", (str, int))):
         value = entry.get(key)
         if value is None and key in ("id", "speaker"):

@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
+from vox.disk import check_space, digest_file, format_gb, hash_file
 from vox.errors import CorpusError
 
 log = logging.getLogger(__name__)
@@ -79,13 +80,13 @@ def download_split(
 
 
 def _check_given_archive(archive_path: Path, sha256: str) -> None:
-    if _hash_file(archive_path).hexdigest() != sha256:
+    if hash_file(archive_path) != sha256:
         raise CorpusError("checksum mismatch", where=archive_path, remedy="delete it and run again")
 
 
 def _fetch(url: str, part_path: Path, sha256: str) -> None:
     """Complete `part_path` from the server, and check it."""
-    digest = _hash_file(part_path) if part_path.is_file() else hashlib.sha256()
+    digest = digest_file(part_path) if part_path.is_file() else hashlib.sha256()
     if digest.hexdigest() == sha256:  # complete; an earlier run was stopped while unpacking
         return
     num_there = part_path.stat().st_size if part_path.is_file() else 0
@@ -96,7 +97,15 @@ def _fetch(url: str, part_path: Path, sha256: str) -> None:
         if not is_continued:
             num_there, digest = 0, hashlib.sha256()
         num_total = _total_bytes(response, num_there)
-        _check_space(part_path.parent, num_total, num_there)
+        if num_total is not None:
+            # FLAC does not compress: unpacked, it is as large again.
+            check_space(
+                part_path.parent,
+                2 * num_total - num_there,
+                CorpusError,
+                what="the archive and what it holds",
+                remedy="make room, or choose another --root",
+            )
         log.info("fetching %s (%s%s)", url, _gigabytes(num_total), _continued_at(num_there))
         with part_path.open("ab" if num_there else "wb") as file:
             num_there = _receive(response, file, digest, url, num_there, num_total)
@@ -160,20 +169,6 @@ def _total_bytes(response: Any, num_there: int) -> int | None:
     return num_there + int(length) if length.isdigit() else None
 
 
-def _check_space(root: Path, num_total: int | None, num_there: int) -> None:
-    """Raise CorpusError if the rest of the archive and what it holds do not fit on the disk."""
-    if num_total is None:
-        return
-    needed = (num_total - num_there) + num_total  # FLAC does not compress: unpacked, it is as large again
-    free = shutil.disk_usage(root).free
-    if needed > free:
-        raise CorpusError(
-            f"too little disk space: {_gigabytes(needed)} needed, {_gigabytes(free)} free",
-            where=root,
-            remedy="make room, or choose another --root",
-        )
-
-
 def _unpack(archive_path: Path, root: Path, split: str) -> None:
     """Unpack beside, then move the split's folder into place in one step."""
     beside = root / f".{split}.unpacking"
@@ -211,12 +206,6 @@ def _follow(archive: tarfile.TarFile, file: IO[bytes], num_total: int) -> Iterat
         progress.advance(file.tell() - position)
         position = file.tell()
     progress.close()
-
-
-def _hash_file(path: Path) -> Any:
-    """Return the running sha256 of a file, to be continued."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256")
 
 
 class _Progress:
@@ -260,7 +249,7 @@ def _broken_off(url: str, reason: str) -> CorpusError:
 
 
 def _gigabytes(num_bytes: int | None) -> str:
-    return "size unknown" if num_bytes is None else f"{num_bytes / 1e9:.2f} GB"
+    return "size unknown" if num_bytes is None else format_gb(num_bytes)
 
 
 def _continued_at(num_bytes: int) -> str:

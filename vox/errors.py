@@ -37,6 +37,10 @@ class TextError(VoxError):
     """A transcript or a tokenizer cannot be used."""
 
 
+class LanguageModelError(VoxError):
+    """A language model or its text cannot be read, or does not fit the recogniser."""
+
+
 class WavLMError(VoxError):
     """WavLM's weights cannot be had, or are not WavLM's."""
 

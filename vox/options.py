@@ -1,11 +1,24 @@
-"""Types of command-line options that several commands share."""
+"""Command-line options that several commands share, and how their values are read."""
 
 import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
 
+from vox.config import DEFAULT_LAYERS, DEFAULT_WAVLM
+from vox.errors import ConfigError
+from vox.features.fingerprint import join_layers
+
 LARGEST = 1e6  # seconds (11 days) or gigabytes (a petabyte): beyond it, a mistake
+
+BEAM_OPTION = click.option(
+    "--beam",
+    type=click.IntRange(min=1, max=10_000),
+    metavar="N",
+    help="Hypotheses that a search keeps. [default: 8]",
+)
 
 
 class PositiveFloat(click.FloatRange):
@@ -20,3 +33,64 @@ class PositiveFloat(click.FloatRange):
         if math.isnan(number):
             self.fail(f"{value} is not a number.", param, ctx)
         return number
+
+
+root_option = click.option(
+    "--root",
+    type=click.Path(path_type=Path),
+    default=Path("data"),
+    show_default=True,
+    help="Folder of corpora.",
+)
+features_option = click.option(
+    "--features", type=click.Path(path_type=Path), help="Folder of caches.  [default: ROOT/features]"
+)
+wavlm_option = click.option(
+    "--wavlm", default=DEFAULT_WAVLM, show_default=True, help="Name on the hub, or a folder."
+)
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+skip_bad_option = click.option(
+    "--skip-bad", is_flag=True, help="Leave out utterances that cannot be used; they are listed."
+)
+
+
+def batch_seconds_option(default: str) -> Callable[[Any], Any]:
+    """Make --batch-seconds, None where it is not given; `default` says what None means."""
+    return click.option(
+        "--batch-seconds",
+        type=PositiveFloat(),
+        help=f"Seconds of padded audio computed at once.  [default: {default}]",
+    )
+
+
+def workers_option(default: str) -> Callable[[Any], Any]:
+    """Make --workers, None where it is not given; `default` says what None means."""
+    return click.option(
+        "--workers", type=click.IntRange(min=0), help=f"Processes that decode audio.  [default: {default}]"
+    )
+
+
+def one_split(_: click.Context, option: click.Parameter, values: tuple[str, ...]) -> str | None:
+    """Return the one split that was named; ConfigError for several, of which click would take the last."""
+    if len(values) > 1:
+        raise ConfigError(
+            f"--{str(option.name).replace('_', '-')} takes one split",
+            where=" and ".join(values),
+            remedy="list the recordings of both in one manifest, ROOT/NAME.jsonl, and give NAME",
+        )
+    return values[0] if values else None
+
+
+def parse_layers(text: str) -> tuple[int, ...]:
+    """Read `9,10,11,12`; raise ConfigError unless these are different numbers from 1 up."""
+    try:
+        layers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        layers = ()
+    if not layers or min(layers) < 1 or len(set(layers)) != len(layers):
+        raise ConfigError(
+            "--layers takes different numbers from 1 up",
+            where=text,
+            remedy=f"write --layers {join_layers(DEFAULT_LAYERS)}",
+        )
+    return tuple(sorted(layers))

@@ -3,7 +3,6 @@
 import errno
 import io
 import logging
-import os
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import sentencepiece
 
+from vox.disk import write_whole
 from vox.errors import TextError
 
 log = logging.getLogger(__name__)
@@ -22,6 +22,8 @@ EOS_ID = 2
 UNK_ID = 3
 NUM_SPECIAL_IDS = 4
 
+WORD_MARK = "\u2581"  # what SentencePiece writes for the space before a word
+
 # How `choose_vocab_size` counts merges.
 WORDS_PER_MERGE = 32
 MIN_MERGES = 10
@@ -29,7 +31,22 @@ MIN_MERGES = 10
 _NORMALISED = re.compile(r"[a-z']+(?: [a-z']+)*")
 
 # Each is written for an apostrophe in practice: typographic, modifier letter, prime, grave, acute.
-_APOSTROPHES = dict.fromkeys(map(ord, "\u2018\u2019\u201b\u02bb\u02bc\u2032\uff07\u0060\u00b4"), "'")
+_APOSTROPHES = dict.fromkeys(map(ord, "\u2019\u02bb\u02bc\u2032\uff07\u0060\u00b4"), "'")
+
+# Opening quotation marks: an apostrophe only where a word in front of which letters are left out begins.
+_OPENING_QUOTES = dict.fromkeys(map(ord, "\u2018\u201b"), " \u2018")
+_ELISIONS = frozenset(
+    """
+    ad appy as ave bout cause cept e em er ere fore fraid gainst im is less mid mongst neath n nother nough
+    nuff ome ouse ow pon round scuse spose stead til till tis tisn't twas twasn't tween twere twill twixt
+    twould un way
+    """.split()  # noqa: SIM905 - easier to read
+)
+# A word whose last letters are left out, or a plural's genitive: its apostrophe is no closing quotation mark.
+_ENDS_WITH_APOSTROPHE = re.compile(r".*(?:s|x|z|in)'|(?:an|o|ol|th|wi|t|i|a|d|mo|po|fo|ha|gi|fu)'")
+
+# Not spoken, and not to be told from what is: noises, speakers, editor's remarks.
+_TAG = re.compile(r"\[[^\]]*\]|\([^)]*\)|<[^>]*>|\{[^}]*\}|\*\w[^*]*\*")
 
 # Latin letters that Unicode does not decompose into a letter and a mark.
 _LETTERS = str.maketrans(
@@ -50,7 +67,7 @@ class _Reduction(dict[int, str]):
 
 def _reduce_character(character: str) -> str:
     category = unicodedata.category(character)
-    if character == "'" or character in _SPOKEN_SYMBOLS:
+    if character in "'\u2018" or character in _SPOKEN_SYMBOLS:
         return character
     if category in ("Mn", "Cf"):  # marks left by decomposition; soft hyphens and zero-width characters
         return ""
@@ -63,20 +80,57 @@ _REDUCTION = _Reduction()
 def normalise_text(text: str) -> str:
     """Reduce a transcript to lower-case a-z, apostrophes and single spaces.
 
-    Accents are stripped, typographic apostrophes mapped, punctuation replaced by a space. Returns "" if
-    nothing is left. Raises TextError naming the characters that remain (digits, symbols that are spoken,
-    other alphabets).
+    Accents are stripped, typographic apostrophes mapped, quotation marks removed, other punctuation replaced
+    by a space. Returns "" if nothing is left. Raises TextError naming what is in brackets (a noise, a remark,
+    or words that are spoken: only a person can tell), and the characters that remain (digits, symbols that
+    are spoken, other alphabets).
     """
     lowered = text.lower()
-    if _NORMALISED.fullmatch(lowered) and "''" not in lowered and " ' " not in f" {lowered} ":
+    if _NORMALISED.fullmatch(lowered) and "'" not in lowered:
         return lowered  # nearly every line of a large corpus
-    decomposed = unicodedata.normalize("NFKD", lowered.translate(_APOSTROPHES)).lower().translate(_LETTERS)
+    if tag := _TAG.search(text):
+        raise TextError(
+            f"words in brackets ({tag[0]})", remedy="remove them, or the brackets if the words are spoken"
+        )
+    lowered = lowered.translate(_OPENING_QUOTES).translate(_APOSTROPHES)
+    decomposed = unicodedata.normalize("NFKD", lowered).lower().translate(_LETTERS)
     spelled = decomposed.translate(_REDUCTION)
-    bad = sorted(set(spelled) - set("abcdefghijklmnopqrstuvwxyz' "))
+    bad = sorted(set(spelled) - set("abcdefghijklmnopqrstuvwxyz'\u2018 "))
     if bad:
         raise TextError(f"characters outside the alphabet ({_describe(bad)})", remedy=_remedy(bad))
-    words = re.sub("''+", " ", spelled).split()
-    return " ".join(word for word in words if word != "'")
+    normalised = " ".join(_remove_quotes(re.sub("''+", " ", spelled).split()))
+    # Again, for a quotation inside a quotation.
+    return normalised if normalised == text else normalise_text(normalised)
+
+
+def _remove_quotes(words: list[str]) -> list[str]:
+    """Remove the apostrophes that are quotation marks: those of a pair, and typographic opening ones.
+
+    An opening mark stands before a word, and its closing mark after the same word or a later one; a word that
+    ends with an apostrophe anyway (dogs', goin') closes only where no other does, at the text's end.
+    """
+    words = list(words)
+    opening = None
+    for position, word in enumerate(words):
+        is_quote = word.startswith("\u2018")
+        word = words[position] = word.replace("\u2018", "'")
+        if word.startswith("'") and word != "'" and opening is None:
+            rest = word[1:].rstrip("'")
+            if rest not in _ELISIONS and (is_quote or _find_closing(words, position) is not None):
+                words[position] = word = word[1:]
+                opening = position
+        if opening is not None and position == _find_closing(words, opening):
+            words[position] = word.removesuffix("'")
+            opening = None
+    return [word for word in words if word not in ("", "'")]
+
+
+def _find_closing(words: Sequence[str], opening: int) -> int | None:
+    """Return where the quotation that begins at a word ends; None if nothing closes it."""
+    closing = [k for k in range(opening, len(words)) if words[k].endswith("'")]
+    sure = [k for k in closing if not _ENDS_WITH_APOSTROPHE.fullmatch(words[k])]
+    last = [k for k in closing if k in (opening, len(words) - 1)]
+    return next(iter(sure or last), None)
 
 
 def _describe(characters: Sequence[str]) -> str:
@@ -114,6 +168,11 @@ class Tokenizer:
         self._processor = processor
         self.vocab_size: int = processor.vocab_size()
 
+    @property
+    def pieces(self) -> list[str]:
+        """The pieces by id, <pad> <s> </s> <unk> first. WORD_MARK stands for the space before a word."""
+        return [self._processor.IdToPiece(i) for i in range(self.vocab_size)]
+
     @classmethod
     def load(cls, path: Path | str) -> "Tokenizer":
         """Load a tokenizer from a file; raise TextError if it is missing or damaged."""
@@ -124,26 +183,32 @@ class Tokenizer:
         return cls(model_bytes, where=path)
 
     def save(self, path: Path | str) -> None:
-        """Write the tokenizer: the file appears whole or not at all. Makes its folder."""
+        """Write the tokenizer atomically, making its folder. Raises OSError."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with beside.open("wb") as file:
-                file.write(self.model_bytes)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
+        write_whole(path, self.model_bytes)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a normalised text, without bos and eos."""
         return self._processor.EncodeAsIds(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ids; special ids are ignored."""
-        return self._processor.DecodeIds([int(i) for i in ids if i >= NUM_SPECIAL_IDS])
+        """Return the text of ids, single spaces between words; special ids are ignored."""
+        text = self._processor.DecodeIds([int(i) for i in ids if i >= NUM_SPECIAL_IDS])
+        return " ".join(text.split())
+
+    def group_words(self, ids: Sequence[int]) -> list[list[int]]:
+        """Return the positions of each word's ids, in order.
+
+        A piece that begins with the mark of a word's beginning starts a word. Pieces that make no letter
+        (the mark alone at the end) belong to no word, so the groups' texts are `decode(ids).split()`.
+        """
+        groups: list[list[int]] = []
+        for position, piece_id in enumerate(ids):
+            if not groups or self._processor.IdToPiece(int(piece_id)).startswith(WORD_MARK):
+                groups.append([])
+            groups[-1].append(position)
+        return [group for group in groups if self.decode([ids[k] for k in group]).strip()]
 
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes]]:
         """Pickle as bytes: a SentencePiece processor is a C++ object."""

@@ -4,17 +4,17 @@ Shape letters: B batch, S samples.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 
 from vox.audio import read_audio
 from vox.checkpoint import Checkpoint
-from vox.decode import DECODERS, Hypothesis, preferred_decoder
+from vox.decode import Hypothesis, Search, SearchOptions, make_search, preferred_decoder
 from vox.decode.ctc import decode_ctc
 from vox.device import autocast, pick_precision
-from vox.errors import AudioError, ConfigError, name_first
+from vox.errors import AudioError, name_first
 from vox.model.encoded import Encoded
 from vox.model.recogniser import Recogniser
 from vox.units import samples_to_frames, samples_to_seconds
@@ -24,15 +24,6 @@ log = logging.getLogger(__name__)
 # Two decoders whose texts differ in length by more than this do not agree on what was said.
 MAX_LENGTH_DIFFERENCE = 0.25  # of the longer one
 MIN_LENGTH_DIFFERENCE = 5  # labels: short texts differ by chance
-
-Decoder = Callable[[Recogniser, Encoded], list[Hypothesis]]
-
-
-def pick_decoder(name: str) -> Decoder:
-    """Return the decoder of that name; raise ConfigError naming those that there are."""
-    if name not in DECODERS:
-        raise ConfigError("unknown decoder", where=name, remedy=f"use {' or '.join(sorted(DECODERS))}")
-    return DECODERS[name]
 
 
 def device_of(recogniser: Recogniser) -> torch.device:
@@ -46,11 +37,15 @@ def encode_audio(recogniser: Recogniser, waveforms_BS: torch.Tensor, num_samples
 
 
 def transcribe_files(
-    loaded: Checkpoint, paths: Iterable[Path], decoder: str | None = None
+    loaded: Checkpoint,
+    paths: Iterable[Path],
+    decoder: str | None = None,
+    options: SearchOptions | None = None,
 ) -> Iterator[tuple[Path, str]]:
     """Yield each recording's path and text, in order, as soon as it is known.
 
-    decoder: None for the one with the lower dev WER when the checkpoint was saved.
+    decoder: None for the greedy one with the lower dev WER when the checkpoint was saved. options: None for
+    the defaults.
 
     Warns of a recording longer than any that the model was trained on, and of a text by attention that is
     much longer or shorter than CTC's (a text by CTC is compared with nothing). A recording that cannot be
@@ -58,7 +53,7 @@ def transcribe_files(
     ConfigError for an unknown decoder.
     """
     name = decoder or preferred_decoder(loaded.state)
-    decode = pick_decoder(name)
+    search = None if name == "ctc" else make_search(name, options or SearchOptions(), loaded.tokenizer)
     longest_seconds = samples_to_seconds(loaded.state.get("longest_train_samples", 0))
     failures: list[AudioError] = []
     num_files = 0
@@ -79,7 +74,7 @@ def transcribe_files(
                 seconds,
                 longest_seconds,
             )
-        hypothesis, ctc = _recognise(loaded.recogniser, waveform_S, decode)
+        hypothesis, ctc = _recognise(loaded.recogniser, waveform_S, search)
         if hypothesis.is_truncated:
             log.warning("%s: the text was cut off at the most labels for its length", path)
         elif is_far_apart(len(hypothesis.ids), len(ctc.ids)):
@@ -123,12 +118,13 @@ def is_far_apart(num_labels: int, num_ctc_labels: int) -> bool:
 
 @torch.inference_mode()
 def _recognise(
-    recogniser: Recogniser, waveform_S: torch.Tensor, decode: Decoder
+    recogniser: Recogniser, waveform_S: torch.Tensor, search: Search | None
 ) -> tuple[Hypothesis, Hypothesis]:
-    """Return what the decoder found, and what greedy CTC found, which costs nothing more."""
+    """Return what the search found (None: greedy CTC), and what greedy CTC found, at next to no cost."""
     device = device_of(recogniser)
     waveforms_BS = waveform_S[None].to(device)
     num_samples_B = torch.tensor([len(waveform_S)], device=device)
     with autocast(device, pick_precision("auto", device)):
         encoded = encode_audio(recogniser, waveforms_BS, num_samples_B)
-        return decode(recogniser, encoded)[0], decode_ctc(recogniser, encoded)[0]
+        (ctc,) = decode_ctc(recogniser, encoded)
+        return ctc if search is None else search(recogniser, encoded)[0][0], ctc

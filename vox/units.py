@@ -3,6 +3,7 @@
 Each constant is computed from the ones above it, so that they cannot drift apart.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,8 +14,19 @@ SAMPLE_RATE = 16_000  # samples per second, after conversion
 STEM_KERNELS = (10, 3, 3, 3, 3, 2, 2)
 STEM_STRIDES = (5, 2, 2, 2, 2, 2, 2)
 
-HOP_SAMPLES = 320  # the product of the strides: 20 ms
-RECEPTIVE_FIELD_SAMPLES = 400  # what one frame sees: 25 ms; shorter audio has no frame
+
+def receptive_field(kernels: Sequence[int], strides: Sequence[int]) -> int:
+    """Count the samples that one frame of a stack of convolutions sees, first layer first."""
+    field = 1
+    for kernel, stride in zip(reversed(kernels), reversed(strides), strict=True):
+        field = (field - 1) * stride + kernel
+    return field
+
+
+HOP_SAMPLES = math.prod(STEM_STRIDES)  # 320: 20 ms
+RECEPTIVE_FIELD_SAMPLES = receptive_field(
+    STEM_KERNELS, STEM_STRIDES
+)  # 400: 25 ms; shorter audio has no frame
 FRAME_RATE = SAMPLE_RATE // HOP_SAMPLES  # 50 frames per second
 
 

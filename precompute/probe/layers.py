@@ -3,7 +3,6 @@
 B batch, S samples, T frames of an utterance, N frames of a split, L layers, C channels.
 """
 
-import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from vox.data.batch import AudioBatch
 from vox.data.plan import plan_by_length
 from vox.data.sources import decode_batches
 from vox.device import autocast
-from vox.features.files import create_part, name_os_errors
+from vox.disk import create_part, name_os_errors, take_blocks
 from vox.progress import AudioProgress
 from vox.units import samples_to_frames, samples_to_seconds, seconds_to_samples
 from vox.wavlm.model import WavLM
@@ -72,7 +71,7 @@ def open_scratch(path: Path, shape: tuple[int, ...], *, keep: bool) -> Iterator[
     try:
         with name_os_errors(part_path):
             frames = np.lib.format.open_memmap(part_path, mode="w+", dtype=FRAME_DTYPE, shape=shape)
-            _take_blocks(descriptor)
+            take_blocks(descriptor)  # a write to a memory map of a full disk would end the process
         yield frames
         if keep:
             frames.flush()
@@ -134,12 +133,3 @@ def _compute_batch(wavlm: WavLM, batch: AudioBatch, device: torch.device) -> Ite
     layers_BTLC = torch.stack([state.to(torch.float16) for state in states], dim=2).cpu().numpy()
     for name, layers_TLC, count in zip(batch.ids, layers_BTLC, num_frames_B.tolist(), strict=True):
         yield name, layers_TLC[:count]
-
-
-def _take_blocks(descriptor: int) -> None:
-    """Take the file's blocks now: a write to a memory map of a full disk would end the process."""
-    try:
-        os.posix_fallocate(descriptor, 0, os.fstat(descriptor).st_size)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-            raise

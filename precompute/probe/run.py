@@ -1,4 +1,4 @@
-"""The order of events of `vox precompute --probe`."""
+"""The order of events of `vox probe`."""
 
 import logging
 import math
@@ -11,7 +11,6 @@ import click
 import torch
 
 from precompute.pace import choose_pace
-from precompute.prepare import format_gb, free_bytes
 from precompute.probe.heads import HeadResult, HeadSpec, evaluate_heads, fit_heads
 from precompute.probe.layers import FRAME_BYTES, LayerFeatures, compute_layers, open_scratch
 from precompute.probe.report import (
@@ -26,8 +25,8 @@ from precompute.probe.report import (
 from precompute.probe.select import Selection, select_utterances
 from vox.corpus import load_split
 from vox.device import pick_device
+from vox.disk import check_space, format_gb, free_bytes, remove_leftovers, write_whole
 from vox.errors import CacheError, ConfigError, CorpusError
-from vox.features.files import remove_leftovers, write_whole
 from vox.features.fingerprint import join_layers, make_fingerprint
 from vox.wavlm.extractor import build_extractor
 from vox.wavlm.model import WavLM
@@ -41,7 +40,7 @@ MAX_DEV_HOURS = 0.5
 class ProbeOptions:
     """The command line, checked."""
 
-    splits: tuple[str, ...]
+    split: str
     dev_split: str
     hours: float
     num_updates: int
@@ -63,7 +62,13 @@ def run_probe(options: ProbeOptions) -> None:
 
     Raises VoxError for whatever a user can mend, and OSError when the disk is full or not writable.
     """
-    split = _check_splits(options)
+    split = options.split
+    if split == options.dev_split:
+        raise ConfigError(
+            "--split and --dev-split are the same, and the probe measures on speech it has not seen",
+            where=split,
+            remedy="choose another with --dev-split",
+        )
     device = pick_device(options.device)
     train = _select(options, split, options.hours)
     dev = _select(options, options.dev_split, min(options.hours, MAX_DEV_HOURS))
@@ -92,7 +97,7 @@ def run_probe(options: ProbeOptions) -> None:
     if best.cer > TOO_LITTLE_LEARNED:
         log.warning(
             "the best layer's CER is %.0f %%: the heads have learned too little to choose layers by; take "
-            "more with --probe-hours or --probe-updates",
+            "more with --hours or --updates",
             100 * best.cer,
         )
     about = _describe(options, train, dev)
@@ -144,21 +149,6 @@ def measure_layers(
     return results, layers if is_within_margin(mean, best) else best.spec.layers
 
 
-def _check_splits(options: ProbeOptions) -> str:
-    if len(options.splits) > 1:
-        raise ConfigError(
-            f"--probe looks at one split, and --split names {len(options.splits)}", remedy="choose one"
-        )
-    (split,) = options.splits
-    if split == options.dev_split:
-        raise ConfigError(
-            "--split and --dev-split are the same, and the probe measures on speech it has not seen",
-            where=split,
-            remedy="choose another with --dev-split",
-        )
-    return split
-
-
 def _select(options: ProbeOptions, split: str, hours: float) -> Selection:
     selection = select_utterances(
         split, load_split(options.root, split, skip_bad=options.skip_bad), hours, options.seed
@@ -174,19 +164,19 @@ def _check_size(options: ProbeOptions, selections: tuple[Selection, ...], wavlm:
     """Say what will be computed and how large it is; raise CacheError if it does not fit on the disk."""
     num_frames = sum(selection.num_frames for selection in selections)
     needed = num_frames * wavlm.num_layers * wavlm.hidden_size * FRAME_BYTES
-    free = free_bytes(options.features)
     parts = [f"{s.split}: {len(s.utterances):,} utterances, {s.hours:.3f} hours" for s in selections]
     click.echo(
         f"probe of {'; '.join(parts)}; {wavlm.num_layers} layers of {wavlm.hidden_size} channels in float16: "
         f"{format_gb(needed)}, {'kept' if options.keep else 'removed at the end'}; "
-        f"into {options.features} ({format_gb(free)} free)"
+        f"into {options.features} ({format_gb(free_bytes(options.features))} free)"
     )
-    if needed > free:
-        raise CacheError(
-            f"the probe needs {format_gb(needed)} and {format_gb(free)} are free",
-            where=options.features,
-            remedy="take less with --probe-hours, or another disk with --features DIR",
-        )
+    check_space(
+        options.features,
+        needed,
+        CacheError,
+        what="the probe",
+        remedy="take less with --hours, or another disk with --features DIR",
+    )
 
 
 def _compute(

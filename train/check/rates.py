@@ -9,6 +9,7 @@ from train.check.made import make_update, spread_lengths
 from train.check.trainer import Trainer
 from train.memory import ROOM, find_largest
 from train.options import CONFIGS_DIR
+from train.stages import find_stage
 from vox.check.rates import count_flops, matrix_rate, time_work
 from vox.check.results import Rate
 from vox.check.subject import CheckSubject
@@ -21,7 +22,7 @@ LONGEST_SECONDS = 24.5  # of LibriSpeech's training utterances
 
 def stage2_config(subject: CheckSubject) -> Config:
     """Return stage 2's config for the subject's model: the topmost layers of its WavLM learn."""
-    config = load_config(CONFIGS_DIR / "stage2.yaml")
+    config = load_config(CONFIGS_DIR / find_stage(2).config)
     num_layers = subject.extractor.wavlm.num_layers
     top = tuple(range(max(0, num_layers - NUM_UNFROZEN_LAYERS), num_layers))
     return config.model_copy(

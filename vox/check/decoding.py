@@ -15,7 +15,7 @@ from vox.check.rates import time_work
 from vox.check.results import Promise, Rate
 from vox.check.subject import CheckSubject
 from vox.data.batch import AudioBatch
-from vox.decode import DECODERS
+from vox.decode.ctc import decode_ctc
 from vox.device import autocast
 from vox.model.encoded import Encoded
 from vox.text import BOS_ID, PAD_ID, UNK_ID
@@ -70,7 +70,7 @@ def check_speed(subject: CheckSubject) -> Iterator[Rate]:
         cache = decoder.start(encoded)
         token_B = torch.full_like(encoded.num_frames_B, UNK_ID)
         step = time_work(lambda: decoder.step(token_B, cache), subject.device, repeats=TIMED_STEPS)
-        search = time_work(lambda: DECODERS["ctc"](subject.recogniser, encoded), subject.device, repeats=3)
+        search = time_work(lambda: decode_ctc(subject.recogniser, encoded), subject.device, repeats=3)
     what = f"a step of the attention decoder, {STEP_UTTERANCES} utterances"
     yield Rate("decoding_step", what, 1000 * step, "ms")
     yield Rate("decode_ctc", "CTC's greedy search", STEP_UTTERANCES * seconds / search, "x real time")

@@ -16,6 +16,7 @@ import torch
 
 import vox
 from vox.data.sources import MIN_SHARED_BYTES, SHARED_MEMORY
+from vox.disk import free_bytes
 
 GIGABYTE = 1e9
 BF16_CAPABILITY = (8, 0)
@@ -92,7 +93,7 @@ def look_at_machine(
         busy_share=os.getloadavg()[0] / (os.cpu_count() or 1),
         memory_gb=_measure_memory() / GIGABYTE,
         shared_gb=_measure_shared(),
-        disk_gb=shutil.disk_usage(nearest_folder(root)).free / GIGABYTE,
+        disk_gb=free_bytes(root) / GIGABYTE,
         audio_formats=tuple(name for name in AUDIO_FORMATS if name in soundfile.available_formats()),
         torchaudio_error=_try_torchaudio(),
         weights=weights,
@@ -283,12 +284,6 @@ def _measure_shared() -> float | None:
         return shutil.disk_usage(SHARED_MEMORY).free / GIGABYTE
     except OSError:
         return None
-
-
-def nearest_folder(path: Path) -> Path:
-    """Return the folder itself, or the nearest above it that exists."""
-    absolute = path.absolute()
-    return next(folder for folder in (absolute, *absolute.parents) if folder.is_dir())
 
 
 def _try_torchaudio() -> str | None:

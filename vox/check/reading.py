@@ -4,7 +4,6 @@ T frames, C channels.
 """
 
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,12 +11,12 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from vox.check.environment import nearest_folder
 from vox.check.rates import time_work
 from vox.check.results import Rate
 from vox.check.subject import CheckSubject
 from vox.config import DEFAULT_LAYERS
 from vox.data.sources import CachedSource
+from vox.disk import free_bytes, nearest_folder
 from vox.features.cache import FeatureCache
 from vox.features.fingerprint import Fingerprint
 from vox.features.shard import FEATURE_BYTES, FEATURE_DTYPE, Shard
@@ -71,7 +70,7 @@ def check_reading(subject: CheckSubject) -> Iterator[Rate]:
     """Time one epoch of a cache under the data root, in random order, with nothing of it in memory."""
     channels = subject.config.model.feature_dim
     place = nearest_folder(subject.root)
-    num_bytes = min(subject.amounts.cache_mb * 1e6, shutil.disk_usage(place).free / 4)
+    num_bytes = min(subject.amounts.cache_mb * 1e6, free_bytes(place) / 4)
     features = make_features(num_bytes, channels)
     num_frames = sum(map(len, features))
     order = np.random.default_rng(1).permutation(len(features)).tolist()

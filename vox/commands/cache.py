@@ -7,18 +7,8 @@ from pathlib import Path
 import click
 
 from vox.errors import CacheError, CorpusError
+from vox.options import features_option, root_option
 from vox.units import SAMPLE_RATE
-
-_ROOT = click.option(
-    "--root",
-    type=click.Path(path_type=Path),
-    default=Path("data"),
-    show_default=True,
-    help="Where corpora are.",
-)
-_FEATURES = click.option(
-    "--features", type=click.Path(path_type=Path), help="Where the caches are.  [default: ROOT/features]"
-)
 
 
 @click.group()
@@ -27,8 +17,8 @@ def cache() -> None:
 
 
 @cache.command("list")
-@_ROOT
-@_FEATURES
+@root_option
+@features_option
 @click.option("--split", help="This split only.")
 def list_command(root: Path, features: Path | None, split: str | None) -> None:
     """Say which caches there are, how large, and from which weights; exit 2 if one cannot be read."""
@@ -72,8 +62,8 @@ def list_command(root: Path, features: Path | None, split: str | None) -> None:
 
 
 @cache.command("verify")
-@_ROOT
-@_FEATURES
+@root_option
+@features_option
 @click.option("--split", help="This split only.")
 @click.option("--audio", is_flag=True, help="Also compare every recording with what its features are of.")
 def verify_command(root: Path, features: Path | None, split: str | None, audio: bool) -> None:

@@ -12,7 +12,7 @@ import click
 
 from vox.cli import import_stage
 from vox.commands.status import to_json
-from vox.options import PositiveFloat
+from vox.options import PositiveFloat, device_option, root_option, wavlm_option
 
 if TYPE_CHECKING:
     from vox.check.plan import Plan
@@ -26,12 +26,10 @@ STAGE_CHECKS = ("precompute.check", "train.check.steps")  # a stage checks what 
 
 
 @click.command()
-@click.option(
-    "--wavlm", default="microsoft/wavlm-base", show_default=True, help="Name on the hub, or a folder."
-)
+@wavlm_option
 @click.option("--config", "config_path", type=click.Path(path_type=Path), help="The recogniser's config.")
-@click.option("--device", "device_name", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--root", type=click.Path(path_type=Path), default=Path("data"), show_default=True)
+@device_option
+@root_option
 @click.option("--hours", type=PositiveFloat(), default=100.0, show_default=True, help="A corpus to plan for.")
 @click.option("--price", type=PositiveFloat(), help="What an hour of this machine costs, for the plan.")
 @click.option("--quick", is_flag=True, help="Smaller shapes and fewer repeats: rates are rough.")
@@ -41,7 +39,7 @@ def check(
     context: click.Context,
     wavlm: str,
     config_path: Path | None,
-    device_name: str,
+    device: str,
     root: Path,
     hours: float,
     price: float | None,
@@ -62,10 +60,10 @@ def check(
     from vox.device import pick_device
 
     start = time.perf_counter()
-    config, device = load_config(config_path), pick_device(device_name)
+    config, place = load_config(config_path), pick_device(device)
     log.info("loading %s", wavlm)
-    subject = make_subject(wavlm, config, device, root, quick)
-    machine = environment.look_at_machine(device, root, subject.weights, subject.missing_weights)
+    subject = make_subject(wavlm, config, place, root, quick)
+    machine = environment.look_at_machine(place, root, subject.weights, subject.missing_weights)
     pitfalls = environment.find_pitfalls(machine)
 
     def show(text: str) -> None:

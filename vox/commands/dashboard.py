@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from vox.errors import VoxError
-from vox.runs import find_runs
+from vox.runs.status import find_runs
 
 
 @click.command()

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from vox.runs.layout import BEST
+
 
 @click.command()
 @click.option(
@@ -25,7 +27,7 @@ def demo(out: Path, seed: int) -> None:
     from vox.demo.run import format_outcome, run_demo
 
     click.echo("\n" + format_outcome(run_demo(out, seed)))
-    best, data = out / "stage2" / "best", out / "data"
+    best, data = out / "stage2" / BEST, out / "data"
     click.echo(f"\nTry it: vox transcribe --checkpoint {best} {data}/LibriSpeech/demo-test/*/*/*-0001.flac")
     click.echo(f"        vox evaluate --split demo-dev --root {data} --checkpoint {best}")
     click.echo(f"        vox status {out / 'stage1'}; vox cache list --root {data}")

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import click
 
+from vox.options import root_option
+
 
 @click.command("download")
 @click.option("--split", "splits", multiple=True, required=True, help="Split to fetch; may be repeated.")
-@click.option(
-    "--root", type=click.Path(path_type=Path), default=Path("data"), show_default=True, help="Data folder."
-)
+@root_option
 @click.option("--mirror", metavar="URL", help="Folder of archives to use in place of OpenSLR's.")
 def download(splits: tuple[str, ...], root: Path, mirror: str | None) -> None:
     """Fetch, check and unpack LibriSpeech splits; an interrupted download continues."""

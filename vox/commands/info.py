@@ -8,6 +8,7 @@ import click
 
 from vox.config import Config, load_config, load_saved_config
 from vox.errors import CheckpointError, ConfigError, VoxError
+from vox.runs.layout import CONFIG, WAVLM
 
 
 @click.command()
@@ -42,12 +43,12 @@ def _read_checkpoint(folder: Path) -> tuple[Config, dict[str, Any]]:
         raise CheckpointError(
             "no such checkpoint folder", where=folder, remedy="vox train writes them to runs/"
         )
-    for name in ("config.yaml", "wavlm.json"):
+    for name in (CONFIG, WAVLM):
         if not (folder / name).is_file():
             raise CheckpointError(
                 f"no {name} in the checkpoint", where=folder, remedy="name another checkpoint"
             )
-    return load_saved_config(folder / "config.yaml"), _read_json(folder / "wavlm.json", CheckpointError)
+    return load_saved_config(folder / CONFIG), _read_json(folder / WAVLM, CheckpointError)
 
 
 def _read_wavlm_folder(folder: Path) -> dict[str, Any] | None:

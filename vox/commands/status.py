@@ -10,10 +10,10 @@ from typing import Any
 
 import click
 
-from vox.liveness import ENDED
 from vox.options import PositiveFloat
 from vox.progress import format_duration
-from vox.runs import BackupFigures, DevFigures, RunStatus, find_runs, read_status
+from vox.runs.liveness import ENDED
+from vox.runs.status import BackupFigures, DevFigures, RunStatus, find_runs, read_status
 
 UNKNOWN = "-"
 LABEL_WIDTH = 15

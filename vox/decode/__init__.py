@@ -1,26 +1,112 @@
-"""Decoding: `DECODERS[name](recogniser, encoded)` returns one Hypothesis an utterance."""
+"""Decoding: `make_search(name, options, tokenizer)(recogniser, encoded)` returns n-best lists.
 
-from collections.abc import Callable, Mapping
+ctc, attention  greedy, one answer without a score
+ctc_beam        CTC prefix beam search
+attention_beam  beam search with the attention decoder
+rescore         CTC's n-best, ordered by CTC and the attention decoder
+joint           beam search with the attention decoder and CTC prefix scores
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from vox.decode.attention import decode_attention
+from vox.decode.attention import decode_attention, label_limits
 from vox.decode.ctc import decode_ctc
+from vox.decode.ctc_beam import search_ctc
 from vox.decode.hypothesis import Hypothesis
+from vox.decode.label_beam import search_labels
+from vox.decode.options import SearchOptions
+from vox.decode.rescore import rescore
+from vox.decode.scorer import LengthBonus
+from vox.errors import ConfigError
 from vox.model.encoded import Encoded
 from vox.model.recogniser import Recogniser
+from vox.text import Tokenizer
 
-__all__ = ["DECODERS", "Hypothesis", "preferred_decoder"]
+__all__ = [
+    "DECODERS",
+    "GREEDY_DECODERS",
+    "VALIDATION_DECODERS",
+    "Hypothesis",
+    "Search",
+    "SearchOptions",
+    "check_decoder",
+    "make_options",
+    "make_search",
+    "preferred_decoder",
+]
 
-DECODERS: dict[str, Callable[[Recogniser, Encoded], list[Hypothesis]]] = {
-    "ctc": decode_ctc,
-    "attention": decode_attention,
+Search = Callable[[Recogniser, Encoded], list[list[Hypothesis]]]
+
+
+def _search_ctc(recogniser: Recogniser, encoded: Encoded, options: SearchOptions) -> list[list[Hypothesis]]:
+    found = search_ctc(encoded.ctc_log_probs_BTV, encoded.num_frames_B, options)
+    return [hypotheses[: options.nbest] for hypotheses in found]
+
+
+def _search_labels(
+    recogniser: Recogniser, encoded: Encoded, options: SearchOptions, ctc_weight: float
+) -> list[list[Hypothesis]]:
+    limits_B = label_limits(encoded.num_frames_B)
+    return search_labels(recogniser.decoder, encoded, limits_B, options, ctc_weight)
+
+
+DECODERS: dict[str, Callable[[Recogniser, Encoded, SearchOptions], list[list[Hypothesis]]]] = {
+    "ctc": lambda recogniser, encoded, _: [[found] for found in decode_ctc(recogniser, encoded)],
+    "attention": lambda recogniser, encoded, _: [[found] for found in decode_attention(recogniser, encoded)],
+    "ctc_beam": _search_ctc,
+    "attention_beam": lambda recogniser, encoded, options: _search_labels(recogniser, encoded, options, 0.0),
+    "rescore": lambda recogniser, encoded, options: rescore(recogniser.decoder, encoded, options),
+    "joint": lambda recogniser, encoded, options: _search_labels(
+        recogniser, encoded, options, options.ctc_weight
+    ),
 }
+GREEDY_DECODERS = ("ctc", "attention")  # they read no option
+# What validation runs, and so what `best` means. Apart from DECODERS: a new decoder must change neither.
+VALIDATION_DECODERS = ("ctc", "attention")
+
+
+def check_decoder(name: str) -> None:
+    """Raise ConfigError, naming those that there are, if there is no decoder of that name."""
+    if name not in DECODERS:
+        raise ConfigError("unknown decoder", where=name, remedy=f"use {' or '.join(sorted(DECODERS))}")
+
+
+def make_options(names: Sequence[str], beam: int | None) -> SearchOptions:
+    """Return the options of a command line that names these decoders (none: the default one).
+
+    Raises ConfigError for an unknown name, and for a beam that none of them has.
+    """
+    for name in names:
+        check_decoder(name)
+    if beam is None:
+        return SearchOptions()
+    if not set(names) - set(GREEDY_DECODERS):
+        searches = " or ".join(sorted(DECODERS.keys() - set(GREEDY_DECODERS)))
+        raise ConfigError(
+            "--beam is for a search, and these decoders are greedy", remedy=f"add --decoder {searches}"
+        )
+    return SearchOptions(beam=beam)
+
+
+def make_search(name: str, options: SearchOptions, tokenizer: Tokenizer) -> Search:
+    """Return the decoder of that name; a search gives each utterance's hypotheses, best first.
+
+    At least one an utterance, at most `options.nbest`. Raises ConfigError for an unknown name.
+    """
+    check_decoder(name)
+    if options.length_bonus:
+        bonus = (LengthBonus(tokenizer.vocab_size), options.length_bonus)
+        options = replace(options, length_bonus=0.0, scorers=(*options.scorers, bonus))
+    decode = DECODERS[name]
+    return lambda recogniser, encoded: decode(recogniser, encoded, options)
 
 
 def preferred_decoder(state: Mapping[str, Any]) -> str:
-    """Return the decoder with the lower dev WER that a checkpoint's state records.
+    """Return the validation decoder with the lower dev WER that a checkpoint's state records.
 
     CTC where they are equal or where nothing is recorded: it never loops and never stops early.
     """
     wer = (state.get("dev") or {}).get("wer", {})
-    return min(DECODERS, key=lambda name: wer.get(name, float("inf")))
+    return min(VALIDATION_DECODERS, key=lambda name: wer.get(name, float("inf")))

@@ -21,6 +21,7 @@ import click
 import vox
 from vox.demo.grammar import is_string
 from vox.errors import VoxError
+from vox.runs.layout import BEST, METRICS, STATE
 
 LAYERS = "1,2,3,4"  # of the tiny WavLM; configs/demo-stage1.yaml says the same
 ON_CPU = ("--device", "cpu")  # everywhere, so that the figures do not depend on having a GPU
@@ -66,8 +67,8 @@ def run_demo(out: Path, seed: int) -> Outcome:
     return Outcome(
         wer={stage: _read_wer(out / f"test-stage{stage}") for stage in (1, 2)},
         string_wer={stage: _read_wer(out / f"test-stage{stage}", is_string) for stage in (1, 2)},
-        handoff=_read_handoff(out / "stage2" / "metrics.jsonl"),
-        stage2_best_update=_read_state(out / "stage2" / "best" / "state.json")["update"],
+        handoff=_read_handoff(out / "stage2" / METRICS),
+        stage2_best_update=_read_state(out / "stage2" / BEST / STATE)["update"],
         seconds=seconds,
     )
 
@@ -86,7 +87,7 @@ def plan_steps(out: Path, seed: int, configs: Path) -> list[Step]:
         return vox_step(
             f"evaluate stage {stage}",
             *("evaluate", "--split", "demo-test", "--root", data, *ON_CPU),
-            *("--checkpoint", run / "best", "--out", out / f"test-stage{stage}"),
+            *("--checkpoint", run / BEST, "--out", out / f"test-stage{stage}"),
         )
 
     return [
@@ -106,7 +107,7 @@ def plan_steps(out: Path, seed: int, configs: Path) -> list[Step]:
         vox_step(
             "train stage 2",
             *("train", "--stage", 2, "--config", configs / "demo-stage2.yaml"),
-            *("--from", stage1 / "best", "--run", stage2, *training),
+            *("--from", stage1 / BEST, "--run", stage2, *training),
         ),
         evaluation(2, stage2),
     ]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import vox
-from vox.features.files import add_checksum, remove_leftovers, strip_checksum, write_whole
+from vox.disk import add_checksum, remove_leftovers, strip_checksum, write_whole
 from vox.features.fingerprint import CONFIG_KEYS, ModelIdentity
 from vox.wavlm.files import FileStamp, stamp_files
 

@@ -4,7 +4,7 @@ import os
 import threading
 from collections import OrderedDict
 
-from vox.features.files import name_os_errors
+from vox.disk import name_os_errors
 
 MAX_OPEN_FILES = 256  # in a process; the usual limit is 1024
 

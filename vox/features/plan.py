@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from vox.disk import write_whole
 from vox.errors import CacheError
-from vox.features.files import write_whole
 from vox.features.fingerprint import FORMAT_VERSION, Fingerprint
 
 PLAN_NAME = "plan.json"

@@ -27,8 +27,8 @@ from typing import Any
 
 import numpy as np
 
+from vox.disk import name_os_errors
 from vox.errors import CacheError
-from vox.features.files import name_os_errors
 from vox.features.fingerprint import FORMAT_VERSION, Fingerprint
 from vox.features.open_files import OPEN_FILES, OpenFile, Version
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from vox.disk import add_checksum, strip_checksum, write_whole
 from vox.errors import CacheError
-from vox.features.files import add_checksum, strip_checksum, write_whole
 
 STAMPS_NAME = "audio.jsonl"
 

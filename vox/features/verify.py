@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from vox.audio import hash_recording
+from vox.disk import is_abandoned, is_part
 from vox.errors import CacheError
 from vox.features.cache import open_planned
-from vox.features.files import is_abandoned, is_part
 from vox.features.plan import (
     PLAN_NAME,
     UTTERANCES_NAME,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vox.features.files import create_part, name_os_errors, sync_folder
+from vox.disk import create_part, name_os_errors, sync, take_blocks
 from vox.features.fingerprint import Fingerprint
 from vox.features.shard import (
     FEATURE_BYTES,
@@ -93,7 +93,7 @@ class ShardWriter:
             self._write_at(0, make_seal(hash_after_user_block(self._part_fd)))
             os.fsync(self._part_fd)
             self._part_path.replace(self.path)
-            sync_folder(self.path.parent)
+            sync(self.path.parent)
         except BaseException:
             self.abort()
             raise
@@ -124,13 +124,8 @@ class ShardWriter:
         ):
             frames = h5py.h5d.create(file.id, b"frames", h5py.h5t.IEEE_F16LE, space, creation)
             frames_at = frames.get_offset()
-        # Take the blocks now: a full disk is met before the work, not after it.
         with name_os_errors(self._part_path):
-            try:
-                os.posix_fallocate(self._part_fd, 0, os.fstat(self._part_fd).st_size)
-            except OSError as error:
-                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-                    raise
+            take_blocks(self._part_fd)
         return frames_at
 
     def _write_index(self) -> None:

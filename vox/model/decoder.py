@@ -44,6 +44,29 @@ class DecoderCache:
             num_steps=self.num_steps,
         )
 
+    def select_hypotheses(self, index_N: Tensor, audio_B: Tensor | None = None) -> "DecoderCache":
+        """Return a cache of these hypotheses, in this order; those of one utterance share its audio.
+
+        index_N: rows of this cache; row n of the new one belongs to utterance n // (N / B).
+        audio_B: the utterances that are kept; None: all, and their audio is not copied.
+        """
+        memories, is_frame_seen_B11T, positions_BT = (
+            self.memories,
+            self.is_frame_seen_B11T,
+            self.label_positions_BT,
+        )
+        if audio_B is not None:
+            memories = [(keys[audio_B], values[audio_B]) for keys, values in memories]
+            is_frame_seen_B11T = is_frame_seen_B11T[audio_B]
+            positions_BT = None if positions_BT is None else positions_BT[audio_B]
+        return DecoderCache(
+            memories=memories,
+            is_frame_seen_B11T=is_frame_seen_B11T,
+            pasts=[past.select(index_N) for past in self.pasts],
+            label_positions_BT=positions_BT,
+            num_steps=self.num_steps,
+        )
+
 
 class DecoderLayer(nn.Module):
     """Self-attention, cross-attention, feed-forward; each behind its LayerNorm, and one for the memory."""
@@ -78,8 +101,9 @@ class DecoderLayer(nn.Module):
     ) -> Tensor:
         """Map [B, U, D] to [B, U, D]: whole sequences without a past, one step (U = 1) with one.
 
-        is_frame_seen: bool, [B, 1, 1, T] or [B, 1, U, T]. cross_rotary: the labels' positions in
-        cross-attention; None where it has none. is_label_seen_UU: which labels each position of a whole
+        memory, is_frame_seen (bool, [B, 1, 1, T] or [B, 1, U, T]) and cross_rotary (the labels' positions in
+        cross-attention; None where it has none) may have fewer rows than x: then each serves as many rows of
+        x in turn, laid one after another along U. is_label_seen_UU: which labels each position of a whole
         sequence sees; None: all up to its own.
         """
         normed_BUD = self.self_norm(x_BUD)
@@ -89,7 +113,8 @@ class DecoderLayer(nn.Module):
         else:
             attended_BUD = self.self_attention.step(normed_BUD, rotary, past, self.context)
         x_BUD = x_BUD + self.dropout(attended_BUD)
-        heard_BUD = self.cross_attention(self.cross_norm(x_BUD), memory, is_frame_seen, cross_rotary)
+        query_BUD = self.cross_norm(x_BUD).reshape(len(memory[0]), -1, x_BUD.shape[2])
+        heard_BUD = self.cross_attention(query_BUD, memory, is_frame_seen, cross_rotary).reshape(x_BUD.shape)
         x_BUD = x_BUD + self.dropout(heard_BUD)
         return x_BUD + self.dropout(self.feedforward(self.feedforward_norm(x_BUD)))
 
@@ -121,7 +146,8 @@ class Decoder(nn.Module):
     def forward(self, tokens_BU: Tensor, encoded: Encoded) -> Tensor:
         """Score the label after each of these (teacher forcing).
 
-        tokens_BU: int64, bos first, padded on the right with any id. Returns logits_BUV, where position u
+        tokens_BU: int64, bos first, padded on the right with any id. As many rows as there are utterances, or
+        a multiple: then row n is of utterance n // (rows / utterances). Returns logits_BUV, where position u
         depends on tokens 0 to u only, so that padding changes nothing before it.
         """
         index_U = torch.arange(tokens_BU.shape[1], device=tokens_BU.device)
@@ -129,6 +155,11 @@ class Decoder(nn.Module):
         cross_rotary = None if encoded.label_positions_BT is None else rotary
         is_frame_seen = self._see_frames(_see_real_frames(encoded), encoded.label_positions_BT, index_U)
         is_label_seen_UU = None if self.context is None else _see_recent_labels(index_U, self.context)
+        num_hypotheses = len(tokens_BU) // len(encoded.hidden_BTD)
+        if num_hypotheses > 1:
+            is_frame_seen = is_frame_seen.repeat(1, 1, num_hypotheses if is_frame_seen.shape[2] > 1 else 1, 1)
+            if cross_rotary is not None:
+                cross_rotary = Rotary(*(table_UK.repeat(num_hypotheses, 1) for table_UK in cross_rotary))
         x_BUD = self._embed(tokens_BU)
         for layer, memory in zip(self.layers, self._project_memory(encoded), strict=True):
             x_BUD = layer(x_BUD, rotary, memory, is_frame_seen, cross_rotary, is_label_seen_UU)
@@ -148,7 +179,8 @@ class Decoder(nn.Module):
     def step(self, token_B: Tensor, cache: DecoderCache) -> Tensor:
         """Take each row's newest token (int64; bos at the first step), return logits_BV for the next.
 
-        Updates the cache. The logits are those of `forward` at the same position, in eval mode.
+        A row is an utterance, or a hypothesis of one (`DecoderCache.select_hypotheses`). Updates the cache.
+        The logits are those of `forward` at the same position, in eval mode.
         """
         # Filled on the device: a copy from the host would be waited for.
         position_1 = torch.full((1,), cache.num_steps, device=token_B.device)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vox.masks import lengths_to_mask
-from vox.units import samples_to_frames
+from vox.units import receptive_field, samples_to_frames
 from vox.wavlm.derived import Derived
 from vox.wavlm.linear import ACTIVATIONS, Linear, is_packable, multiply_packed, pack
 
@@ -153,7 +153,7 @@ class ConvStem(nn.Module):
         """Compute the whole batch at once, what a GPU does best; very long recordings in a few parts."""
         folded = self._layer(0).fold_norm(waveforms_BS, num_samples_B)
         num_steps = samples_to_frames(waveforms_BS.shape[1], self.kernels, self.strides)
-        hop, field = math.prod(self.strides), self._receptive_field()
+        hop, field = math.prod(self.strides), receptive_field(self.kernels, self.strides)
         parts = []
         for start in range(0, num_steps, BATCH_FRAMES):
             end = min(start + BATCH_FRAMES, num_steps)
@@ -172,7 +172,7 @@ class ConvStem(nn.Module):
         """
         weight_BKCD, bias_BD = self._layer(0).fold_norm(waveforms_BS, num_samples_B)
         num_steps = samples_to_frames(waveforms_BS.shape[1], self.kernels, self.strides)
-        hop, field = math.prod(self.strides), self._receptive_field()
+        hop, field = math.prod(self.strides), receptive_field(self.kernels, self.strides)
         frames_BTC = waveforms_BS.new_zeros(len(waveforms_BS), num_steps, self.width)
         num_frames = samples_to_frames(num_samples_B, self.kernels, self.strides).tolist()
         for row, last in enumerate(num_frames):
@@ -191,13 +191,6 @@ class ConvStem(nn.Module):
         layer = self.conv_layers[index]
         assert isinstance(layer, ConvLayer)
         return layer
-
-    def _receptive_field(self) -> int:
-        """Count the samples that one frame sees."""
-        field = 1
-        for kernel, stride in zip(reversed(self.kernels), reversed(self.strides), strict=True):
-            field = (field - 1) * stride + kernel
-        return field
 
 
 class FeatureProjection(nn.Module):

@@ -30,7 +30,7 @@ from vox.check.audio import make_voices
 from vox.check.decoding import encode
 from vox.check.promises import PRECISION_BOUND, check_extremes, compute_features, relative_l2
 from vox.check.results import Promise, Rate
-from vox.decode import DECODERS
+from vox.decode import DECODERS, SearchOptions
 from vox.wavlm.stem import ConvStem
 
 LONG_SECONDS = 35.0  # more than WavLM's attention takes in one pass
@@ -106,7 +106,7 @@ def count_waits(bench: Bench) -> Found:
 
 @torch.inference_mode()
 def compare_decoders(bench: Bench) -> Found:
-    """Count the utterances that either greedy decoder hears otherwise than on the CPU, in float32."""
+    """Count the utterances that a decoder hears otherwise than on the CPU, in float32."""
     subject = bench.subject
     batch = make_voices(subject.amounts.clip_seconds)
     on_cpu = replace(
@@ -114,9 +114,9 @@ def compare_decoders(bench: Bench) -> Found:
     )
     subject.recogniser.eval()
     for name, decode in DECODERS.items():
-        found = decode(subject.recogniser, encode(subject, batch))
-        expected = decode(on_cpu.recogniser, encode(on_cpu, batch))
-        different = sum(one.ids != other.ids for one, other in zip(found, expected, strict=True))
+        found = decode(subject.recogniser, encode(subject, batch), SearchOptions())
+        expected = decode(on_cpu.recogniser, encode(on_cpu, batch), SearchOptions())
+        different = sum(one[0].ids != other[0].ids for one, other in zip(found, expected, strict=True))
         yield Promise("", f"utterances that {name} decodes otherwise than on the CPU", different, 0)
 
 

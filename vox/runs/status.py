@@ -1,15 +1,7 @@
 """A run's folder, read from outside: how far training is, and whether it still goes on. Imports no torch.
 
-    alive.json      the heartbeat: which process trains, in which state (train/heartbeat.py writes it)
-    metrics.jsonl   one event a line: train, dev, handoff
-    options.json    what `vox train` was asked for
-    config.yaml     the resolved configuration
-    backup.json     the newest copy made elsewhere, and the newest failure
-    checkpoints/    whole checkpoints; `best` and `last` point to two of them
-    tensorboard/    the same figures as metrics.jsonl
-
-Any of them may be missing, of an older version, or cut short by a crash: what cannot be read is None here
-(a damaged file is named among the faults), never an error.
+Any of its files (see layout.py) may be missing, of an older version, or cut short by a crash: what cannot
+be read is None here (a damaged file is named among the faults), never an error.
 """
 
 from dataclasses import dataclass
@@ -17,9 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from vox.errors import CheckpointError
-from vox.liveness import ALIVE, Liveness, judge_liveness
-from vox.run_files import (
+from vox.runs.layout import (
+    ALIVE,
+    BACKUP,
+    BEST,
+    CHECKSUMS,
+    LAST,
     METRICS,
+    OPTIONS,
+    STATE,
+    checkpoints_of,
+    list_checkpoints,
+)
+from vox.runs.lenient import (
     Tree,
     modification_time,
     number_in,
@@ -29,6 +31,7 @@ from vox.run_files import (
     text_in,
     whole_number_in,
 )
+from vox.runs.liveness import Liveness, judge_liveness
 
 SEARCH_DEPTH = 3  # folders below the one that is searched: runs/demo/stage1 is 2
 
@@ -143,8 +146,8 @@ def read_status(run: Path, now: float) -> RunStatus:
     faults: list[str] = []
     alive = read_json(run / ALIVE, faults)
     last = _find_last(run)
-    saved = read_json(last / "state.json", faults) if last else {}
-    options, train_config = read_json(run / "options.json", faults), read_train_config(run, faults)
+    saved = read_json(last / STATE, faults) if last else {}
+    options, train_config = read_json(run / OPTIONS, faults), read_train_config(run, faults)
     newest, train, devs = read_metrics(run / METRICS, faults)
     best = next((event for event in devs if event.get("is_best")), None)
     liveness = judge_liveness(alive, now)
@@ -182,8 +185,8 @@ def read_status(run: Path, now: float) -> RunStatus:
         gpu=_gpu_figures(alive.get("gpu")),
         peak_memory_gb=number_in(train, "peak_memory_gb"),
         last_checkpoint=_checkpoint_figures(last),
-        best_checkpoint=_checkpoint_figures(run / "best"),
-        backup=_backup_figures(read_json(run / "backup.json", faults), options),
+        best_checkpoint=_checkpoint_figures(run / BEST),
+        backup=_backup_figures(read_json(run / BACKUP, faults), options),
         skipped_updates=_first(
             whole_number_in(train, "skipped_updates"), whole_number_in(saved, "skipped_updates")
         ),
@@ -206,14 +209,14 @@ def _collect_runs(folder: Path, depth: int, found: dict[Path, Path]) -> None:
 
 def _find_last(run: Path) -> Path | None:
     """Return the newest checkpoint: `last`, or by name where links were not kept."""
-    if (run / "last").is_dir():
-        return (run / "last").resolve()
-    folders = [path for path in (run / "checkpoints").glob("update-*") if path.is_dir()]
-    return max(folders, key=lambda path: path.name, default=None)
+    if (run / LAST).is_dir():
+        return (run / LAST).resolve()
+    names = list_checkpoints(run)
+    return checkpoints_of(run) / names[-1] if names else None
 
 
 def _checkpoint_figures(folder: Path | None) -> CheckpointFigures | None:
-    written = modification_time(folder / "checksums.json") if folder else None  # the last file to be written
+    written = modification_time(folder / CHECKSUMS) if folder else None  # the last file to be written
     return CheckpointFigures(folder.resolve().name, written) if folder and written is not None else None
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-METRICS = "metrics.jsonl"
+from vox.runs.layout import CONFIG
 
 Tree = dict[str, Any]
 
@@ -31,7 +31,7 @@ def read_json(path: Path, faults: list[str]) -> Tree:
 
 def read_train_config(run: Path, faults: list[str]) -> Tree:
     """Read the `train` part of a config of any version: its keys are not checked."""
-    path = run / "config.yaml"
+    path = run / CONFIG
     try:
         tree = yaml.safe_load(path.read_bytes())
         section = tree["train"]

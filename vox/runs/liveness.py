@@ -1,11 +1,10 @@
-"""Whether the process behind a run's heartbeat still runs: what `alive.json` says, and how to judge it."""
+"""Whether the process behind a run's heartbeat still runs: what its heartbeat says, and how to judge it."""
 
 import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-ALIVE = "alive.json"  # in the run's folder
 FRESH_SECONDS = 60.0  # a heartbeat from another machine counts for so long
 
 State = Literal["starting", "training", "validating", "saving", "done", "interrupted", "failed"]

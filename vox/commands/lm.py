@@ -1,0 +1,64 @@
+"""`vox lm`: an n-gram language model from text."""
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option(
+    "--text",
+    "texts",
+    multiple=True,
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A sentence a line, gzipped if its name ends in .gz; repeatable.",
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="LM.arpa", help="The model.")
+@click.option(
+    "--order",
+    type=click.IntRange(1, 10),
+    default=4,
+    show_default=True,
+    help="How many pieces or words an n-gram has at most.",
+)
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Make a model over this checkpoint's pieces. [default: the newest stage's best under runs/]",
+)
+@click.option("--words", is_flag=True, help="Make a model over words, which scores whole texts only.")
+@click.option(
+    "--held-out",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Text to measure the perplexity on; several --text get weights by it (else they count as one).",
+)
+@click.option("--skip-bad", is_flag=True, help="Leave out lines that cannot be used; they are counted.")
+def lm(
+    texts: tuple[Path, ...],
+    out: Path,
+    order: int,
+    checkpoint: Path | None,
+    words: bool,
+    held_out: Path | None,
+    skip_bad: bool,
+) -> None:
+    """Make an n-gram language model of a text.
+
+    Interpolated modified Kneser-Ney, over the pieces that a checkpoint writes or over words, as an ARPA file.
+    """
+    from vox.lm.make import make_model
+
+    if words and checkpoint is not None:
+        raise click.UsageError("--words and --checkpoint exclude each other")
+    tokenizer = None
+    if not words:
+        from vox.checkpoint import TOKENIZER, newest_checkpoint
+        from vox.text import Tokenizer
+
+        tokenizer = Tokenizer.load((checkpoint or newest_checkpoint()) / TOKENIZER)
+    for line in make_model(texts, out, order, tokenizer, held_out=held_out, skip_bad=skip_bad):
+        click.echo(line)

@@ -1,0 +1,59 @@
+"""Two passes: CTC's n-best, then the attention decoder's opinion of each, all at once.
+
+Letters: B utterances, K hypotheses of each, N = B K, U labels, V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+
+from vox.decode.ctc_beam import search_ctc
+from vox.decode.hypothesis import Hypothesis
+from vox.decode.options import SearchOptions
+from vox.decode.scorer import Scorers
+from vox.model.decoder import Decoder
+from vox.model.encoded import Encoded
+from vox.text import BOS_ID, EOS_ID
+
+
+@torch.no_grad()
+def rescore(decoder: Decoder, encoded: Encoded, options: SearchOptions) -> list[list[Hypothesis]]:
+    """Return each utterance's hypotheses of the CTC beam, best first by the weighted sum of all parts.
+
+    One pass of the decoder scores every hypothesis (Hwang and Sung 2016; Zhang et al. 2020, "U2").
+    """
+    found = search_ctc(encoded.ctc_log_probs_BTV, encoded.num_frames_B, options)
+    texts = [[hypothesis.ids for hypothesis in hypotheses] for hypotheses in found]
+    attention = score_texts(decoder, encoded, texts)
+    weights = dict(zip((scorers := Scorers(options.scorers)).names, scorers.weights, strict=True))
+    weights |= {"ctc": options.ctc_weight, "attention": 1 - options.ctc_weight}
+    results = []
+    for hypotheses, scores in zip(found, attention, strict=True):
+        rescored = []
+        for hypothesis, score in zip(hypotheses, scores, strict=True):
+            parts = {**hypothesis.parts, "attention": score}
+            total = sum(weights[name] * part for name, part in parts.items())
+            rescored.append(Hypothesis(hypothesis.ids, score=total, parts=parts))
+        rescored.sort(key=lambda hypothesis: -(hypothesis.score or 0.0))
+        results.append(rescored[: options.nbest])
+    return results
+
+
+@torch.no_grad()
+def score_texts(decoder: Decoder, encoded: Encoded, texts: list[list[list[int]]]) -> list[list[float]]:
+    """Return the decoder's log-probability of each text of each utterance, eos included, in float32."""
+    count = max(map(len, texts))
+    targets_NU, is_target_NU = _pad_targets(texts, count, encoded.hidden_BTD.device)
+    tokens_NU = torch.cat((torch.full_like(targets_NU[:, :1], BOS_ID), targets_NU[:, :-1]), 1)
+    log_probs_NUV = decoder(tokens_NU, encoded).float().log_softmax(-1)
+    chosen_NU = log_probs_NUV.gather(2, targets_NU[:, :, None])[:, :, 0]
+    sums_BK = chosen_NU.masked_fill(~is_target_NU, 0.0).sum(1).view(-1, count)
+    return [sums[: len(row)] for sums, row in zip(sums_BK.tolist(), texts, strict=True)]
+
+
+def _pad_targets(texts: list[list[list[int]]], count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return [N, U] labels with eos after them, and which of them are real; `count` rows an utterance."""
+    rows = [[*text, EOS_ID] for group in texts for text in [*group, *[[]] * (count - len(group))]]
+    width = max(map(len, rows))
+    targets_NU = torch.tensor([row + [EOS_ID] * (width - len(row)) for row in rows])
+    lengths_N1 = torch.tensor([[len(row)] for row in rows])
+    return targets_NU.to(device), (torch.arange(width) < lengths_N1).to(device)

@@ -1,0 +1,111 @@
+"""Scorers that a search adds to the model's own scores: language models, hotwords, a length bonus.
+
+Letters: N hypotheses, S scorers, V vocabulary.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from vox.errors import ConfigError
+from vox.text import EOS_ID
+
+
+class Scorer(Protocol):
+    """A finite-state machine over label ids that scores each next label.
+
+    It depends on the labels alone, not on the audio. A scorer may also have `bounds: tuple[float, float]`,
+    the least and the most that `scores` returns anywhere. With it, a search over labels can tell when no
+    longer hypothesis can win; without it, that search goes on to the most labels for the audio's length.
+    """
+
+    name: str
+
+    def start(self, count: int, device: torch.device) -> Tensor:
+        """Return the states before the first label, int64 [N]."""
+        ...
+
+    def scores(self, states_N: Tensor) -> Tensor:
+        """Return float32 [N, V]: the natural log, or the bonus, of each next label in these states.
+
+        The column of eos is the score of ending here. Columns of blank and bos are ignored.
+        """
+        ...
+
+    def advance(self, states_N: Tensor, labels_N: Tensor) -> Tensor:
+        """Return the states after these labels, int64 [N]."""
+        ...
+
+
+class LengthBonus:
+    """One for each label and nothing for the end; the weight says how much a label is worth."""
+
+    name = "length"
+    bounds = (0.0, 1.0)
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+
+    def start(self, count: int, device: torch.device) -> Tensor:
+        """Return [N] zeros: there is one state."""
+        return torch.zeros(count, dtype=torch.int64, device=device)
+
+    def scores(self, states_N: Tensor) -> Tensor:
+        """Return [N, V] ones, zero for eos."""
+        ones_NV = torch.ones(len(states_N), self.vocab_size, device=states_N.device)
+        ones_NV[:, EOS_ID] = 0.0
+        return ones_NV
+
+    def advance(self, states_N: Tensor, labels_N: Tensor) -> Tensor:
+        """Return the only state."""
+        return states_N
+
+
+class Scorers:
+    """Weighted scorers run side by side; states are int64 [N, S].
+
+    A scorer of weight 0 is left out, so that it changes nothing, even where it scores minus infinity.
+    """
+
+    def __init__(self, weighted: Sequence[tuple[Scorer, float]]) -> None:
+        """Take (scorer, weight) pairs; raise ConfigError for weights that are not finite, or equal names."""
+        for scorer, weight in weighted:
+            if not math.isfinite(weight):
+                raise ConfigError(f"weight {weight} is not a number", where=scorer.name)
+        used = [(scorer, float(weight)) for scorer, weight in weighted if weight != 0]
+        self.names = [scorer.name for scorer, _ in used]
+        if len(set(self.names)) < len(self.names):
+            raise ConfigError("two scorers of one name", where=", ".join(self.names))
+        self.weights = [weight for _, weight in used]
+        self._scorers = [scorer for scorer, _ in used]
+
+    def __len__(self) -> int:
+        return len(self._scorers)
+
+    def start(self, count: int, device: torch.device) -> Tensor:
+        """Return the states before the first label, int64 [N, S]."""
+        states = [scorer.start(count, device) for scorer in self._scorers]
+        return torch.stack(states, -1) if states else torch.empty(count, 0, dtype=torch.int64, device=device)
+
+    def scores(self, states_NS: Tensor) -> list[Tensor]:
+        """Return each scorer's unweighted scores, float32 [N, V]."""
+        return [scorer.scores(states_N) for scorer, states_N in self._pair(states_NS)]
+
+    def advance(self, states_NS: Tensor, labels_N: Tensor) -> Tensor:
+        """Return the states after these labels, int64 [N, S]."""
+        states = [scorer.advance(states_N, labels_N) for scorer, states_N in self._pair(states_NS)]
+        return torch.stack(states, -1) if states else states_NS
+
+    def most_gain(self) -> float:
+        """Return the most that one more label, or the end, can add to a score: at least 0, maybe infinity."""
+        gain = 0.0
+        for scorer, weight in zip(self._scorers, self.weights, strict=True):
+            least, most = getattr(scorer, "bounds", (-math.inf, math.inf))
+            gain += max(0.0, weight * least, weight * most)
+        return gain
+
+    def _pair(self, states_NS: Tensor) -> list[tuple[Scorer, Tensor]]:
+        return list(zip(self._scorers, states_NS.unbind(-1), strict=True))

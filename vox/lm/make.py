@@ -1,0 +1,79 @@
+"""From text files to an ARPA file."""
+
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vox.lm.arpa import BOS, EOS, UNK, NgramTable, write_arpa
+from vox.lm.estimate import estimate, join_sentences
+from vox.lm.text import Encode, WordVocabulary, piece_vocabulary, read_sentences
+from vox.text import Tokenizer
+
+Words = NDArray[np.int32]
+
+
+def make_model(
+    texts: Sequence[Path],
+    out: Path,
+    order: int,
+    tokenizer: Tokenizer | None,
+    *,
+    held_out: Path | None = None,
+    skip_bad: bool = False,
+) -> Iterator[str]:
+    """Write the model of texts over a tokenizer's pieces, or over words without one.
+
+    Yields lines that say what came out. With held-out text, each text gets a weight; without, they count as
+    one. Raises LanguageModelError.
+    """
+    vocabulary, parts, held_tokens = _read_all(texts, tokenizer, held_out, skip_bad)
+    if held_tokens is None:
+        tables = estimate(np.concatenate(parts), vocabulary, order)
+    else:
+        models = [estimate(part, vocabulary, order) for part in parts]
+        tables = yield from _weigh(models, vocabulary, held_tokens, texts)
+    write_arpa(out, vocabulary, tables)
+    counts = ", ".join(f"{len(table.words_Mk):,} {k}-grams" for k, table in enumerate(tables, start=1))
+    yield f"{out}: {counts}"
+
+
+def _read_all(
+    texts: Sequence[Path], tokenizer: Tokenizer | None, held_out: Path | None, skip_bad: bool
+) -> tuple[list[str], list[Words], Words | None]:
+    """Return the vocabulary, the words of each text, and those of the held-out text."""
+    if tokenizer is None:
+        words = WordVocabulary()
+        encode: Encode = words.encode
+        encode_held_out: Encode = words.encode_known
+    else:
+        vocabulary, encode = piece_vocabulary(tokenizer)
+        encode_held_out = encode
+    specials = (BOS, EOS, UNK)  # the first places of either vocabulary
+    parts = [join_sentences(read_sentences(path, encode, skip_bad=skip_bad), specials) for path in texts]
+    if tokenizer is None:
+        vocabulary = list(words.place_of)
+    if held_out is None:
+        return vocabulary, parts, None
+    held_out_sentences = read_sentences(held_out, encode_held_out, skip_bad=skip_bad)
+    return vocabulary, parts, join_sentences(held_out_sentences, specials)
+
+
+def _weigh(
+    models: Sequence[list[NgramTable]], vocabulary: Sequence[str], held_tokens: Words, names: Sequence[Path]
+) -> Generator[str, None, list[NgramTable]]:
+    """Yield the perplexity of each model and of the mixture; return the mixture."""
+    from vox.lm.mix import fit_weights, make_machine, mix, score_words
+
+    machines = [make_machine(tables, vocabulary) for tables in models]
+    logps_TI = np.column_stack([score_words(machine, held_tokens, vocabulary) for machine in machines])
+    for name, logps_T in zip(names, logps_TI.T, strict=True):
+        yield f"perplexity of the held-out text by {name}: {np.exp(-logps_T.mean()):.2f}"
+    if len(models) == 1:
+        return models[0]
+    weights_I = fit_weights(logps_TI)
+    together = np.exp(-np.log(np.exp(logps_TI) @ weights_I).mean())
+    shown = ", ".join(f"{weight:.3f}" for weight in weights_I)
+    yield f"perplexity by all, with weights {shown}: {together:.2f}"
+    return mix(machines, models, weights_I)

@@ -1,0 +1,83 @@
+"""Text for language models, from files of one sentence a line."""
+
+import gzip
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from vox.errors import LanguageModelError, TextError, name_first
+from vox.lm.arpa import BOS, EOS, UNK, open_text
+from vox.text import UNK_ID, Tokenizer, normalise_text
+
+log = logging.getLogger(__name__)
+
+Encode = Callable[[str], Sequence[int]]
+
+
+def read_sentences(path: Path, encode: Encode, *, skip_bad: bool = False) -> Iterator[Sequence[int]]:
+    """Yield what `encode` makes of each line of a text, normalised; gzipped if its name ends in .gz.
+
+    Lines of no words are passed over. Raises LanguageModelError for a file that cannot be read, and for a
+    line that cannot be used, with its number; skip_bad: such lines are left out, and a warning counts them.
+    """
+    bad: list[str] = []
+    num_used = 0
+    try:
+        with open_text(path) as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    text = normalise_text(line)
+                    if text:
+                        yield encode(text)
+                        num_used += 1
+                except TextError as error:
+                    if not skip_bad:
+                        raise _bad_line(path, number, error) from None
+                    bad.append(f"{number}: {error}")
+    except FileNotFoundError:
+        raise LanguageModelError("no such text", where=path, remedy="correct the path") from None
+    except UnicodeDecodeError:
+        raise LanguageModelError("not a text in UTF-8", where=path, remedy="save it as UTF-8") from None
+    except (EOFError, gzip.BadGzipFile):
+        raise LanguageModelError("a damaged gzip file", where=path, remedy="make or copy it again") from None
+    if bad:
+        log.warning("%s: %d lines are left out: line %s", path, len(bad), name_first(bad))
+    if num_used == 0:
+        raise LanguageModelError("a text without a line that can be used", where=path, remedy="give another")
+
+
+def _bad_line(path: Path, number: int, error: TextError) -> LanguageModelError:
+    return LanguageModelError(
+        "a line that cannot be used", where=f"{path}:{number}", remedy=f"{error} (or give --skip-bad)"
+    )
+
+
+def piece_vocabulary(tokenizer: Tokenizer) -> tuple[list[str], Encode]:
+    """Return the vocabulary of a model over pieces, all but <pad>, and what makes places in it of a text.
+
+    The latter raises TextError for a text with letters that the tokenizer does not have.
+    """
+
+    def encode(text: str) -> list[int]:
+        ids = tokenizer.encode(text)
+        if UNK_ID in ids:
+            missing = sorted(letter for letter in set(text) - {" "} if UNK_ID in tokenizer.encode(letter))
+            raise TextError(f"letters that the recogniser cannot write ({' '.join(missing)})")
+        return [label - 1 for label in ids]
+
+    return tokenizer.pieces[1:], encode
+
+
+class WordVocabulary:
+    """Words as they come: each new one gets the next place."""
+
+    def __init__(self) -> None:
+        self.place_of = {word: place for place, word in enumerate((BOS, EOS, UNK))}
+
+    def encode(self, text: str) -> list[int]:
+        """Return the places of a text's words, new ones included."""
+        return [self.place_of.setdefault(word, len(self.place_of)) for word in text.split()]
+
+    def encode_known(self, text: str) -> list[int]:
+        """Return the places of a text's words; words that have none are <unk>."""
+        return [self.place_of.get(word, self.place_of[UNK]) for word in text.split()]

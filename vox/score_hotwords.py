@@ -1,0 +1,102 @@
+"""How well hotwords are recognised, and what they cost the other words.
+
+A word is a hotword's where it stands inside a hotword's phrase. Errors: substitutions and deletions count for
+the kind that the reference word has, insertions for the kind that the inserted word has. An utterance has as
+many phrases right as its reference and its hypothesis both have, phrase by phrase; what a hypothesis has more
+than its reference are false alarms.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jiwer
+
+from vox.hotword_list import Hotword, HotwordMatcher
+
+
+@dataclass(frozen=True)
+class HotwordScore:
+    """Counts over a set of utterances, and the rates that follow; a rate of nothing is None."""
+
+    hotword_errors: int
+    hotword_words: int  # in the references
+    other_errors: int
+    other_words: int
+    num_right: int  # phrases
+    num_said: int  # in the references
+    num_found: int  # in the hypotheses
+
+    @property
+    def hotword_wer(self) -> float | None:
+        """Errors of hotwords for each word of a hotword in the references."""
+        return _rate(self.hotword_errors, self.hotword_words)
+
+    @property
+    def other_wer(self) -> float | None:
+        """Errors of other words for each other word in the references."""
+        return _rate(self.other_errors, self.other_words)
+
+    @property
+    def recall(self) -> float | None:
+        """The share of the phrases said that were found."""
+        return _rate(self.num_right, self.num_said)
+
+    @property
+    def precision(self) -> float | None:
+        """The share of the phrases found that were said."""
+        return _rate(self.num_right, self.num_found)
+
+    @property
+    def false_alarms(self) -> int:
+        """Phrases found that were not said."""
+        return self.num_found - self.num_right
+
+
+def _rate(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+def score_hotwords(
+    references: Sequence[str], hypotheses: Sequence[str], hotwords: Sequence[Hotword]
+) -> HotwordScore:
+    """Compare hypotheses with references, pair by pair; both as they are before spellings are replaced.
+
+    References may be empty (silence): whatever is found there is a false alarm.
+    """
+    matcher = HotwordMatcher(hotwords)
+    errors, num_words = Counter[bool](), Counter[bool]()  # True: of hotwords
+    right = said = found = 0
+    for reference, hypothesis in zip(references, hypotheses, strict=True):
+        is_hotword = matcher.mark(reference.split()), matcher.mark(hypothesis.split())
+        num_words.update(is_hotword[0])
+        errors.update(_list_errors(reference, hypothesis, *is_hotword))
+        said_here, found_here = matcher.count(reference), matcher.count(hypothesis)
+        said += said_here.total()
+        found += found_here.total()
+        right += (said_here & found_here).total()
+    return HotwordScore(
+        hotword_errors=errors[True],
+        hotword_words=num_words[True],
+        other_errors=errors[False],
+        other_words=num_words[False],
+        num_right=right,
+        num_said=said,
+        num_found=found,
+    )
+
+
+def _list_errors(
+    reference: str, hypothesis: str, in_reference: list[bool], in_hypothesis: list[bool]
+) -> list[bool]:
+    """Return for each error whether it is a hotword's."""
+    if not in_reference:
+        return in_hypothesis
+    (chunks,) = jiwer.process_words([reference], [hypothesis]).alignments
+    errors: list[bool] = []
+    for chunk in chunks:
+        if chunk.type == "insert":
+            errors += in_hypothesis[chunk.hyp_start_idx : chunk.hyp_end_idx]
+        elif chunk.type != "equal":
+            errors += in_reference[chunk.ref_start_idx : chunk.ref_end_idx]
+    return errors

@@ -1,0 +1,149 @@
+"""What `vox transcribe` and `vox.load(...).transcribe(...)` return, and the formats that it is written in."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+
+# A caption ends at a pause, or where it would be too long to read.
+CAPTION_PAUSE_SECONDS = 0.8
+CAPTION_SECONDS = 6.0
+CAPTION_CHARACTERS = 80
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word, its time in seconds from the beginning of the recording, and how sure the model is of it.
+
+    start, end: None where the text has more labels than the recording has frames to align them with.
+    confidence: a probability; None where there are no times.
+    """
+
+    text: str
+    start: float | None
+    end: float | None
+    confidence: float | None
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """A text that a search found, its score (a weighted sum of natural logarithms), and its parts."""
+
+    text: str
+    score: float | None
+    parts: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """The text of one recording.
+
+    audio: the recording's path, or "" for an array. seconds: its length. decoder: the search's name.
+    confidence: the mean of the words'; of a text without words, that nothing was said; None without times.
+    alternatives: the texts that were asked for, best first; the first is this one.
+    """
+
+    audio: str
+    seconds: float
+    decoder: str
+    text: str
+    words: tuple[Word, ...]
+    confidence: float | None
+    alternatives: tuple[Alternative, ...]
+
+
+def to_json(transcript: Transcript) -> str:
+    """Write a transcript as one line of JSON, with the fields of the dataclasses."""
+    return json.dumps(asdict(transcript), ensure_ascii=False) + "\n"
+
+
+def to_tsv(transcript: Transcript) -> str:
+    """Write a line a word, with tabs: start and end in seconds, word, confidence; first a line of names."""
+    lines = ["start\tend\tword\tconfidence"]
+    lines += [
+        "\t".join((_number(word.start), _number(word.end), word.text, _number(word.confidence)))
+        for word in transcript.words
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def to_ctm(transcript: Transcript) -> str:
+    """Write NIST's CTM: recording, channel, start, duration, word, confidence; no word without times."""
+    name = transcript.audio.replace(" ", "_") or "-"
+    return "".join(
+        f"{name} 1 {word.start:.3f} {word.end - word.start:.3f} {word.text} {word.confidence:.3f}\n"
+        for word in transcript.words
+        if word.start is not None and word.end is not None and word.confidence is not None
+    )
+
+
+def to_srt(transcript: Transcript) -> str:
+    """Write SubRip captions."""
+    blocks = [
+        f"{number}\n{_clock(start, ',')} --> {_clock(end, ',')}\n{text}\n"
+        for number, (start, end, text) in enumerate(_captions(transcript), start=1)
+    ]
+    return "\n".join(blocks)
+
+
+def to_vtt(transcript: Transcript) -> str:
+    """Write WebVTT captions."""
+    blocks = [
+        f"{_clock(start, '.')} --> {_clock(end, '.')}\n{text}\n" for start, end, text in _captions(transcript)
+    ]
+    return "\n".join(["WEBVTT\n", *blocks])
+
+
+FORMATS: dict[str, Callable[[Transcript], str]] = {
+    "json": to_json,
+    "srt": to_srt,
+    "vtt": to_vtt,
+    "ctm": to_ctm,
+    "tsv": to_tsv,
+}
+
+
+def _captions(transcript: Transcript) -> Iterator[tuple[float, float, str]]:
+    """Cut the words into captions: start, end, text. Without times, one caption for the whole recording."""
+    words = transcript.words
+    if any(word.start is None for word in words):
+        yield 0.0, transcript.seconds, transcript.text
+        return
+    for caption in _cut(words):
+        first, last = caption[0].start, caption[-1].end
+        assert first is not None and last is not None
+        yield first, last, " ".join(word.text for word in caption)
+
+
+def _cut(words: Sequence[Word]) -> Iterable[list[Word]]:
+    caption: list[Word] = []
+    for word in words:
+        if caption and _ends_before(caption, word):
+            yield caption
+            caption = []
+        caption.append(word)
+    if caption:
+        yield caption
+
+
+def _ends_before(caption: Sequence[Word], word: Word) -> bool:
+    first, last = caption[0], caption[-1]
+    assert first.start is not None and last.end is not None
+    assert word.start is not None and word.end is not None
+    length = sum(len(each.text) + 1 for each in caption) + len(word.text)
+    return (
+        word.start - last.end > CAPTION_PAUSE_SECONDS
+        or word.end - first.start > CAPTION_SECONDS
+        or length > CAPTION_CHARACTERS
+    )
+
+
+def _clock(seconds: float, point: str) -> str:
+    milliseconds = round(seconds * 1000)
+    minutes, milliseconds = divmod(milliseconds, 60_000)
+    return (
+        f"{minutes // 60:02d}:{minutes % 60:02d}:{milliseconds // 1000:02d}{point}{milliseconds % 1000:03d}"
+    )
+
+
+def _number(number: float | None) -> str:
+    return "" if number is None else f"{number:.3f}"
