@@ -20,7 +20,7 @@ from vox.audio import read_header
 from vox.checkpoint import load_recogniser
 from vox.cli import main
 from vox.corpus import Utterance
-from vox.decode import DECODERS, VALIDATION_DECODERS, Hypothesis
+from vox.decode import DECODERS, VALIDATION_DECODERS, Hypothesis, SearchOptions
 from vox.decode.ctc import greedy_ctc
 from vox.errors import ReportError
 from vox.model.decoder import Decoder
@@ -342,7 +342,8 @@ def test_the_encoder_is_counted_to_every_decoder() -> None:
     tally = _Tally(texts={"a": {"u": "go"}, "b": {"u": "go"}}, truncated={"a": [], "b": ["u"]})
     tally.seconds |= {"": 1.0, "a": 0.5, "b": 2.0}
     tally.num_samples = 10 * SAMPLE_RATE
-    evaluation = _score_tally("s", [Utterance("u", Path("u.wav"), "go", "", 160_000)], tally, {})
+    utterance = Utterance("u", Path("u.wav"), "go", "", 160_000)
+    evaluation = _score_tally("s", [utterance], tally, {}, SearchOptions())
     assert evaluation.decoders["a"].real_time_factor == pytest.approx(0.15)
     assert evaluation.decoders["b"].real_time_factor == pytest.approx(0.3)
     assert evaluation.decoders["b"].truncated_ids == ["u"]
