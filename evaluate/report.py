@@ -118,11 +118,11 @@ def _make_report(
         "precision": evaluation.precision,
         "decoders": {
             name: _decoder_figures(name, result)
+            | _search_figures(name, evaluation.options)
             | {
                 "wer_interval": intervals.wer[name].interval,
                 "cer_interval": intervals.cer[name].interval,
             }
-            | _search_figures(name, evaluation.options)
             for name, result in evaluation.decoders.items()
         },
         **describe_intervals(intervals),

@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import torch
 
+import vox
 from evaluate.intervals import read_earlier
 from evaluate.report import default_out_dir
 from evaluate.run import _score_tally, _Tally
@@ -22,10 +23,10 @@ from vox.cli import main
 from vox.corpus import Utterance
 from vox.decode import DECODERS, VALIDATION_DECODERS, Hypothesis, SearchOptions
 from vox.decode.ctc import greedy_ctc
-from vox.errors import ReportError
+from vox.errors import AudioError, ReportError
 from vox.model.decoder import Decoder
 from vox.model.recogniser import Recogniser
-from vox.transcribe import transcribe_files
+from vox.transcribe import Transcriber
 from vox.units import SAMPLE_RATE
 
 Lines = list[dict[str, object]]
@@ -382,11 +383,11 @@ def test_transcribe_warns_of_recordings_longer_than_those_trained_on(
     for path, seconds in zip(paths, (2, 3), strict=True):
         soundfile.write(path, make_speech(seconds * SAMPLE_RATE, 1), SAMPLE_RATE)
     trained = replace(loaded, state={"longest_train_samples": 2 * SAMPLE_RATE})
-    assert len(list(transcribe_files(trained, paths, "ctc"))) == 2
+    assert len(list(Transcriber(trained, "ctc").transcribe(paths))) == 2
     (record,) = caplog.records
     assert record.getMessage().startswith(f"{paths[1]} is 3.0 s long, and no recording of the training")
     caplog.clear()
-    list(transcribe_files(loaded, paths, "ctc"))  # an older checkpoint did not record it
+    list(Transcriber(loaded, "ctc").transcribe(paths))  # an older checkpoint did not record it
     assert not caplog.records
 
 
@@ -403,7 +404,7 @@ def test_transcribe_warns_where_the_decoders_differ_in_length(
         found = [[Hypothesis([go] * num_labels)]]
         monkeypatch.setitem(DECODERS, "attention", lambda *_, found=found: found)
         caplog.clear()
-        list(transcribe_files(load_recogniser(go_checkpoint), [path], "attention"))
+        list(Transcriber(load_recogniser(go_checkpoint), "attention").transcribe([path]))
         assert [f"found {num_labels} labels and CTC 1" in r.getMessage() for r in caplog.records] == (
             [True] if is_warned else []
         )
@@ -431,5 +432,42 @@ def test_one_answer_comes_from_the_decoder_with_the_lower_dev_wer(
     for name in VALIDATION_DECODERS:
         ids = loaded.tokenizer.encode("go" if name == "ctc" else "left")
         monkeypatch.setitem(DECODERS, name, lambda *_, ids=ids: [[Hypothesis(ids)]])
-    ((_, text),) = transcribe_files(replace(loaded, state={"dev": {"wer": wer}} if wer else {}), [path])
-    assert text == ("go" if expected == "ctc" else "left")
+    loaded = replace(loaded, state={"dev": {"wer": wer}} if wer else {})
+    (transcript,) = Transcriber(loaded).transcribe([path])
+    assert (transcript.decoder, transcript.text) == (expected, "go" if expected == "ctc" else "left")
+
+
+def test_load_transcribes_files_and_arrays_alike(go_checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, make_speech(SAMPLE_RATE, 1), SAMPLE_RATE, subtype="FLOAT")
+    transcriber = vox.load(go_checkpoint, decoder="ctc_beam", nbest=2, device="cpu")
+    from_file, from_array = transcriber.transcribe([path, make_speech(SAMPLE_RATE, 1)])
+    assert replace(from_array, audio=str(path)) == from_file
+    assert (from_file.text, from_file.decoder, from_file.seconds) == ("go", "ctc_beam", 1.0)
+    (word,) = from_file.words
+    assert word.start is not None and word.end is not None and word.confidence is not None
+    assert 0 <= word.start < word.end <= 1.0 and 0 < word.confidence <= 1
+    first, second = from_file.alternatives
+    assert first.text == "go" and first.score is not None and second.score is not None
+    assert first.score > second.score and first.parts == {"ctc": pytest.approx(first.score)}
+    with pytest.raises(AudioError, match=r"array 1; give float32 \[samples\] at 16 kHz"):
+        list(transcriber.transcribe([np.zeros((2, 8_000), np.float32)]))
+
+
+def test_transcribe_writes_formats_and_several_texts(
+    go_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, make_speech(SAMPLE_RATE, 1), SAMPLE_RATE)
+    arguments = ["transcribe", str(path), "--checkpoint", str(go_checkpoint), "--device", "cpu"]
+    assert main([*arguments, "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["words"][0]["text"] == "go"
+    assert main([*arguments, "--format", "srt"]) == 0
+    assert capsys.readouterr().out.endswith("\ngo\n")
+    assert main([*arguments, "--decoder", "ctc_beam", "--nbest", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and lines[0].endswith("\tgo")
+    assert main([*arguments, "--nbest", "2"]) == 2
+    assert "--nbest is for a search" in capsys.readouterr().err
+    assert main([*arguments, str(path), "--format", "vtt"]) == 2
+    assert "--format vtt is for one FILE" in capsys.readouterr().err

@@ -51,13 +51,23 @@ def write_whole(path: Path, content: bytes, *, is_durable: bool = True) -> None:
     is_durable: return only when content and name are on disk. Without it a loss of power may undo the write
     or leave an empty file: enough for what is soon written again, and readers must accept a damaged file.
     """
+    with replacing(path, is_durable=is_durable) as (part_path, fd), name_os_errors(part_path):
+        view = memoryview(content)
+        while view:
+            view = view[os.write(fd, view) :]
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, is_durable: bool = True) -> Iterator[tuple[Path, int]]:
+    """Yield an unfinished file's path and descriptor to write to; afterwards, give it its final name.
+
+    An error inside leaves the old file as it was. is_durable: as in `write_whole`. Raises OSError.
+    """
     part_path, fd = create_part(path)
     try:
-        with name_os_errors(part_path):
-            view = memoryview(content)
-            while view:
-                view = view[os.write(fd, view) :]
-            if is_durable:
+        yield part_path, fd
+        if is_durable:
+            with name_os_errors(part_path):
                 os.fsync(fd)
         part_path.replace(path)
         if is_durable:

@@ -8,7 +8,6 @@ Letters: M n-grams of one order, k that order.
 
 import gzip
 import math
-import os
 import re
 from array import array
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from typing import TextIO
 import numpy as np
 from numpy.typing import NDArray
 
+from vox.disk import replacing
 from vox.errors import LanguageModelError
 
 BOS, EOS, UNK = "<s>", "</s>", "<unk>"
@@ -171,22 +171,15 @@ class _Reader:
 
 
 def write_arpa(path: Path | str, vocabulary: Sequence[str], tables: Sequence[NgramTable]) -> None:
-    """Write an ARPA file: it appears whole or not at all. Makes its folder; gzipped if the name ends in .gz.
+    """Write an ARPA file atomically, gzipped if its name ends in .gz. Makes its folder; raises OSError.
 
     The back-off weight is left out in the highest order.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        opener = gzip.open if path.suffix == ".gz" else open
-        with opener(beside, "wt", encoding="utf-8") as file:
-            file.writelines(_format_lines(vocabulary, tables))
-        with beside.open("rb") as written:
-            os.fsync(written.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    opener = gzip.open if path.suffix == ".gz" else open
+    with replacing(path) as (part_path, _), opener(part_path, "wt", encoding="utf-8") as file:
+        file.writelines(_format_lines(vocabulary, tables))
 
 
 def _format_lines(vocabulary: Sequence[str], tables: Sequence[NgramTable]) -> Iterator[str]:
