@@ -23,7 +23,7 @@ from vox.data.batch import AudioBatch, LabelBatch, make_label_batch
 from vox.decode import DECODERS
 from vox.model.recogniser import Recogniser
 
-SECONDS = (1.3, 2.1, 2.2, 3.0)  # of four micro-batches
+SECONDS = (1.5, 2.1, 2.2, 3.0)  # of four micro-batches
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +61,7 @@ def gradient_of(recogniser: Recogniser) -> torch.Tensor:
 def test_compiled_layers_compute_what_they_compute_uncompiled(tiny_wavlm_dir):
     """Dropout included; three kinds of layer are compiled, once each, for all lengths. Decoding is not."""
     recogniser = tiny_recogniser(tiny_wavlm_dir)
-    recogniser.extractor.wavlm.freeze_except((2, 3))
+    recogniser.extractor.wavlm.freeze_except((3,))
     names = list(recogniser.state_dict())
     expected = gradient_of(recogniser)
     compile_layers(recogniser)
@@ -69,7 +69,7 @@ def test_compiled_layers_compute_what_they_compute_uncompiled(tiny_wavlm_dir):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
     assert list(recogniser.state_dict()) == names
     compilations = counters["stats"]["unique_graphs"]
-    assert 3 <= compilations <= 5 and not counters["graph_break"]
+    assert compilations == 3 and not counters["graph_break"]
     recogniser.eval()
     batch, _ = make_batch(2.0)
     with torch.no_grad():
