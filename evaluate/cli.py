@@ -53,6 +53,12 @@ from vox.options import BEAM_OPTION, PositiveFloat
     help="Processes that decode audio files; 0: none of their own.",
 )
 @click.option("--skip-bad", is_flag=True, help="Leave out utterances that cannot be used; they are listed.")
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The report of an earlier evaluation of this split, to compare with.",
+)
 def evaluate(
     split: str,
     checkpoint: Path | None,
@@ -64,11 +70,13 @@ def evaluate(
     batch_seconds: float,
     workers: int,
     skip_bad: bool,
+    against: Path | None,
 ) -> None:
     """Measure WER and CER on a split.
 
-    Prints a line for each decoder, and writes hypotheses and a report.
+    Prints a line for each decoder, and writes hypotheses, a report and a page to look at.
     """
+    from evaluate.intervals import read_earlier
     from evaluate.report import (
         default_out_dir,
         describe_checkpoint,
@@ -91,6 +99,7 @@ def evaluate(
     loaded = load_recogniser(folder.resolve(), place)
     identity = describe_checkpoint(folder, loaded)
     utterances, problems = load_split_and_problems(root, split, skip_bad=skip_bad)
+    earlier = None if against is None else read_earlier(against, names, utterances)
     out_dir = prepare_out_dir(out or default_out_dir(folder, split))
 
     evaluation = evaluate_split(
@@ -104,5 +113,6 @@ def evaluate(
         left_out={problem.name: problem.reason for problem in problems},
     )
     click.echo(format_table(evaluation))
-    write_report(out_dir, evaluation, identity)
+    write_report(out_dir, evaluation, identity, utterances, earlier)
     click.echo(f"report: {out_dir / 'report.json'}")
+    click.echo(f"page: {out_dir / 'report.html'}")

@@ -1,22 +1,26 @@
-"""Evaluation's outputs: a table for people, a report and the hypotheses for programs.
+"""Evaluation's outputs: a table and a page for people, a report and the hypotheses for programs.
 
 report.json               every figure, the checkpoint's identity, versions, what was excluded and why
 report.txt                the table
+report.html               the page (see evaluate/page.py)
 hypotheses-<decoder>.jsonl  an utterance a line: id, reference, hypothesis, errors, words, alignment
 """
 
 import json
 import platform
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import vox
+from evaluate.intervals import EarlierReport, Intervals, describe_intervals, measure_intervals
+from evaluate.page import render_page
 from evaluate.run import DecoderResult, Evaluation
 from vox.checkpoint import Checkpoint
+from vox.corpus import Utterance
 from vox.decode import GREEDY_DECODERS, SearchOptions
 from vox.disk import remove_leftovers, write_whole
 from vox.runs.layout import CHECKPOINTS, CHECKSUMS, MODEL
@@ -76,20 +80,35 @@ def describe_checkpoint(path: Path, loaded: Checkpoint) -> dict[str, Any]:
     }
 
 
-def write_report(out_dir: Path, evaluation: Evaluation, checkpoint: Mapping[str, Any]) -> None:
+def write_report(
+    out_dir: Path,
+    evaluation: Evaluation,
+    checkpoint: Mapping[str, Any],
+    utterances: Sequence[Utterance],
+    earlier: EarlierReport | None = None,
+) -> None:
     """Write the report's files; each replaces an old one whole. Raises OSError.
 
-    checkpoint: from `describe_checkpoint`.
+    checkpoint: from `describe_checkpoint`. utterances: those of the evaluation, probed, and perhaps more.
+    earlier: to compare with.
     """
-    for name, result in evaluation.decoders.items():
-        write_whole(out_dir / f"hypotheses-{name}.jsonl", _hypothesis_lines(evaluation, result).encode())
+    by_id = {utterance.id: utterance for utterance in utterances}
+    intervals = measure_intervals(evaluation, by_id, earlier)
+    rows = {name: _hypothesis_rows(evaluation, result) for name, result in evaluation.decoders.items()}
+    for name, some in rows.items():
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in some)
+        write_whole(out_dir / f"hypotheses-{name}.jsonl", lines.encode())
     write_whole(out_dir / "report.txt", f"{format_table(evaluation)}\n".encode())
+    page = render_page(evaluation, intervals, rows, by_id, checkpoint, out_dir)
+    write_whole(out_dir / "report.html", page.encode())
     # Last: a report.json that is there has all its parts beside it.
-    report = json.dumps(_make_report(evaluation, checkpoint), indent=1, ensure_ascii=False)
+    report = json.dumps(_make_report(evaluation, intervals, checkpoint), indent=1, ensure_ascii=False)
     write_whole(out_dir / "report.json", f"{report}\n".encode())
 
 
-def _make_report(evaluation: Evaluation, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+def _make_report(
+    evaluation: Evaluation, intervals: Intervals, checkpoint: Mapping[str, Any]
+) -> dict[str, Any]:
     return {
         "split": evaluation.split,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -98,11 +117,18 @@ def _make_report(evaluation: Evaluation, checkpoint: Mapping[str, Any]) -> dict[
         "audio_seconds": evaluation.audio_seconds,
         "precision": evaluation.precision,
         "decoders": {
-            name: _decoder_figures(name, result) | _search_figures(name, evaluation.options)
+            name: _decoder_figures(name, result)
+            | _search_figures(name, evaluation.options)
+            | {
+                "wer_interval": intervals.wer[name].interval,
+                "cer_interval": intervals.cer[name].interval,
+            }
             for name, result in evaluation.decoders.items()
         },
+        **describe_intervals(intervals),
         "num_excluded": len(evaluation.excluded),
         "excluded": evaluation.excluded,
+        "page": "report.html",
         "versions": {"vox": vox.__version__, "python": platform.python_version()} | _find_versions(),
     }
 
@@ -129,23 +155,19 @@ def _search_figures(name: str, options: SearchOptions) -> dict[str, Any]:
     return {"beam": options.beam, "ctc_weight": options.ctc_weight, "length_bonus": options.length_bonus}
 
 
-def _hypothesis_lines(evaluation: Evaluation, result: DecoderResult) -> str:
+def _hypothesis_rows(evaluation: Evaluation, result: DecoderResult) -> list[dict[str, Any]]:
     rows = zip(evaluation.ids, evaluation.references, result.hypotheses, result.score.utterances, strict=True)
-    return "".join(
-        json.dumps(
-            {
-                "id": utterance_id,
-                "reference": reference,
-                "hypothesis": hypothesis,
-                "errors": counts.num_errors,
-                "words": counts.num_words,
-                "alignment": counts.alignment,
-            },
-            ensure_ascii=False,
-        )
-        + "\n"
+    return [
+        {
+            "id": utterance_id,
+            "reference": reference,
+            "hypothesis": hypothesis,
+            "errors": counts.num_errors,
+            "words": counts.num_words,
+            "alignment": counts.alignment,
+        }
         for utterance_id, reference, hypothesis, counts in rows
-    )
+    ]
 
 
 def _find_versions() -> dict[str, str]:

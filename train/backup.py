@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from train.options import find_run_id
 from vox.disk import hash_file, hash_stream, write_whole
@@ -54,6 +55,20 @@ def open_target(url: str, option: str) -> tuple[fsspec.AbstractFileSystem, str]:
             f"{option}: {error}", where=url, remedy="install what that kind of URL needs"
         ) from None
     return filesystem, root.rstrip("/")
+
+
+def start_backup(url: str | None, run_dir: Path) -> "Backup | None":
+    """Start copying a run's checkpoints to a URL, if there is one; raises ConfigError as `Backup` does.
+
+    A backup that is resumed where it lies is told to copy itself onto itself: it does not, and says so.
+    """
+    if url is None:
+        return None
+    filesystem, root = open_target(url, "--backup")
+    if isinstance(filesystem, LocalFileSystem) and Path(root, run_dir.name).resolve() == run_dir.resolve():
+        log.warning("--backup: %s is the run itself, so there is no backup; name another with --backup", url)
+        return None
+    return Backup(url, run_dir)
 
 
 def read_pointers(filesystem: fsspec.AbstractFileSystem, run_root: str) -> dict[str, str]:

@@ -18,6 +18,7 @@ from train.signals import Interrupted
 from train.splits import TrainingSplit
 from train.step import LabelTotals, MicroBatchTooLargeError, StepSettings, run_update
 from train.validate import DevResult, Stopped
+from vox.config import switch_is_on
 from vox.data.batch import AudioBatch, FeatureBatch, LabelBatch
 from vox.data.plan import Update, plan_epoch
 from vox.device import peak_memory_gb
@@ -93,6 +94,7 @@ def _run_updates(run: Run, bar: "tqdm[NoReturn]") -> bool:
         except MicroBatchTooLargeError:
             return False  # the error holds on to tensors: the caller goes on without it
         bar.update()
+        run.writer.check()
         if progress.update % config.train.log_updates == 0:
             _write_window(run, bar)
         is_due = (time.monotonic() - last_save) / 60 >= config.train.checkpoint_minutes
@@ -101,6 +103,7 @@ def _run_updates(run: Run, bar: "tqdm[NoReturn]") -> bool:
             save(run, checkpoint_name(progress.update))
             last_save = time.monotonic()
         if is_asked_to_stop:
+            run.writer.wait()
             raise Interrupted(run.signals.number)
         _validate_if_due(run, len(plan))
     return True
@@ -159,6 +162,7 @@ def step_settings(run: Run, ctc_weight: float) -> StepSettings:
         max_grad_norm=config.optimizer.max_grad_norm,
         augment=config.augment,
         cached_layer=run.parts.cached_layer,
+        is_padded_to_few_shapes=switch_is_on(config.train.few_shapes, auto=run.device.type == "cuda"),
     )
 
 

@@ -35,7 +35,7 @@ def settle_micro_batch(run: Run, settings: StepSettings) -> None:
     states stay as they are. Raises DeviceError, naming the setting to lower, where memory does not suffice.
     """
     progress, data = run.progress, run.parts.config.data
-    recorded = progress.micro_batch_utterances
+    recorded, is_tried = progress.micro_batch_utterances, False
     if data.micro_batch_utterances != "auto":
         # A run that once ran out of memory goes on as it did then.
         progress.micro_batch_utterances = min(data.micro_batch_utterances, recorded or MAX_COUNT)
@@ -46,10 +46,12 @@ def settle_micro_batch(run: Run, settings: StepSettings) -> None:
         room = 1.0 if recorded else ROOM
         found = find_largest(most, lambda count: _fits(run, settings, count, room))
         progress.micro_batch_utterances = min(run.ranks.gather(found))
+        is_tried = 1 < found == progress.micro_batch_utterances  # the last that was tried, and it fitted
         log.info("micro-batches of %d utterances", progress.micro_batch_utterances)
     if run.device.type != "cuda":
         return
-    rehearse(run, settings)
+    if not is_tried:
+        rehearse(run, settings)
     log.info("the largest micro-batch takes %.1f GB", peak_memory_gb(run.device))
     torch.cuda.reset_peak_memory_stats(run.device)  # the metrics tell what training itself takes
 

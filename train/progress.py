@@ -11,6 +11,7 @@ import torch
 
 from train.backup import Backup
 from train.build import Parts
+from train.checkpoint_writer import CheckpointWriter, copy_to_host
 from train.heartbeat import Heartbeat
 from train.metrics import MetricsLog
 from train.ranks import Ranks
@@ -87,6 +88,7 @@ class Run:
     metrics: MetricsLog | None  # of the first rank only, as is the backup
     heartbeat: Heartbeat
     signals: Signals
+    writer: CheckpointWriter
     ema: "Ema | None" = None
     backup: Backup | None = None
     unread_results: list[tuple[int, Update, float, UpdateResult]] = field(default_factory=list)
@@ -112,44 +114,52 @@ class Run:
 
 
 def save_run(run: Run, name: str, *, is_best: bool = False) -> None:
-    """Write a checkpoint, move the links to it, and delete those that are not to be kept.
+    """Copy the run's state, and let it be written as a checkpoint while training goes on.
 
-    Every rank must call this; the first one writes. `best` moves first: killed before `last` has followed,
-    the run resumes from the old `last`, whose state names the old best one, still there. Nothing is
-    deleted before both links are on disk.
+    Every rank must call this; the first one writes. Waits for the checkpoint before, and raises what went
+    wrong with it.
     """
     if is_best:
         run.progress.best_checkpoint = name
     rng_states = run.ranks.gather(read_rng(run.device))
-    links = (run.run_dir / BEST, run.run_dir / LAST)
-    # Resumed from it, or saved a moment ago: nothing is new.
-    if run.metrics is None or links[1].resolve().name == name:
+    if run.metrics is None:
         return
     with run.heartbeat.during("saving"):
-        _write_checkpoint(run, run.checkpoints_dir / name, links, is_best, rng_states)
+        run.writer.wait()
+        if (run.run_dir / LAST).resolve().name != name:  # or nothing is new: resumed from it, or just saved
+            content = _copy_content(run, run.metrics, rng_states)
+            run.writer.start(lambda: _write_checkpoint(run, run.checkpoints_dir / name, is_best, content))
 
 
-def _write_checkpoint(
-    run: Run, folder: Path, links: tuple[Path, Path], is_best: bool, rng_states: list[RngState]
-) -> None:
-    assert run.metrics is not None
-    run.progress.metrics_bytes = run.metrics.sync()
-    save_checkpoint(
-        folder,
-        recogniser=run.parts.recogniser,
-        tokenizer=run.parts.tokenizer,
-        config=run.parts.config,
-        state=asdict(run.progress),
-        averaged=None if run.ema is None else run.ema.weights,
-        trainer_state={
-            "optimizer": run.optimizer.state_dict(),
+def _copy_content(run: Run, metrics: MetricsLog, rng_states: list[RngState]) -> dict[str, Any]:
+    """Copy what changes from update to update, under the names that `save_checkpoint` has for it."""
+    run.progress.metrics_bytes = metrics.sync()
+    return {
+        "state": asdict(run.progress),
+        "weights": copy_to_host(run.parts.recogniser.state_dict()),
+        "averaged": None if run.ema is None else copy_to_host(run.ema.weights),
+        "trainer_state": {
+            "optimizer": copy_to_host(run.optimizer.state_dict()),
             "scaler": run.scaler.state_dict(),
             "rng": rng_states,
         },
+    }
+
+
+def _write_checkpoint(run: Run, folder: Path, is_best: bool, content: dict[str, Any]) -> None:
+    """Write a checkpoint, move the links to it, and delete those that are not to be kept.
+
+    `best` moves first: killed before `last` has followed, the run resumes from the old `last`, whose state
+    names the old best one, still there. Nothing is deleted before both links are on disk.
+    """
+    parts = run.parts
+    save_checkpoint(
+        folder, recogniser=parts.recogniser, tokenizer=parts.tokenizer, config=parts.config, **content
     )
+    links = (run.run_dir / BEST, run.run_dir / LAST)
     for link in links if is_best else links[1:]:
         replace_link(link, folder)
-    remove_unlinked(run.checkpoints_dir, links, run.parts.config.train.keep_checkpoints)
+    remove_unlinked(run.checkpoints_dir, links, parts.config.train.keep_checkpoints)
     if run.backup is not None:
         run.backup.submit(folder, is_best=is_best)
 

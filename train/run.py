@@ -8,8 +8,10 @@ from pathlib import Path
 import torch
 
 from train.average import AVERAGE, Ema, average_checkpoints, validate_run
-from train.backup import Backup
+from train.backup import Backup, start_backup
 from train.build import Parts, build_parts, count_trainable
+from train.checkpoint_writer import CheckpointWriter
+from train.compiling import compile_layers
 from train.handoff import check_handoff
 from train.heartbeat import Heartbeat
 from train.loop import record, report_failures, save, step_settings, train_epochs
@@ -25,7 +27,7 @@ from train.stages import find_stage
 from train.step import settle_buckets, wrap_losses
 from train.validate import Stopped, rank_result
 from vox.checkpoint import load_averaged, load_trainer_state, read_state
-from vox.config import Config, dump_config, load_saved_config
+from vox.config import Config, dump_config, load_saved_config, switch_is_on
 from vox.data.plan import num_updates
 from vox.device import local_device, pick_device, pick_precision
 from vox.disk import write_whole
@@ -91,9 +93,10 @@ def _run_stage(
     run = _build_run(options, parts, device, precision, ranks, heartbeat, signals)
     is_done = False
     try:
-        _start(run, options)
-        train_epochs(run)
-        _average_at_the_end(run)
+        with run.writer:
+            _start(run, options)
+            train_epochs(run)
+            _average_at_the_end(run)
         is_done = True
     finally:
         if run.metrics is not None:
@@ -138,7 +141,8 @@ def _start(run: Run, options: TrainOptions) -> None:
     if find_stage(options.stage).checks_handoff:
         _hand_over(run)
     else:
-        save(run, checkpoint_name(0))  # also finds a disk that is too small before any work is done
+        save(run, checkpoint_name(0))
+    run.writer.wait()  # finds a disk that is too small before any work is done
 
 
 def _build_run(
@@ -164,12 +168,14 @@ def _build_run(
         progress = _find_progress(options, parts, progress, ranks)
     metrics = backup = None
     if ranks.is_first:
-        backup = Backup(options.backup, options.run_dir) if options.backup else None
+        backup = start_backup(options.backup, options.run_dir)
         metrics = MetricsLog(
             options.run_dir,
             keep_bytes=progress.metrics_bytes,
             purge_update=progress.update + 1 if options.resume else None,
         )
+    if switch_is_on(config.train.compile, auto=False):  # until it has been measured on a GPU
+        compile_layers(parts.recogniser)
     return Run(
         parts=parts,
         run_dir=options.run_dir,
@@ -184,6 +190,7 @@ def _build_run(
         metrics=metrics,
         heartbeat=heartbeat,
         signals=signals,
+        writer=CheckpointWriter(device),
         ema=None if config.train.ema_decay is None else Ema(parts.recogniser, config.train.ema_decay),
         backup=backup,
     )
@@ -264,6 +271,7 @@ def _average_at_the_end(run: Run) -> None:
     count = run.parts.config.train.average_checkpoints
     if count == 0 or run.progress.weights == AVERAGE:  # resumed after it was done
         return
+    run.writer.wait()  # the newest may be under way
     try:
         results = average_checkpoints(run, count)
     except Stopped:  # resumed, it is done again

@@ -68,6 +68,7 @@ class StepSettings:
     max_grad_norm: float
     augment: AugmentConfig | None
     cached_layer: int | None = None  # the layer whose output the cache holds; None: it holds the mix
+    is_padded_to_few_shapes: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,8 @@ class Losses(nn.Module):
     def forward(self, cpu_batch: Batch, cpu_labels: LabelBatch, settings: StepSettings) -> LossSums:
         """Copy a batch to the device, mask its features, and compute both losses."""
         batch, labels = cpu_batch.to(settings.device), cpu_labels.to(settings.device)
+        if settings.is_padded_to_few_shapes:
+            batch, labels = batch.pad_to_few_shapes(), labels.pad_to_few_shapes()
         with autocast(settings.device, settings.precision):
             features_BTC, num_frames_B = features_of(self.recogniser, batch, settings.cached_layer)
             if settings.augment is not None:

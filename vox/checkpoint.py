@@ -73,11 +73,13 @@ def save_checkpoint(
     tokenizer: Tokenizer,
     config: Config,
     state: Mapping[str, Any],
+    weights: Mapping[str, torch.Tensor] | None = None,
     averaged: Mapping[str, torch.Tensor] | None = None,
     trainer_state: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a checkpoint folder whole: beside its name, fsynced, renamed.
 
+    `weights` is a copy of the recogniser's state dict to write in its place, where that may change meanwhile.
     `averaged` are averages of some parameters, which count in their place where `state` says "weights":
     "ema". `state` must be JSON; `trainer_state` tensors and plain values that torch loads with weights_only.
     A folder of that name that is there already is replaced. Raises CheckpointError when the disk is full;
@@ -86,7 +88,8 @@ def save_checkpoint(
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    tensors = {name: tensor.detach().contiguous() for name, tensor in recogniser.state_dict().items()}
+    weights = recogniser.state_dict() if weights is None else weights
+    tensors = {name: tensor.detach().contiguous() for name, tensor in weights.items()}
     check_checkpoint_space(folder.parent, sum(map(_count_bytes, (tensors, averaged, trainer_state))))
     partial.mkdir()
     try:

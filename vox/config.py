@@ -123,6 +123,14 @@ class FeaturesConfig(_Section):
         return self
 
 
+Switch = Literal["auto"] | bool
+
+
+def switch_is_on(switch: Switch, *, auto: bool) -> bool:
+    """Say what a switch comes to, where `auto` is what it does by itself."""
+    return auto if switch == "auto" else bool(switch)
+
+
 _Speed = Annotated[float, Field(ge=0.5, le=2.0)]
 
 
@@ -213,6 +221,13 @@ class TrainConfig(_Section):
         default=0, ge=0, le=MAX_COUNT, description="newest validated ones averaged at the end, validated too"
     )
     log_updates: int = Field(default=10, ge=1, le=MAX_COUNT, description="updates between metric lines")
+    few_shapes: Switch = Field(
+        default="auto", description="pad batches to few lengths, by 1 % on average; auto: on a GPU"
+    )
+    compile: Switch = Field(
+        default="auto",
+        description="torch.compile of the layers that learn; auto: off, not measured on a GPU",
+    )
 
     @model_validator(mode="after")
     def _check_averaging(self) -> "TrainConfig":

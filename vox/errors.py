@@ -61,6 +61,10 @@ class HandoffError(VoxError):
     """Stage 2 does not start where stage 1 ended."""
 
 
+class ReportError(VoxError):
+    """A report of an earlier evaluation is missing, damaged, or of something else."""
+
+
 class DeviceError(VoxError):
     """The device asked for is not there, or its memory is too small."""
 

@@ -6,17 +6,47 @@ sums taken over the whole set, so that a long utterance weighs more than a short
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import jiwer
+
+# A word of the reference and the word that stands against it; None: an insertion, or a deletion.
+WordPair = tuple[str | None, str | None]
 
 
 @dataclass(frozen=True)
 class UtteranceScore:
     """One utterance's share in a Score."""
 
-    num_errors: int  # substitutions + deletions + insertions
     num_words: int  # in the reference
-    alignment: str  # see `_draw_alignment`
+    num_character_errors: int
+    num_characters: int  # in the reference, spaces included
+    pairs: tuple[WordPair, ...]  # the alignment, in order
+
+    @property
+    def substitutions(self) -> int:
+        """Count the words that another word stands for."""
+        return sum(None not in pair and pair[0] != pair[1] for pair in self.pairs)
+
+    @property
+    def deletions(self) -> int:
+        """Count the words of the reference that are missing."""
+        return sum(recognised is None for _, recognised in self.pairs)
+
+    @property
+    def insertions(self) -> int:
+        """Count the words that are not in the reference."""
+        return sum(spoken is None for spoken, _ in self.pairs)
+
+    @property
+    def num_errors(self) -> int:
+        """Count the substitutions, deletions and insertions."""
+        return sum(spoken != recognised for spoken, recognised in self.pairs)
+
+    @property
+    def alignment(self) -> str:
+        """Write the alignment in one line: `go {left>lift} {-up} {+now}`."""
+        return " ".join(draw_pair(pair) for pair in self.pairs)
 
 
 @dataclass(frozen=True)
@@ -53,37 +83,39 @@ def score(references: Sequence[str], hypotheses: Sequence[str]) -> Score:
         num_words=words.hits + words.substitutions + words.deletions,
         num_utterances=len(words.references),
         utterances=tuple(
-            _score_utterance(reference, hypothesis, chunks)
-            for reference, hypothesis, chunks in zip(
-                words.references, words.hypotheses, words.alignments, strict=True
-            )
+            _score_utterance(words, characters, index) for index in range(len(words.references))
         ),
     )
 
 
+def draw_pair(pair: WordPair) -> str:
+    """Write one step of an alignment: `go`, `{left>lift}`, `{-up}` or `{+now}`."""
+    spoken, recognised = pair
+    if spoken is None:
+        return f"{{+{recognised}}}"
+    if recognised is None:
+        return f"{{-{spoken}}}"
+    return spoken if spoken == recognised else f"{{{spoken}>{recognised}}}"
+
+
 def _score_utterance(
-    reference: list[str], hypothesis: list[str], chunks: list[jiwer.AlignmentChunk]
+    words: jiwer.WordOutput, characters: jiwer.CharacterOutput, index: int
 ) -> UtteranceScore:
-    num_errors = sum(
-        max(chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx)
-        for chunk in chunks
-        if chunk.type != "equal"
+    pairs: list[WordPair] = []
+    for chunk in words.alignments[index]:
+        spoken = words.references[index][chunk.ref_start_idx : chunk.ref_end_idx]
+        recognised = words.hypotheses[index][chunk.hyp_start_idx : chunk.hyp_end_idx]
+        # An insertion has no words on one side, a deletion none on the other.
+        pairs += zip_longest(spoken, recognised)
+    return UtteranceScore(
+        num_words=len(words.references[index]),
+        num_character_errors=sum(map(_count_errors, characters.alignments[index])),
+        num_characters=len(characters.references[index]),
+        pairs=tuple(pairs),
     )
-    return UtteranceScore(num_errors, len(reference), _draw_alignment(reference, hypothesis, chunks))
 
 
-def _draw_alignment(reference: list[str], hypothesis: list[str], chunks: list[jiwer.AlignmentChunk]) -> str:
-    """Write an alignment in one line: `go {left>lift} {-up} {+now}`."""
-    parts = []
-    for chunk in chunks:
-        said = reference[chunk.ref_start_idx : chunk.ref_end_idx]
-        heard = hypothesis[chunk.hyp_start_idx : chunk.hyp_end_idx]
-        if chunk.type == "equal":
-            parts += said
-        elif chunk.type == "substitute":
-            parts += [f"{{{a}>{b}}}" for a, b in zip(said, heard, strict=True)]
-        elif chunk.type == "delete":
-            parts += [f"{{-{a}}}" for a in said]
-        else:
-            parts += [f"{{+{b}}}" for b in heard]
-    return " ".join(parts)
+def _count_errors(chunk: jiwer.AlignmentChunk) -> int:
+    if chunk.type == "equal":
+        return 0
+    return max(chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx)

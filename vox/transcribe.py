@@ -5,18 +5,29 @@ Shape letters: B batch, S samples.
 
 import logging
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from vox.audio import read_audio
 from vox.checkpoint import Checkpoint
-from vox.decode import Hypothesis, Search, SearchOptions, make_search, preferred_decoder
+from vox.decode import (
+    Hypothesis,
+    Search,
+    SearchOptions,
+    check_decoder,
+    make_search,
+    preferred_decoder,
+)
 from vox.decode.ctc import decode_ctc
+from vox.decode.words import find_words
 from vox.device import autocast, pick_precision
 from vox.errors import AudioError, name_first
 from vox.model.encoded import Encoded
 from vox.model.recogniser import Recogniser
+from vox.transcript import Alternative, Transcript
 from vox.units import samples_to_frames, samples_to_seconds
 
 log = logging.getLogger(__name__)
@@ -36,76 +47,120 @@ def encode_audio(recogniser: Recogniser, waveforms_BS: torch.Tensor, num_samples
     return recogniser.encode(*recogniser.extractor(waveforms_BS, num_samples_B))
 
 
-def transcribe_files(
-    loaded: Checkpoint,
-    paths: Iterable[Path],
-    decoder: str | None = None,
-    options: SearchOptions | None = None,
-) -> Iterator[tuple[Path, str]]:
-    """Yield each recording's path and text, in order, as soon as it is known.
+class Transcriber:
+    """A checkpoint that is ready to write down recordings, one at a time.
 
-    decoder: None for the greedy one with the lower dev WER when the checkpoint was saved. options: None for
-    the defaults.
-
-    Warns of a recording longer than any that the model was trained on, and of a text by attention that is
-    much longer or shorter than CTC's (a text by CTC is compared with nothing). A recording that cannot be
-    read does not stop the others: it is logged, and when all are done an AudioError counts them. Raises
-    ConfigError for an unknown decoder.
+    for transcript in vox.load("runs/stage2/best").transcribe(["talk.wav"]):
+        print(transcript.text, [(word.text, word.start) for word in transcript.words])
     """
-    name = decoder or preferred_decoder(loaded.state)
-    search = None if name == "ctc" else make_search(name, options or SearchOptions(), loaded.tokenizer)
-    longest_seconds = samples_to_seconds(loaded.state.get("longest_train_samples", 0))
-    failures: list[AudioError] = []
-    num_files = 0
-    for path in paths:
-        num_files += 1
-        try:
-            waveform_S = _read_recording(path)
-        except AudioError as error:
-            log.warning("%s", error)
-            failures.append(error)
-            continue
+
+    def __init__(
+        self, loaded: Checkpoint, decoder: str | None = None, options: SearchOptions | None = None
+    ) -> None:
+        """Choose the decoder; None is the greedy one with the lower dev WER when the checkpoint was saved.
+
+        options: None for the defaults. Raises ConfigError for an unknown decoder.
+        """
+        self.loaded = loaded
+        self.decoder = decoder or preferred_decoder(loaded.state)
+        check_decoder(self.decoder)
+        self._search = (
+            None
+            if self.decoder == "ctc"
+            else make_search(self.decoder, options or SearchOptions(), loaded.tokenizer)
+        )
+        self._longest_seconds = samples_to_seconds(loaded.state.get("longest_train_samples", 0))
+
+    def transcribe(self, recordings: Iterable[Path | str | np.ndarray]) -> Iterator[Transcript]:
+        """Yield a Transcript for each recording, in order, as soon as it is known.
+
+        A recording is a file, or an array: float32 [S], 16 kHz, one channel.
+
+        Warns of a recording longer than any that the model was trained on, and of a text by attention that is
+        much longer or shorter than CTC's (a text by CTC is compared with nothing). A recording that cannot be
+        read does not stop the others: it is logged, and when all are done an AudioError counts them.
+        """
+        failures: list[AudioError] = []
+        num_recordings = 0
+        for recording in recordings:
+            num_recordings += 1
+            name = f"array {num_recordings}" if isinstance(recording, np.ndarray) else str(recording)
+            try:
+                waveform_S = _read_recording(recording, name)
+            except AudioError as error:
+                log.warning("%s", error)
+                failures.append(error)
+                continue
+            yield self._transcribe(waveform_S, name)
+        if len(failures) == 1:
+            raise failures[0]
+        if failures:
+            raise AudioError(
+                f"{len(failures)} of {num_recordings} recordings could not be transcribed",
+                where=name_first([str(error) for error in failures], limit=1),
+                remedy="the others were",
+            )
+
+    def _transcribe(self, waveform_S: torch.Tensor, name: str) -> Transcript:
         seconds = samples_to_seconds(len(waveform_S))
-        if 0 < longest_seconds < seconds:
+        if 0 < self._longest_seconds < seconds:
             log.warning(
                 "%s is %.1f s long, and no recording of the training was longer than %.1f s: words may be "
                 "missing; cut it at pauses",
-                path,
+                name,
                 seconds,
-                longest_seconds,
+                self._longest_seconds,
             )
-        hypothesis, ctc = _recognise(loaded.recogniser, waveform_S, search)
-        if hypothesis.is_truncated:
-            log.warning("%s: the text was cut off at the most labels for its length", path)
-        elif is_far_apart(len(hypothesis.ids), len(ctc.ids)):
+        recognised = _recognise(self.loaded.recogniser, waveform_S, self._search)
+        best, tokenizer = recognised.hypotheses[0], self.loaded.tokenizer
+        self._warn(name, best, recognised.ctc)
+        words, confidence = find_words(recognised.ctc_log_probs_TV, best.ids, tokenizer)
+        return Transcript(
+            audio=name,
+            seconds=seconds,
+            decoder=self.decoder,
+            text=tokenizer.decode(best.ids),
+            words=words,
+            confidence=confidence,
+            alternatives=tuple(
+                Alternative(tokenizer.decode(found.ids), found.score, dict(found.parts))
+                for found in recognised.hypotheses
+            ),
+        )
+
+    def _warn(self, name: str, best: Hypothesis, ctc: Hypothesis) -> None:
+        if best.is_truncated:
+            log.warning("%s: the text was cut off at the most labels for its length", name)
+        elif is_far_apart(len(best.ids), len(ctc.ids)):
             log.warning(
                 "%s: the %s decoder found %d labels and CTC %d: words may be missing or repeated; compare "
                 "with --decoder ctc",
-                path,
                 name,
-                len(hypothesis.ids),
+                self.decoder,
+                len(best.ids),
                 len(ctc.ids),
             )
-        yield path, loaded.tokenizer.decode(hypothesis.ids)
-    if len(failures) == 1:
-        raise failures[0]
-    if failures:
-        raise AudioError(
-            f"{len(failures)} of {num_files} recordings could not be transcribed",
-            where=name_first([str(error) for error in failures], limit=1),
-            remedy="the others were",
-        )
 
 
-def _read_recording(path: Path) -> torch.Tensor:
-    waveform_S = torch.from_numpy(read_audio(path))
-    if samples_to_frames(len(waveform_S)) == 0:
+def _read_recording(recording: Path | str | np.ndarray, name: str) -> torch.Tensor:
+    """Return [S] float32 at 16 kHz; raise AudioError for what cannot be read or has no frame."""
+    if isinstance(recording, np.ndarray):
+        samples_S = recording
+        if samples_S.ndim != 1 or samples_S.dtype != np.float32 or not np.isfinite(samples_S).all():
+            raise AudioError(
+                f"an array of {samples_S.dtype} {list(samples_S.shape)}, or not finite",
+                where=name,
+                remedy="give float32 [samples] at 16 kHz, from -1 to 1",
+            )
+    else:
+        samples_S = read_audio(recording)
+    if samples_to_frames(len(samples_S)) == 0:
         raise AudioError(
-            f"recording of {len(waveform_S)} samples is shorter than one frame",
-            where=path,
+            f"recording of {len(samples_S)} samples is shorter than one frame",
+            where=name,
             remedy="give at least 25 ms",
         )
-    return waveform_S
+    return torch.from_numpy(samples_S)
 
 
 def is_far_apart(num_labels: int, num_ctc_labels: int) -> bool:
@@ -116,15 +171,23 @@ def is_far_apart(num_labels: int, num_ctc_labels: int) -> bool:
     return difference >= MIN_LENGTH_DIFFERENCE and difference > MAX_LENGTH_DIFFERENCE * longer
 
 
+@dataclass(frozen=True)
+class _Recognised:
+    """What was found in one recording."""
+
+    hypotheses: list[Hypothesis]  # best first
+    ctc: Hypothesis  # by greedy CTC, at next to no cost
+    ctc_log_probs_TV: torch.Tensor
+
+
 @torch.inference_mode()
-def _recognise(
-    recogniser: Recogniser, waveform_S: torch.Tensor, search: Search | None
-) -> tuple[Hypothesis, Hypothesis]:
-    """Return what the search found (None: greedy CTC), and what greedy CTC found, at next to no cost."""
+def _recognise(recogniser: Recogniser, waveform_S: torch.Tensor, search: Search | None) -> _Recognised:
+    """Encode one recording and search it; without a search, greedy CTC is the answer."""
     device = device_of(recogniser)
     waveforms_BS = waveform_S[None].to(device)
     num_samples_B = torch.tensor([len(waveform_S)], device=device)
     with autocast(device, pick_precision("auto", device)):
         encoded = encode_audio(recogniser, waveforms_BS, num_samples_B)
         (ctc,) = decode_ctc(recogniser, encoded)
-        return ctc if search is None else search(recogniser, encoded)[0][0], ctc
+        hypotheses = [ctc] if search is None else search(recogniser, encoded)[0]
+    return _Recognised(hypotheses, ctc, encoded.ctc_log_probs_BTV[0])

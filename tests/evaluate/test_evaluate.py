@@ -11,6 +11,8 @@ import pytest
 import soundfile
 import torch
 
+import vox
+from evaluate.intervals import read_earlier
 from evaluate.report import default_out_dir
 from evaluate.run import _score_tally, _Tally
 from tests.support.speech import make_speech, write_split
@@ -19,11 +21,12 @@ from vox.audio import read_header
 from vox.checkpoint import load_recogniser
 from vox.cli import main
 from vox.corpus import Utterance
-from vox.decode import DECODERS, VALIDATION_DECODERS, Hypothesis
+from vox.decode import DECODERS, VALIDATION_DECODERS, Hypothesis, SearchOptions
 from vox.decode.ctc import greedy_ctc
+from vox.errors import AudioError, ReportError
 from vox.model.decoder import Decoder
 from vox.model.recogniser import Recogniser
-from vox.transcribe import transcribe_files
+from vox.transcribe import Transcriber
 from vox.units import SAMPLE_RATE
 
 Lines = list[dict[str, object]]
@@ -53,6 +56,14 @@ def read_json_lines(path: Path) -> Lines:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def write_earlier_report(folder: Path, texts: list[tuple[str, str, str]]) -> None:
+    """Write what `--against` reads of a report: ids, references and hypotheses of CTC."""
+    folder.mkdir()
+    rows = [dict(zip(("id", "reference", "hypothesis"), row, strict=True)) for row in texts]
+    (folder / "hypotheses-ctc.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "report.json").write_text(json.dumps({"decoders": {"ctc": {}}}))
+
+
 def test_figures_of_a_hand_counted_split(
     go_checkpoint: Path, own_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -64,8 +75,19 @@ def test_figures_of_a_hand_counted_split(
     ]
     (own_root / "known.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     out_dir = own_root / "out"
+    earlier_dir = own_root / "earlier"
+    write_earlier_report(
+        earlier_dir,
+        [
+            ("u0", "go", ""),
+            ("u1", "go stop", "go stop"),
+            ("u2", "left", "left"),
+            ("u3", "stop go up", "stop go"),
+        ],
+    )
     arguments = ["--split", "known", "--checkpoint", str(go_checkpoint), "--root", str(own_root)]
-    assert main(["evaluate", *arguments, "--decoder", "ctc", "--out", str(out_dir), "--workers", "0"]) == 0
+    arguments += ["--decoder", "ctc", "--out", str(out_dir), "--workers", "0", "--against", str(earlier_dir)]
+    assert main(["evaluate", *arguments]) == 0
 
     # Heard: "go", four times. Errors: none; stop; left>go and right; stop and up.
     report = json.loads((out_dir / "report.json").read_text())
@@ -79,6 +101,20 @@ def test_figures_of_a_hand_counted_split(
         "words": 8,
     }
     assert figures["wer"] == 5 / 8
+    # Without speakers, utterances are drawn: the best has no error, the worst two for two words.
+    assert report["bootstrap"] == {"level": 0.95, "draws": 1000, "over": "utterances", "units": 4}
+    low, high = figures["wer_interval"]
+    assert 0 < low < 5 / 8 < high <= 1
+    assert figures["cer_interval"][0] < figures["cer"] < figures["cer_interval"][1]
+    # Earlier, of the three with the same reference: 1, 0 and 1 errors in six words; now 0, 1 and 2.
+    (compared,) = report["against"]["decoders"]
+    assert compared["utterances"] == 3
+    assert (compared["first_wer"], compared["second_wer"]) == (2 / 6, 3 / 6)
+    assert compared["difference"] == pytest.approx(1 / 6)
+    assert compared["interval"][0] < 0 < compared["interval"][1]
+    page = (out_dir / report["page"]).read_text()
+    assert "62.50<small> % WER" in page
+    assert "ctc, earlier" in page
     assert report["checkpoint"]["state"] == {"update": 1}
     assert report["audio_seconds"] == pytest.approx(sum(soundfile.info(path).duration for path in recordings))
     rows = read_json_lines(out_dir / "hypotheses-ctc.jsonl")
@@ -264,11 +300,51 @@ def test_an_unwritable_output_folder_is_found_before_the_work(
     assert captured.err == f"vox: error: file exists: {taken}\n"
 
 
+def test_a_wrong_earlier_report_is_found_before_the_work(
+    checkpoint: Path, own_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--split", "own", "--checkpoint", str(checkpoint), "--root", str(own_root)]
+    arguments += ["--out", str(own_root / "out"), "--against", str(own_root)]
+    assert main(["evaluate", *arguments]) == 2
+    error = f"vox: error: no report.json of an earlier evaluation: {own_root}; name a folder that `vox"
+    assert capsys.readouterr().err.startswith(error)
+    assert not (own_root / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("report.json", "{", "cannot be read"),
+        ("report.json", "[]", "cannot be read"),
+        ("report.json", '{"decoders": {"beam": {}}}', r"no decoder in common \(it has beam\)"),
+        ("hypotheses-ctc.jsonl", '{"id": "u"}\n', "cannot be read"),
+        ("hypotheses-ctc.jsonl", "3\n", "cannot be read"),
+        ("hypotheses-ctc.jsonl", '{"id": "u", "reference": "go", "hypothesis": 3}\n', "cannot be read"),
+        ("hypotheses-ctc.jsonl", "", "no utterance in common"),
+        (
+            "hypotheses-ctc.jsonl",
+            '{"id": "u", "reference": "up", "hypothesis": ""}\n',
+            "no utterance in",
+        ),
+    ],
+)
+def test_an_earlier_report_that_cannot_be_compared_is_an_error(
+    name: str, content: str, message: str, tmp_path: Path
+) -> None:
+    write_earlier_report(tmp_path / "earlier", [("u", "go", "")])
+    utterances = [Utterance("u", tmp_path / "u.wav", "go", "")]
+    assert read_earlier(tmp_path / "earlier", ["ctc"], utterances).texts == {"ctc": {"u": ("go", "")}}
+    (tmp_path / "earlier" / name).write_text(content)
+    with pytest.raises(ReportError, match=message):
+        read_earlier(tmp_path / "earlier", ["ctc"], utterances)
+
+
 def test_the_encoder_is_counted_to_every_decoder() -> None:
     tally = _Tally(texts={"a": {"u": "go"}, "b": {"u": "go"}}, truncated={"a": [], "b": ["u"]})
     tally.seconds |= {"": 1.0, "a": 0.5, "b": 2.0}
     tally.num_samples = 10 * SAMPLE_RATE
-    evaluation = _score_tally("s", [Utterance("u", Path("u.wav"), "go", "", 160_000)], tally, {})
+    utterance = Utterance("u", Path("u.wav"), "go", "", 160_000)
+    evaluation = _score_tally("s", [utterance], tally, {}, SearchOptions())
     assert evaluation.decoders["a"].real_time_factor == pytest.approx(0.15)
     assert evaluation.decoders["b"].real_time_factor == pytest.approx(0.3)
     assert evaluation.decoders["b"].truncated_ids == ["u"]
@@ -307,11 +383,11 @@ def test_transcribe_warns_of_recordings_longer_than_those_trained_on(
     for path, seconds in zip(paths, (2, 3), strict=True):
         soundfile.write(path, make_speech(seconds * SAMPLE_RATE, 1), SAMPLE_RATE)
     trained = replace(loaded, state={"longest_train_samples": 2 * SAMPLE_RATE})
-    assert len(list(transcribe_files(trained, paths, "ctc"))) == 2
+    assert len(list(Transcriber(trained, "ctc").transcribe(paths))) == 2
     (record,) = caplog.records
     assert record.getMessage().startswith(f"{paths[1]} is 3.0 s long, and no recording of the training")
     caplog.clear()
-    list(transcribe_files(loaded, paths, "ctc"))  # an older checkpoint did not record it
+    list(Transcriber(loaded, "ctc").transcribe(paths))  # an older checkpoint did not record it
     assert not caplog.records
 
 
@@ -328,7 +404,7 @@ def test_transcribe_warns_where_the_decoders_differ_in_length(
         found = [[Hypothesis([go] * num_labels)]]
         monkeypatch.setitem(DECODERS, "attention", lambda *_, found=found: found)
         caplog.clear()
-        list(transcribe_files(load_recogniser(go_checkpoint), [path], "attention"))
+        list(Transcriber(load_recogniser(go_checkpoint), "attention").transcribe([path]))
         assert [f"found {num_labels} labels and CTC 1" in r.getMessage() for r in caplog.records] == (
             [True] if is_warned else []
         )
@@ -356,5 +432,42 @@ def test_one_answer_comes_from_the_decoder_with_the_lower_dev_wer(
     for name in VALIDATION_DECODERS:
         ids = loaded.tokenizer.encode("go" if name == "ctc" else "left")
         monkeypatch.setitem(DECODERS, name, lambda *_, ids=ids: [[Hypothesis(ids)]])
-    ((_, text),) = transcribe_files(replace(loaded, state={"dev": {"wer": wer}} if wer else {}), [path])
-    assert text == ("go" if expected == "ctc" else "left")
+    loaded = replace(loaded, state={"dev": {"wer": wer}} if wer else {})
+    (transcript,) = Transcriber(loaded).transcribe([path])
+    assert (transcript.decoder, transcript.text) == (expected, "go" if expected == "ctc" else "left")
+
+
+def test_load_transcribes_files_and_arrays_alike(go_checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, make_speech(SAMPLE_RATE, 1), SAMPLE_RATE, subtype="FLOAT")
+    transcriber = vox.load(go_checkpoint, decoder="ctc_beam", nbest=2, device="cpu")
+    from_file, from_array = transcriber.transcribe([path, make_speech(SAMPLE_RATE, 1)])
+    assert replace(from_array, audio=str(path)) == from_file
+    assert (from_file.text, from_file.decoder, from_file.seconds) == ("go", "ctc_beam", 1.0)
+    (word,) = from_file.words
+    assert word.start is not None and word.end is not None and word.confidence is not None
+    assert 0 <= word.start < word.end <= 1.0 and 0 < word.confidence <= 1
+    first, second = from_file.alternatives
+    assert first.text == "go" and first.score is not None and second.score is not None
+    assert first.score > second.score and first.parts == {"ctc": pytest.approx(first.score)}
+    with pytest.raises(AudioError, match=r"array 1; give float32 \[samples\] at 16 kHz"):
+        list(transcriber.transcribe([np.zeros((2, 8_000), np.float32)]))
+
+
+def test_transcribe_writes_formats_and_several_texts(
+    go_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, make_speech(SAMPLE_RATE, 1), SAMPLE_RATE)
+    arguments = ["transcribe", str(path), "--checkpoint", str(go_checkpoint), "--device", "cpu"]
+    assert main([*arguments, "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["words"][0]["text"] == "go"
+    assert main([*arguments, "--format", "srt"]) == 0
+    assert capsys.readouterr().out.endswith("\ngo\n")
+    assert main([*arguments, "--decoder", "ctc_beam", "--nbest", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and lines[0].endswith("\tgo")
+    assert main([*arguments, "--nbest", "2"]) == 2
+    assert "--nbest is for a search" in capsys.readouterr().err
+    assert main([*arguments, str(path), "--format", "vtt"]) == 2
+    assert "--format vtt is for one FILE" in capsys.readouterr().err

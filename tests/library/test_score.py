@@ -19,6 +19,12 @@ def test_counts_and_rates_of_a_hand_counted_set() -> None:
     # e>i, " up" deleted, " up" inserted, "stop" deleted; 11 + 7 + 13 + 4 characters.
     assert result.cer == pytest.approx((1 + 3 + 3 + 4) / 35)
     assert [(u.num_errors, u.num_words) for u in result.utterances] == [(1, 3), (1, 2), (1, 3), (1, 1)]
+    assert [(u.num_character_errors, u.num_characters) for u in result.utterances] == [
+        (1, 11),
+        (3, 7),
+        (3, 13),
+        (4, 4),
+    ]
     assert [u.alignment for u in result.utterances] == [
         "go {left>lift} now",
         "jump {-up}",
@@ -57,4 +63,9 @@ def test_every_utterance_has_its_edit_distance(pairs: list[tuple[list[str], list
     distances = [edit_distance(said, heard) for said, heard in pairs]
     assert [utterance.num_errors for utterance in result.utterances] == distances
     assert result.wer == pytest.approx(sum(distances) / sum(len(said) for said, _ in pairs))
+    for kind in ("substitutions", "deletions", "insertions"):
+        assert getattr(result, kind) == sum(getattr(utterance, kind) for utterance in result.utterances)
     assert result.substitutions + result.deletions + result.insertions == sum(distances)
+    for (said, heard), utterance in zip(pairs, result.utterances, strict=True):
+        assert [word for word, _ in utterance.pairs if word is not None] == said
+        assert [word for _, word in utterance.pairs if word is not None] == heard

@@ -27,9 +27,9 @@ def make_batch(features, labels, positions, dtype) -> tuple[FeatureBatch, LabelB
     return FeatureBatch(ids, padded_BTC, num_frames_B), make_label_batch([labels[i] for i in positions])
 
 
-def gradient_of(recogniser, batches, totals) -> torch.Tensor:
+def gradient_of(recogniser, batches, totals, **changes) -> torch.Tensor:
     recogniser.zero_grad()
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    settings = StepSettings(torch.device("cpu"), torch.float32, 0.3, 0.1, 1.0, augment=None)
+    settings = StepSettings(torch.device("cpu"), torch.float32, 0.3, 0.1, 1.0, augment=None, **changes)
     accumulate_gradients(wrap_losses(recogniser, Ranks()), scaler, batches, totals, settings, Ranks())
     return torch.cat([p.grad.flatten() for p in recogniser.parameters() if p.grad is not None])

@@ -4,8 +4,6 @@ import itertools
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -117,33 +115,6 @@ def assert_equal_runs(one: Path, other: Path) -> None:
 
 class Killed(BaseException):
     """Stands for SIGKILL where the process must live on."""
-
-
-KILL_AFTER = """
-import os, signal, sys
-from pathlib import Path
-import train.loop
-from tests.support import training
-from train.run import run_training
-
-step, count = train.loop.run_update, 0
-def dying_update(*arguments):
-    global count
-    count += 1
-    if count > {updates}:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return step(*arguments)
-train.loop.run_update = dying_update
-overrides = ("train.checkpoint_minutes=1e-6",)
-run_training(training.stage1_options(*map(Path, sys.argv[1:]), overrides=overrides{cached}))
-"""
-
-
-def kill_run(*paths: Path, updates: int, cached: str) -> None:
-    """Train stage 1 in a process of its own, which is killed by SIGKILL after so many updates."""
-    code = KILL_AFTER.format(updates=updates, cached=cached)
-    done = subprocess.run([sys.executable, "-c", code, *map(str, paths)], cwd=Path(__file__).parents[2])
-    assert done.returncode == -signal.SIGKILL
 
 
 def die_after(patch: pytest.MonkeyPatch, updates: int) -> None:

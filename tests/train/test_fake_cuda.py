@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 from transformers import WavLMConfig
 
 from precompute.extract import compute_batch
@@ -15,6 +16,7 @@ from tests.support.fake_cuda import Watch, fake_gpu
 from tests.support.speech import tiny_wavlm_kwargs
 from tests.support.training import MODEL
 from train.average import Ema
+from train.checkpoint_writer import copy_to_host
 from train.ranks import Ranks
 from train.schedule import build_optimizer, set_learning_rate
 from train.step import LabelTotals, StepSettings, run_update, wrap_losses
@@ -126,7 +128,7 @@ def run_updates(
     recogniser.train()
     optimizer = build_optimizer(recogniser, OptimizerConfig())
     scaler = torch.amp.GradScaler("cuda", enabled=precision is torch.float16)
-    settings = StepSettings(CUDA, precision, 0.3, 0.1, 1.0, AugmentConfig(), cached_layer)
+    settings = StepSettings(CUDA, precision, 0.3, 0.1, 1.0, AugmentConfig(), cached_layer, True)
     ema = Ema(recogniser, 0.999)
     losses = wrap_losses(recogniser, Ranks())
     for update in range(count):
@@ -206,6 +208,20 @@ def test_an_update_of_which_nothing_was_read() -> None:
     assert {file for file, _ in gpu.waits} == {"vox/data/batch.py"}  # copies of a made batch
 
 
+def test_the_copy_for_a_checkpoint() -> None:
+    with fake_gpu() as gpu:
+        recogniser = make_recogniser()
+        optimizer = build_optimizer(recogniser, OptimizerConfig())
+        for parameter in recogniser.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        gpu.start_again()
+        copied = copy_to_host({"weights": recogniser.state_dict(), "optimizer": optimizer.state_dict()})
+    gpu.check_waits()
+    tensors = [leaf for leaf in tree_leaves(copied) if isinstance(leaf, torch.Tensor)]
+    assert len(tensors) > 3 * len(optimizer.state) and {each.device.type for each in tensors} == {"cpu"}
+
+
 CTC_WAITS = [
     ("vox/decode/ctc.py", "best_BT = scores_BTV.argmax(dim=-1).cpu()"),
     ("vox/decode/ctc.py", "for best_T, num_frames in zip(best_BT, num_frames_B.tolist(), strict=True)"),
@@ -248,8 +264,8 @@ def test_transcribe(name: str) -> None:
         gpu.start_again()
         with torch.no_grad():  # in inference mode torch takes a number to the GPU past the fake one
             search = None if name == "ctc" else make_search(name, SearchOptions(), NO_TOKENIZER)
-            hypotheses = _recognise.__wrapped__(recogniser, torch.zeros(3 * 16_000), search)
-    assert all(hypothesis.ids for hypothesis in hypotheses)
+            recognised = _recognise.__wrapped__(recogniser, torch.zeros(3 * 16_000), search)
+    assert recognised.hypotheses[0].ids and recognised.ctc.ids
     copies = ["waveforms_BS = waveform_S[None].to(device)"]
     copies += ["num_samples_B = torch.tensor([len(waveform_S)], device=device)"]
     waits = {*DECODING_WAITS[name], *CTC_WAITS, *(("vox/transcribe.py", line) for line in copies)}

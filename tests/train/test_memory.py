@@ -212,19 +212,24 @@ def test_a_resumed_run_may_be_cut_smaller(tiny_root, tiny_wavlm_dir, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("recorded", "others", "expected"),
-    [(0, [], 8), (0, [4], 4), (16, [], 16), (32, [], 16)],
+    ("recorded", "others", "expected", "tried"),
+    [(0, [], 8, [32, 16, 8]), (0, [4], 4, [32, 16, 8, 4]), (16, [], 16, [16]), (32, [], 16, [32, 16])],
 )
 def test_on_a_gpu_auto_takes_the_largest_cut_that_leaves_room_on_every_rank(
-    recorded, others, expected, tiny_root, tiny_wavlm_dir, tmp_path, monkeypatch
+    recorded, others, expected, tried, tiny_root, tiny_wavlm_dir, tmp_path, monkeypatch
 ):
-    """Of 100 bytes 32 utterances take too many, 16 take 90, 8 take 45; a resumed run needs no spare room."""
+    """Of 100 bytes 32 utterances take too many, 16 take 90, 8 take 45; a resumed run needs no spare room.
+
+    No cut is tried twice.
+    """
+    rehearsed = []
     overrides = ("data.micro_batch_utterances=auto", "data.utterances_per_update=32")
     run, settings = spy_on_start(
         stage1_options(tiny_root, tiny_wavlm_dir, tmp_path / "run", overrides=overrides), monkeypatch
     )
 
     def rehearse_fake_gpu(run, settings):
+        rehearsed.append(run.progress.micro_batch_utterances)
         if run.progress.micro_batch_utterances == 32:
             raise DeviceError("too large")
 
@@ -240,4 +245,4 @@ def test_on_a_gpu_auto_takes_the_largest_cut_that_leaves_room_on_every_rank(
     ranks = SimpleNamespace(world_size=1, gather=lambda found: [found, *others])
     run.progress.micro_batch_utterances = recorded
     settle_micro_batch(replace(run, device=torch.device("cuda"), ranks=ranks), settings)
-    assert run.progress.micro_batch_utterances == expected
+    assert run.progress.micro_batch_utterances == expected and rehearsed == tried

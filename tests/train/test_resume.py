@@ -3,15 +3,21 @@
 import itertools
 import json
 import math
+import os
 import shutil
 import signal
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import train.loop
+import train.progress
 import train.step
-from tests.support.training import Killed, assert_equal_runs, kill_run, read_metrics, signal_during
+import vox.checkpoint
+from tests.support.processes import run_ranks
+from tests.support.training import Killed, assert_equal_runs, read_metrics, signal_during
 from train.metrics import MetricsLog
 from train.options import TrainOptions
 from train.progress import Progress
@@ -24,16 +30,97 @@ from vox.errors import CheckpointError, ConfigError, TrainingError
 from vox.runs.layout import CHECKSUMS, METRICS, STATE
 
 
-def test_killed_inside_an_epoch_and_resumed_ends_the_same(
-    stage1, tiny_root, tiny_wavlm_dir, tmp_path, features_dir
-):
-    """T7, stage 1 from the cache: SIGKILL after 4 of 9 updates, the second epoch begun."""
-    run = tmp_path / "run"
-    cached = f", cached=True, features=Path({str(features_dir)!r})"
-    kill_run(tiny_root, tiny_wavlm_dir, run, updates=4, cached=cached)
-    assert json.loads((run / "last" / "state.json").read_text())["update_in_epoch"] == 1
-    run_training(TrainOptions(stage=1, run=run, resume=True))
-    assert_equal_runs(stage1.run_dir, run)
+def kill_while_writing(options: TrainOptions, update: int) -> None:
+    """Train in a process that SIGKILL ends when the checkpoint of an update is half written.
+
+    The next update is over by then: training had gone on.
+    """
+    step, hash_checkpoint_file, updates = train.loop.run_update, hash_file, itertools.count(1)
+    is_over = threading.Event()
+
+    def count_update(*arguments):
+        result = step(*arguments)
+        if next(updates) == update + 1:
+            is_over.set()
+        return result
+
+    def die_at_checksums(path: Path) -> str:
+        if f"{update:08d}.partial" in str(path):
+            os._exit(3) if not is_over.wait(60) else os.kill(os.getpid(), signal.SIGKILL)
+        return hash_checkpoint_file(path)
+
+    def work(_: int) -> None:
+        train.loop.run_update, vox.checkpoint.hash_file = count_update, die_at_checksums
+        run_training(options)
+
+    assert run_ranks(1, work) == [-signal.SIGKILL]
+
+
+def test_killed_while_a_checkpoint_is_written_and_resumed_ends_the_same(stage1, tmp_path):
+    """T7, stage 1 from the cache: SIGKILL after 5 of 9 updates, in the second epoch."""
+    overrides = (*stage1.overrides, "train.checkpoint_minutes=1e-6")
+    options = replace(stage1, run=tmp_path / "run", overrides=overrides)
+    kill_while_writing(options, update=4)
+    assert (options.run_dir / "checkpoints" / ".update-00000004.partial").is_dir()
+    assert json.loads((options.run_dir / "last" / "state.json").read_text())["update"] == 3
+    run_training(TrainOptions(stage=1, run=options.run_dir, resume=True))
+    assert_equal_runs(stage1.run_dir, options.run_dir)
+
+
+def test_killed_inside_an_epoch_and_resumed_ends_the_same(stage1, tmp_path, monkeypatch):
+    """The checkpoint of update 5 is written when update 6 has changed everything, and then is used."""
+    step, save, updates = train.loop.run_update, train.progress.save_checkpoint, itertools.count(1)
+    is_over = threading.Event()
+
+    def die_at_the_end(*arguments):
+        result = step(*arguments)
+        if next(updates) == 6:
+            is_over.set()
+            raise Killed
+        return result
+
+    def save_late(folder: Path, **content) -> None:
+        if folder.name == "update-00000005":
+            assert is_over.wait(60), "training waits for the checkpoint"
+        save(folder, **content)
+
+    monkeypatch.setattr("train.loop.run_update", die_at_the_end)
+    monkeypatch.setattr("train.progress.save_checkpoint", save_late)
+    overrides = (*stage1.overrides, "train.checkpoint_minutes=1e-6")
+    options = replace(stage1, run=tmp_path / "run", overrides=overrides)
+    with pytest.raises(Killed):
+        run_training(options)
+    monkeypatch.undo()
+    assert json.loads((options.run_dir / "last" / "state.json").read_text())["update"] == 5
+    run_training(TrainOptions(stage=1, run=options.run_dir, resume=True))
+    assert_equal_runs(stage1.run_dir, options.run_dir)
+
+
+@pytest.mark.parametrize("is_signalled", [False, True])
+def test_a_checkpoint_that_cannot_be_written_stops_the_run(is_signalled, stage1, tmp_path, monkeypatch):
+    """With its own line, after a signal too, when the run would be thought saved."""
+    save, step, num_updates = train.progress.save_checkpoint, train.loop.run_update, 0
+
+    def count_update(*arguments):
+        nonlocal num_updates
+        num_updates += 1
+        if num_updates == 4 and is_signalled:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*arguments)
+
+    def save_or_fail(folder: Path, **content) -> None:
+        if folder.name == "update-00000004":
+            raise CheckpointError("no space left for a checkpoint", where=folder)
+        save(folder, **content)
+
+    monkeypatch.setattr("train.loop.run_update", count_update)
+    monkeypatch.setattr("train.progress.save_checkpoint", save_or_fail)
+    overrides = (*stage1.overrides, "train.checkpoint_minutes=1e-6")
+    options = replace(stage1, run=tmp_path / "run", overrides=overrides)
+    with pytest.raises(CheckpointError, match=r"no space left for a checkpoint: \S+update-00000004"):
+        run_training(options)
+    assert num_updates in (4, 5)  # at once, or where the next checkpoint would begin
+    assert json.loads((options.run_dir / "alive.json").read_text())["state"] == "failed"
 
 
 @pytest.mark.parametrize(("name", "update"), [("run_update", 1), ("validate", 3)])
@@ -136,8 +223,8 @@ def test_backup_holds_a_checkpoint_that_loads(stage1, tmp_path):
     assert json.loads((options.run_dir / "backup.json").read_text())["error"] is None
 
 
-def test_a_backup_is_a_run_that_can_be_resumed(stage1, tmp_path, monkeypatch):
-    """Stopped by SIGTERM, the newest checkpoint is waited for; its copy goes on elsewhere."""
+def test_a_backup_is_a_run_that_can_be_resumed(stage1, tmp_path, monkeypatch, caplog):
+    """Stopped by SIGTERM, the newest checkpoint is waited for; its copy goes on where it is."""
     signal_during(monkeypatch, "run_update", on_call=5)
     options = replace(stage1, run=tmp_path / "run", backup=f"file://{tmp_path}/elsewhere")
     with pytest.raises(Interrupted):
@@ -146,6 +233,7 @@ def test_a_backup_is_a_run_that_can_be_resumed(stage1, tmp_path, monkeypatch):
     restored = tmp_path / "elsewhere" / "run"
     run_training(TrainOptions(stage=1, run=restored, resume=True))
     assert_equal_runs(stage1.run_dir, restored)
+    assert "is the run itself, so there is no backup" in caplog.text
 
 
 def test_a_failing_backup_never_stops_training(stage1, tmp_path):

@@ -19,8 +19,10 @@ from train.step import (
     wrap_losses,
 )
 from vox.config import OptimizerConfig
+from vox.data.batch import AudioBatch, round_up_length
 from vox.data.plan import plan_epoch
 from vox.text import BLANK_ID, BOS_ID, EOS_ID
+from vox.units import samples_to_frames
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
@@ -51,6 +53,37 @@ def test_gradient_does_not_depend_on_the_cut(tiny_wavlm_dir, dtype, tolerance):
     assert len(sizes[2]) > 4
     for other in others:
         assert torch.linalg.norm(other - whole) <= tolerance * torch.linalg.norm(whole)
+
+
+@pytest.mark.parametrize("is_live", [False, True])
+def test_padding_to_few_shapes_changes_no_gradient(tiny_wavlm_dir, monkeypatch, is_live):
+    """T1 and T6: frames, waveforms and labels padded to powers of two, so that all of them are."""
+    monkeypatch.setattr("vox.data.batch.SHAPES_AN_OCTAVE", 1)
+    recogniser = tiny_recogniser(tiny_wavlm_dir, dropout=0.0).double().eval()
+    features, labels = make_split()
+    batch, label_batch = make_batch(features, labels, range(NUM_UTTERANCES), torch.float64)
+    if is_live:
+        num_samples_B = batch.num_frames_B * 320 + 80
+        waveforms_BS = torch.randn(NUM_UTTERANCES, int(num_samples_B.max())).double()
+        batch = AudioBatch(batch.ids, waveforms_BS, num_samples_B)
+    padded, padded_labels = batch.pad_to_few_shapes(), label_batch.pad_to_few_shapes()
+    frames = padded.waveforms_BS if is_live else padded.features_BTC
+    assert samples_to_frames(frames.shape[1]) == 64 if is_live else frames.shape[1] == 64
+    assert (label_batch.inputs_BU.shape[1], padded_labels.inputs_BU.shape[1]) == (6, 8)
+    totals = LabelTotals(90, 122)
+    expected = gradient_of(recogniser, [(batch, label_batch)], totals)
+    found = gradient_of(recogniser, [(batch, label_batch)], totals, is_padded_to_few_shapes=True)
+    assert torch.linalg.norm(found - expected) <= 1e-10 * torch.linalg.norm(expected)
+    assert not torch.equal(found, expected)
+
+
+def test_lengths_are_rounded_up_to_few_by_little():
+    rounded = [round_up_length(length) for length in range(4097)]
+    assert rounded[:65] == list(range(65))
+    assert all(length <= up <= length * (1 + 1 / 32) for length, up in enumerate(rounded))
+    assert len(set(rounded[1025:2049])) == 32
+    costs = [up / length - 1 for length, up in enumerate(rounded[1025:2049], 1025)]
+    assert sum(costs) / len(costs) < 0.012
 
 
 @torch.no_grad()

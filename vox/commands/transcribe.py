@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from vox.options import BEAM_OPTION
+from vox.transcript import FORMATS
 
 STDIN = Path("/dev/stdin")
 
@@ -24,23 +25,47 @@ STDIN = Path("/dev/stdin")
     "[default: the greedy one with the lower dev WER in training]",
 )
 @BEAM_OPTION
+@click.option(
+    "--nbest",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="How many texts of a search to write, best first.",
+)
+@click.option(
+    "--format",
+    "format_name",
+    type=click.Choice(["text", *FORMATS]),
+    default="text",
+    show_default=True,
+    help="text, or with the words' times: json and tsv (confidences too), ctm, and captions as srt or vtt.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 def transcribe(
-    files: tuple[Path, ...], checkpoint: Path | None, decoder: str | None, beam: int | None, device: str
+    files: tuple[Path, ...],
+    checkpoint: Path | None,
+    decoder: str | None,
+    beam: int | None,
+    nbest: int,
+    format_name: str,
+    device: str,
 ) -> None:
     """Write down what is said in audio files.
 
-    Prints the text; for several files, one line each: path, tab, text. Any sample rate, mono or not. A FILE
-    may be a pipe, and - is the standard input.
+    Prints the text; for several files, one line each: path, tab, text. With --nbest, a line for each text,
+    its score before it. Any sample rate, mono or not. A FILE may be a pipe, and - is the standard input.
     """
-    from vox.checkpoint import load_recogniser, newest_checkpoint
-    from vox.decode import make_options
-    from vox.device import pick_device
-    from vox.transcribe import transcribe_files
+    import vox
 
-    # A typo is found before the weights are read.
-    options = make_options([] if decoder is None else [decoder], beam)
-    files = tuple(STDIN if str(path) == "-" else path for path in files)
-    loaded = load_recogniser(checkpoint or newest_checkpoint(), pick_device(device))
-    for path, text in transcribe_files(loaded, files, decoder, options):
-        click.echo(text if len(files) == 1 else f"{click.format_filename(path)}\t{text}")
+    if format_name in ("srt", "vtt") and len(files) > 1:
+        raise click.UsageError(f"--format {format_name} is for one FILE: captions have no place for a name")
+    transcriber = vox.load(checkpoint, decoder=decoder, beam=beam, nbest=nbest, device=device)
+    for transcript in transcriber.transcribe(STDIN if str(path) == "-" else path for path in files):
+        if format_name != "text":
+            click.echo(FORMATS[format_name](transcript), nl=False)
+            continue
+        name = f"{click.format_filename(transcript.audio)}\t" if len(files) > 1 else ""
+        for found in transcript.alternatives:
+            score = "" if nbest == 1 else f"{found.score:.3f}\t"
+            click.echo(f"{name}{score}{found.text}")

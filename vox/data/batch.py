@@ -7,15 +7,25 @@ import math
 import threading
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from vox.text import BOS_ID, EOS_ID, PAD_ID
+from vox.units import HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, samples_to_frames
 
 CACHE_LINE_BYTES = 64
 IGNORED = -100  # target of a padded position: cross_entropy's own default
+
+SHAPES_AN_OCTAVE = 32  # lengths between one and twice as much; the padding to them is 1.1 % on average
+
+
+def round_up_length(length: int) -> int:
+    """Round up to one of few lengths: at most 1/32 more, and every length below 64 is one of them."""
+    step = max(1, (1 << length.bit_length() >> 1) // SHAPES_AN_OCTAVE)
+    return -(-length // step) * step
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,13 @@ class AudioBatch:
             self.num_samples_B.to(device, non_blocking=True),
         )
 
+    def pad_to_few_shapes(self) -> "AudioBatch":
+        """Pad to one of few numbers of frames."""
+        num_samples = self.waveforms_BS.shape[1]
+        num_frames = round_up_length(samples_to_frames(num_samples))
+        most_samples = RECEPTIVE_FIELD_SAMPLES - 1 + num_frames * HOP_SAMPLES  # that give so many frames
+        return replace(self, waveforms_BS=F.pad(self.waveforms_BS, (0, most_samples - num_samples)))
+
 
 @dataclass(frozen=True)
 class FeatureBatch:
@@ -72,6 +89,12 @@ class FeatureBatch:
             self.features_BTC.to(device, non_blocking=True),
             self.num_frames_B.to(device, non_blocking=True),
         )
+
+    def pad_to_few_shapes(self) -> "FeatureBatch":
+        """Pad to one of few numbers of frames."""
+        num_frames = self.features_BTC.shape[1]
+        padding = round_up_length(num_frames) - num_frames
+        return replace(self, features_BTC=F.pad(self.features_BTC, (0, 0, 0, padding)))
 
 
 @dataclass(frozen=True)
@@ -99,6 +122,17 @@ class LabelBatch:
             self.num_labels_B,
             self.inputs_BU.to(device, non_blocking=True),
             self.targets_BU.to(device, non_blocking=True),
+        )
+
+    def pad_to_few_shapes(self) -> "LabelBatch":
+        """Pad so that the decoder reads one of few numbers of labels."""
+        num_inputs = self.inputs_BU.shape[1]
+        padding = (0, round_up_length(num_inputs) - num_inputs)
+        return LabelBatch(
+            F.pad(self.labels_BU, padding, value=PAD_ID),
+            self.num_labels_B,
+            F.pad(self.inputs_BU, padding, value=PAD_ID),
+            F.pad(self.targets_BU, padding, value=IGNORED),
         )
 
 

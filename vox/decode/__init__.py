@@ -73,21 +73,22 @@ def check_decoder(name: str) -> None:
         raise ConfigError("unknown decoder", where=name, remedy=f"use {' or '.join(sorted(DECODERS))}")
 
 
-def make_options(names: Sequence[str], beam: int | None) -> SearchOptions:
+def make_options(names: Sequence[str], beam: int | None, nbest: int = 1) -> SearchOptions:
     """Return the options of a command line that names these decoders (none: the default one).
 
-    Raises ConfigError for an unknown name, and for a beam that none of them has.
+    Raises ConfigError for an unknown name, and for a beam or several texts where none of them searches.
     """
     for name in names:
         check_decoder(name)
-    if beam is None:
+    if beam is None and nbest == 1:
         return SearchOptions()
     if not set(names) - set(GREEDY_DECODERS):
         searches = " or ".join(sorted(DECODERS.keys() - set(GREEDY_DECODERS)))
         raise ConfigError(
-            "--beam is for a search, and these decoders are greedy", remedy=f"add --decoder {searches}"
+            f"{'--nbest' if beam is None else '--beam'} is for a search, and these decoders are greedy",
+            remedy=f"add --decoder {searches}",
         )
-    return SearchOptions(beam=beam)
+    return SearchOptions(nbest=nbest) if beam is None else SearchOptions(beam=beam, nbest=nbest)
 
 
 def make_search(name: str, options: SearchOptions, tokenizer: Tokenizer) -> Search:

@@ -1,0 +1,182 @@
+"""How certain an evaluation's rates are, and how its decoders and an earlier report differ.
+
+Shape suffix: N utterances.
+"""
+
+import json
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from evaluate.bootstrap import LEVEL, NUM_DRAWS, Difference, Rate, compare_rates, measure_rates
+from evaluate.run import Evaluation
+from vox.corpus import Utterance
+from vox.errors import ReportError
+from vox.score import score
+
+FEW_SPEAKERS = 10  # below this, intervals over speakers are rough
+
+
+@dataclass(frozen=True)
+class EarlierReport:
+    """What `--against` names: the texts of an earlier evaluation."""
+
+    folder: Path
+    texts: dict[str, dict[str, tuple[str, str]]]  # decoder: id: reference and hypothesis
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The word error rates of two systems on the same utterances."""
+
+    first: str
+    second: str
+    first_rate: float
+    second_rate: float
+    wer: Difference
+    num_utterances: int
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """The rates of every decoder with their draws, and the comparisons."""
+
+    over: str  # what was drawn: "speakers" or "utterances"
+    num_units: int
+    wer: dict[str, Rate]
+    cer: dict[str, Rate]
+    between_decoders: list[Comparison]
+    against: list[Comparison]  # this evaluation with an earlier one, decoder by decoder; may be empty
+    earlier_folder: Path | None  # of that one
+
+
+def read_earlier(folder: Path, decoders: Sequence[str], utterances: Sequence[Utterance]) -> EarlierReport:
+    """Read the report that an earlier evaluation wrote into a folder.
+
+    Raises ReportError if it is missing or damaged, or has no decoder or no utterance (of the same
+    reference) in common with what is to be evaluated.
+    """
+    remedy = "name a folder that `vox evaluate` wrote"
+    if not (folder / "report.json").is_file():
+        raise ReportError("no report.json of an earlier evaluation", where=folder, remedy=remedy)
+    try:
+        there = json.loads((folder / "report.json").read_text(encoding="utf-8"))["decoders"]
+        names = [name for name in decoders if name in there]
+        texts = {name: _read_texts(folder / f"hypotheses-{name}.jsonl") for name in names}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ReportError("a report that cannot be read", where=folder, remedy=remedy) from None
+    if not names:
+        shown = ", ".join(map(str, there)) or "none"
+        raise ReportError(f"the earlier report has no decoder in common (it has {shown})", where=folder)
+    for name, pairs in texts.items():
+        if not any(utterance.text == pairs.get(utterance.id, ("",))[0] for utterance in utterances):
+            what = f"the earlier report has no utterance in common ({name})"
+            raise ReportError(what, where=folder, remedy="compare reports of the same split")
+    return EarlierReport(folder, texts)
+
+
+def _read_texts(path: Path) -> dict[str, tuple[str, str]]:
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    if not all(isinstance(row[key], str) for row in rows for key in ("id", "reference", "hypothesis")):
+        raise ValueError("not a text")
+    return {row["id"]: (row["reference"], row["hypothesis"]) for row in rows}
+
+
+def measure_intervals(
+    evaluation: Evaluation, utterances: Mapping[str, Utterance], earlier: EarlierReport | None = None
+) -> Intervals:
+    """Draw speakers (or utterances, where speakers are unknown or there is one) for every figure.
+
+    utterances: by id, those of the evaluation and perhaps more.
+    """
+    scores = {name: result.score.utterances for name, result in evaluation.decoders.items()}
+    units_N = _pick_units(evaluation.ids, utterances)
+    some_N = next(iter(scores.values()))
+    wer = measure_rates(
+        {name: [one.num_errors for one in some] for name, some in scores.items()},
+        [one.num_words for one in some_N],
+        units_N,
+    )
+    cer = measure_rates(
+        {name: [one.num_character_errors for one in some] for name, some in scores.items()},
+        [one.num_characters for one in some_N],
+        units_N,
+    )
+    return Intervals(
+        over="utterances" if units_N is evaluation.ids else "speakers",
+        num_units=len(set(units_N)),
+        wer=wer,
+        cer=cer,
+        between_decoders=[
+            _compare(first, second, wer[first], wer[second], len(units_N))
+            for first, second in combinations(wer, 2)
+        ],
+        against=_compare_with_earlier(evaluation, utterances, earlier) if earlier else [],
+        earlier_folder=earlier.folder if earlier else None,
+    )
+
+
+def _pick_units(ids: Sequence[str], utterances: Mapping[str, Utterance]) -> Sequence[Hashable]:
+    """Return each utterance's speaker; the ids themselves if a speaker is unknown or there is one only."""
+    speakers = [utterances[utterance_id].speaker for utterance_id in ids]
+    return speakers if all(speakers) and len(set(speakers)) > 1 else ids
+
+
+def _compare(first: str, second: str, one: Rate, other: Rate, num_utterances: int) -> Comparison:
+    return Comparison(first, second, one.value, other.value, compare_rates(one, other), num_utterances)
+
+
+def _compare_with_earlier(
+    evaluation: Evaluation, utterances: Mapping[str, Utterance], earlier: EarlierReport
+) -> list[Comparison]:
+    comparisons = []
+    for name, texts in earlier.texts.items():
+        now = dict(zip(evaluation.ids, evaluation.decoders[name].score.utterances, strict=True))
+        references = dict(zip(evaluation.ids, evaluation.references, strict=True))
+        # Only what both were asked, and asked alike.
+        ids = [i for i in evaluation.ids if i in texts and texts[i][0] == references[i]]
+        if not ids:  # those in common could not be read this time
+            continue
+        then = score([texts[i][0] for i in ids], [texts[i][1] for i in ids]).utterances
+        rates = measure_rates(
+            {"then": [one.num_errors for one in then], "now": [now[i].num_errors for i in ids]},
+            [one.num_words for one in then],
+            _pick_units(ids, utterances),
+        )
+        comparisons.append(
+            _compare(f"{name}, earlier", f"{name}, now", rates["then"], rates["now"], len(ids))
+        )
+    return comparisons
+
+
+def describe_intervals(intervals: Intervals) -> dict[str, Any]:
+    """Make report.json's entries about how the intervals were found and the comparisons."""
+    return {
+        "bootstrap": {
+            "level": LEVEL,
+            "draws": NUM_DRAWS,
+            "over": intervals.over,
+            "units": intervals.num_units,
+        },
+        "between_decoders": [_comparison_figures(one) for one in intervals.between_decoders],
+        "against": intervals.earlier_folder
+        and {
+            "report": str(intervals.earlier_folder),
+            "decoders": [_comparison_figures(one) for one in intervals.against],
+        },
+    }
+
+
+def _comparison_figures(comparison: Comparison) -> dict[str, Any]:
+    return {
+        "first": comparison.first,
+        "second": comparison.second,
+        "first_wer": comparison.first_rate,
+        "second_wer": comparison.second_rate,
+        "difference": comparison.wer.value,
+        "interval": comparison.wer.interval,
+        "probability_second_better": comparison.wer.probability,
+        "utterances": comparison.num_utterances,
+    }
