@@ -1,6 +1,6 @@
 """Does any test notice? Small mistakes are made in a copy of the code, one at a time, and tests are run.
 
-    python -m tests.mutate train/validate.py --tests tests/test_validate.py --count 20
+    python -m tests.mutate train/validate.py --tests tests/train/test_validate.py --count 20
 
 Without --tests, a module's tests are those that import it. torch and its like are imported once: every
 mutant is a fork of this process, in which Vox is imported from the copy. The score is a sample: look at

@@ -48,7 +48,7 @@ class Transcript:
     """The text of one recording.
 
     audio: the recording's path, or "" for an array. seconds: its length. decoder: the search's name.
-    confidence: the mean of the words'; of a text without words, that nothing was said; None without times.
+    confidence: the smallest of the words'; of an empty text, that nothing was said; None without times.
     alternatives: the texts that were asked for, best first; the first is this one.
     hotwords: those that are in the text, overlapping ones too.
     """

@@ -21,7 +21,7 @@ import click
 import numpy as np
 import soundfile
 
-from tests.conftest import make_speech, tiny_wavlm_kwargs, write_split
+from tests.support.speech import make_speech, tiny_wavlm_kwargs, write_split
 from vox.cli import main as run_vox
 from vox.features.verify import verify_cache
 from vox.units import SAMPLE_RATE

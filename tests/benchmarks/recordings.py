@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from tests.conftest import make_speech
+from tests.support.speech import make_speech
 from vox.audio import read_audio, read_header
 from vox.check.reading import write_shard
 from vox.corpus import Utterance

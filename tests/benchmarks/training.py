@@ -28,8 +28,8 @@ import train.step
 from tests.benchmarks.clock import Clock, find_waits
 from tests.benchmarks.recordings import make_utterances, write_random_cache
 from tests.benchmarks.updates import Share, Work, plan_work, read_updates, time_reading
-from tests.conftest import tiny_wavlm_kwargs
-from tests.training import MODEL as TINY_MODEL
+from tests.support.speech import tiny_wavlm_kwargs
+from tests.support.training import MODEL as TINY_MODEL
 from train.check.trainer import Trainer
 from train.memory import CPU_MICRO_BATCH
 from train.options import CONFIGS_DIR

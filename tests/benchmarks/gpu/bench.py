@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 import torch
 
-from tests.conftest import tiny_wavlm_kwargs
-from tests.training import MODEL as TINY_MODEL
+from tests.support.speech import tiny_wavlm_kwargs
+from tests.support.training import MODEL as TINY_MODEL
 from vox.check.results import Promise, Rate, Step
 from vox.check.subject import CheckSubject, make_subject
 from vox.config import load_config

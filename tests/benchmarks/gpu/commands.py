@@ -13,7 +13,7 @@ import numpy as np
 import soundfile
 
 from tests.benchmarks.gpu.bench import Bench, Found, say
-from tests.conftest import make_text
+from tests.support.speech import make_text
 from vox.check.audio import make_voice
 from vox.check.results import Promise, Rate
 from vox.units import SAMPLE_RATE

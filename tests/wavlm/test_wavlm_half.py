@@ -1,0 +1,80 @@
+"""Features in float16 on a GPU against float32, at full size, with a GPU's arithmetic emulated on a CPU.
+
+A GPU's products take half-precision numbers, add up in float32 and round once; a CPU is made to do the same
+here, along the paths that a GPU takes. B batch, S samples, T frames, D model width.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import WavLMConfig, WavLMModel
+
+from tests.support.wavlm_models import copy_to_ours, make_waveform, relative_l2
+from vox.wavlm.encoder import PositionalConvolution
+from vox.wavlm.model import WavLM
+from vox.wavlm.stem import ConvStem
+
+aten = torch.ops.aten
+PRODUCTS = {
+    aten.mm,
+    aten.addmm,
+    aten.bmm,
+    aten.baddbmm,
+    aten.convolution,
+    aten._scaled_dot_product_flash_attention_for_cpu,
+}
+SECOND = 16_000
+
+
+class ProductsOfAGpu(TorchDispatchMode):
+    """Computes products of float16 in float32 and rounds the result; counts them."""
+
+    num_products = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func._overloadpacket not in PRODUCTS or args[0].dtype is not torch.float16:
+            return func(*args, **kwargs)
+        self.num_products += 1
+        out = func(*map(_widen, args), **{name: _widen(value) for name, value in kwargs.items()})
+        return (out[0].half(), *out[1:]) if isinstance(out, tuple) else out.half()
+
+
+def _widen(value: object) -> object:
+    is_half = isinstance(value, Tensor) and value.dtype is torch.float16
+    return value.float() if is_half else value
+
+
+@pytest.fixture(scope="module")
+def wavlm() -> WavLM:
+    """WavLM-base with the random weights that training begins with: they let the input's error through."""
+    torch.manual_seed(0)
+    return copy_to_ours(WavLMModel(WavLMConfig()))
+
+
+@torch.no_grad()
+def compute_features(wavlm: WavLM, waveforms_BS: Tensor) -> Tensor:
+    """Return the default features, [B, T, D]: the mean of layers 9 to 12."""
+    num_samples_B = torch.full((len(waveforms_BS),), waveforms_BS.shape[1])
+    states, _ = wavlm(waveforms_BS, num_samples_B, (9, 10, 11, 12))
+    return torch.stack(states).mean(0)
+
+
+def test_features_in_float16_are_those_in_float32(wavlm: WavLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative L2 at most 1e-3, by a margin: how far they are depends on the weights and on the audio."""
+    time_S = torch.arange(SECOND) / SECOND
+    square_1S = (torch.sin(2 * torch.pi * 220 * time_S).sign())[None]  # the worst of six kinds of audio
+    waveforms_BS = torch.cat([make_waveform(SECOND), square_1S])
+    expected_BTD = compute_features(wavlm, waveforms_BS)
+    monkeypatch.setattr(ConvStem, "forward", ConvStem.run_batch)
+    monkeypatch.setattr(
+        PositionalConvolution, "forward", lambda self, hidden: self.activation(self.convolve(hidden))
+    )
+    with ProductsOfAGpu() as gpu, torch.autocast("cpu", dtype=torch.float16):
+        actual_BTD = compute_features(wavlm, waveforms_BS)
+    for actual_TD, expected_TD in zip(actual_BTD, expected_BTD, strict=True):
+        assert relative_l2(actual_TD, expected_TD) <= 0.8e-3
+    assert gpu.num_products == 12 * (6 + 1) + 1  # linear maps and attention of all layers; positions
