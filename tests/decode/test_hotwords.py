@@ -148,6 +148,17 @@ def test_a_phrase_is_worth_as_much_however_long_and_its_word_mark_nothing() -> N
     assert steps("b", "_a") == [0.25, 0.75, 0]
 
 
+def test_what_is_given_back_leaves_nothing() -> None:
+    """Not even the rounding of thirds and sevenths, summed over many ways that were begun and left."""
+    hotwords = words("abababa", "aab", "bba bbb bbbbb")
+    scorer, draw = build(hotwords), random.Random(0)
+    strings = [[draw.randrange(4, ALPHABET.vocab_size) for _ in range(30)] for _ in range(200)]
+    totals_N = total_bonuses(scorer, torch.tensor(strings))
+    is_plain_N = torch.tensor([match_naively(ALPHABET.decode(ids), hotwords) == 0 for ids in strings])
+    assert is_plain_N.sum() > 50
+    assert not totals_N[is_plain_N].any()
+
+
 def test_special_tokens_change_nothing() -> None:
     scorer = build(words("ab"))
     state_N = scorer.advance(scorer.start(1, CPU), torch.tensor([ALPHABET.pieces.index("\u2581a")]))
