@@ -11,7 +11,6 @@ from train.average import AVERAGE, Ema, average_checkpoints, validate_run
 from train.backup import Backup, start_backup
 from train.build import Parts, build_parts, count_trainable
 from train.checkpoint_writer import CheckpointWriter
-from train.compiling import compile_layers
 from train.handoff import check_handoff
 from train.heartbeat import Heartbeat
 from train.loop import record, report_failures, save, step_settings, train_epochs
@@ -27,7 +26,7 @@ from train.stages import find_stage
 from train.step import settle_buckets, wrap_losses
 from train.validate import Stopped, rank_result
 from vox.checkpoint import load_averaged, load_trainer_state, read_state
-from vox.config import Config, dump_config, load_saved_config, switch_is_on
+from vox.config import Config, dump_config, load_saved_config
 from vox.data.plan import num_updates
 from vox.device import local_device, pick_device, pick_precision
 from vox.disk import write_whole
@@ -174,8 +173,6 @@ def _build_run(
             keep_bytes=progress.metrics_bytes,
             purge_update=progress.update + 1 if options.resume else None,
         )
-    if switch_is_on(config.train.compile, auto=False):  # until it has been measured on a GPU
-        compile_layers(parts.recogniser)
     return Run(
         parts=parts,
         run_dir=options.run_dir,

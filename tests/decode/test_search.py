@@ -148,20 +148,20 @@ def test_without_bound_a_search_over_labels_is_enumeration(kind: str, ctc_weight
 
 
 def test_an_early_end_is_not_the_answer_where_labels_gain_more_later() -> None:
-    """One ends at once, and well; only the third label gains, and more than was lost by then."""
+    """Ending at once is worth 20; a pair of labels is worth 60 more, and nothing shows it at the first."""
     recogniser = make_tiny()
     encoded = encode(recogniser, [6])
     scorer = PairScorer(VOCAB_SIZE, seed=0, scale=0.0)
-    scorer.table_VV[:, EOS_ID] = 2.0
-    scorer.table_VV[4, 6] = 40.0
-    scorer.bounds = (0.0, 40.0)
+    scorer.table_VV[:, EOS_ID] = 20.0
+    scorer.table_VV[4, 6] = 60.0
+    scorer.bounds = (0.0, 60.0)
     options = SearchOptions(beam=UNBOUNDED, scorers=((scorer, 1.0),))
     without_bounds = SimpleNamespace(
         name="pairs", start=scorer.start, scores=scorer.scores, advance=scorer.advance
     )
     for used in (options, replace(options, scorers=((without_bounds, 1.0),))):
         ((best,),) = search_labels(recogniser.decoder, encoded, torch.tensor([3]), used, 0.0)
-        assert best.parts["pairs"] > 40.0
+        assert best.parts["pairs"] == 80.0
 
 
 def test_rescoring_is_brute_force_over_the_n_best() -> None:
