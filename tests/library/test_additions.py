@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import write_split
-from tests.untrained import make_tokenizer, save_arbitrary_checkpoint
+from tests.support.speech import write_split
+from tests.support.untrained import make_tokenizer, save_arbitrary_checkpoint
 from vox.additions import Additions, read_additions
 from vox.cli import main
 from vox.decode.ctc_beam import search_ctc
