@@ -94,10 +94,12 @@ def evaluate(
     from vox.additions import plan_search
     from vox.checkpoint import load_recogniser, newest_checkpoint
     from vox.corpus import load_split_and_problems
-    from vox.decode import VALIDATION_DECODERS
+    from vox.decode import VALIDATION_DECODERS, make_options
     from vox.device import pick_device
 
     # Whatever can be wrong is met before the work: names, folders, headers of the recordings, weights.
+    if decoders:
+        make_options(decoders, beam)
     place = pick_device(device)
     folder = checkpoint or newest_checkpoint()
     plan = plan_search(

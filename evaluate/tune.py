@@ -1,8 +1,9 @@
 """Weights for rescoring, chosen on a dev split; and the temperature of confidences.
 
-The encoder runs once. A wide CTC beam lists texts for each utterance, with every part of their scores; each
-set of weights then only orders these lists anew, which takes no model. So thousands of sets can be tried. What
-this cannot show is a text that other weights of a language model would have brought into the beam.
+The encoder runs once. A wide CTC beam lists texts for each utterance, with every part of their scores. A set
+of weights only reorders these lists, which takes no model, so a thousand sets can be tried. What this cannot
+show is a text that other weights would have brought into the beam, so the split is decoded once more with the
+weights that were chosen: the WERs that are compared are those of real decoding.
 
 Letters: B utterances, K texts of each, P parts, C choices of weights, U labels, V vocabulary.
 """
@@ -16,17 +17,17 @@ import jiwer
 import numpy as np
 import torch
 
+from evaluate.run import evaluate_split
 from vox.checkpoint import Checkpoint
 from vox.corpus import Utterance
 from vox.data.batch import AudioBatch, AudioFailure
 from vox.data.sources import iterate_by_length
-from vox.decode import VALIDATION_DECODERS, Hypothesis, Search, SearchOptions, make_search
+from vox.decode import DEFAULT_SEARCH, VALIDATION_DECODERS, Hypothesis, Search, SearchOptions, make_search
 from vox.decode.align import align_labels
 from vox.decode.confidence import fit_temperature, label_rows
 from vox.device import autocast, pick_precision
 from vox.errors import CorpusError
 from vox.progress import AudioProgress
-from vox.score import score
 from vox.text import Tokenizer
 from vox.transcribe import device_of, encode_audio
 from vox.tuned import Tuned
@@ -46,10 +47,6 @@ class _Lists:
 
     errors_BK: list[list[int]] = field(default_factory=list)  # word errors of each text
     parts_BKP: list[list[list[float]]] = field(default_factory=list)  # ctc, attention, labels, and lm if any
-    greedy: dict[str, dict[str, str]] = field(
-        default_factory=lambda: {name: {} for name in VALIDATION_DECODERS}
-    )
-    references: dict[str, str] = field(default_factory=dict)
     rows_UV: list[torch.Tensor] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     words: list[int] = field(default_factory=list)
@@ -77,8 +74,18 @@ def tune(
     ctc_weight, length_bonus, lm_weight, errors = choose_weights(
         lists.errors_BK, lists.parts_BKP, has_lm=bool(options.scorers)
     )
-    wer = {name: _greedy_wer(lists, name) for name in VALIDATION_DECODERS}
-    wer["rescore"] = errors / lists.num_words
+    log.info("%s: %.2f %% WER in the lists, by the best weights", split, 100 * errors / lists.num_words)
+    chosen = replace(
+        options,
+        ctc_weight=ctc_weight,
+        length_bonus=length_bonus,
+        scorers=tuple((scorer, lm_weight) for scorer, _ in options.scorers),
+    )
+    decoders = (*VALIDATION_DECODERS, DEFAULT_SEARCH)
+    evaluation = evaluate_split(
+        loaded, utterances, split, decoders, chosen, batch_seconds=batch_seconds, workers=workers
+    )
+    wer = {name: result.score.wer for name, result in evaluation.decoders.items()}
     return Tuned(
         decoder=min(wer, key=lambda name: wer[name]),  # of equals the first: greedy decoding is cheaper
         beam=options.beam,
@@ -129,15 +136,14 @@ def _collect(
     num_labels = sum(len(loaded.tokenizer.encode(text)) for text in texts.values())
     step = -(-num_labels // MAX_CONFIDENCE_LABELS)  # one utterance in so many fits the temperature
     sampled = set(sorted(texts)[::step])
-    search = make_search("rescore", replace(options, nbest=options.beam), loaded.tokenizer)
-    greedy = {name: make_search(name, options, loaded.tokenizer) for name in VALIDATION_DECODERS}
+    search = make_search(DEFAULT_SEARCH, replace(options, nbest=options.beam), loaded.tokenizer)
     with AudioProgress(sum(seconds.values()), f"listing {split}") as progress:
         for item in iterate_by_length(utterances, batch_seconds, workers):
             if isinstance(item, AudioFailure):
                 log.warning("excluded %s: %s", item.id, item.reason)
                 progress.add(seconds[item.id])
                 continue
-            _collect_batch(loaded, item, search, greedy, texts, sampled, lists)
+            _collect_batch(loaded, item, search, texts, sampled, lists)
             progress.add(sum(seconds[utterance_id] for utterance_id in item.ids))
     return lists
 
@@ -147,7 +153,6 @@ def _collect_batch(
     loaded: Checkpoint,
     batch: AudioBatch,
     search: Search,
-    greedy: Mapping[str, Search],
     texts: Mapping[str, str],
     sampled: set[str],
     lists: _Lists,
@@ -158,13 +163,9 @@ def _collect_batch(
     with autocast(device, pick_precision("auto", device)):
         encoded = encode_audio(recogniser, batch.waveforms_BS, batch.num_samples_B)
         found = search(recogniser, encoded)
-        by_greedy = {name: decode(recogniser, encoded) for name, decode in greedy.items()}
     for row, utterance_id in enumerate(batch.ids):
         reference = texts[utterance_id]
-        lists.references[utterance_id] = reference
         lists.num_words += len(reference.split())
-        for name, hypotheses in by_greedy.items():
-            lists.greedy[name][utterance_id] = tokenizer.decode(hypotheses[row][0].ids)
         hypotheses_K = found[row]
         lists.errors_BK.append([_count_errors(reference, tokenizer.decode(h.ids)) for h in hypotheses_K])
         lists.parts_BKP.append([_list_parts(hypothesis) for hypothesis in hypotheses_K])
@@ -204,11 +205,6 @@ def _collect_words(
         lists.labels += [labels[k] for k in group]
         lists.words += [first + number] * len(group)
     lists.is_right += is_right
-
-
-def _greedy_wer(lists: _Lists, name: str) -> float:
-    ids = list(lists.references)
-    return score([lists.references[i] for i in ids], [lists.greedy[name][i] for i in ids]).wer
 
 
 def _fit_temperature(lists: _Lists) -> float:

@@ -40,14 +40,18 @@ def load(
     """
     from vox.additions import plan_search
     from vox.checkpoint import load_recogniser, newest_checkpoint
+    from vox.decode import make_options
     from vox.device import pick_device
     from vox.transcribe import Transcriber
 
+    names: Sequence[str] = [] if decoder is None else [decoder]
+    if names:
+        make_options(names, beam, nbest)  # a typo is found before the weights are read
     place = pick_device(device)
     folder = (newest_checkpoint() if checkpoint is None else Path(checkpoint)).resolve()
     plan = plan_search(
         folder,
-        [] if decoder is None else [decoder],
+        names,
         beam=beam,
         nbest=nbest,
         lm=lm,

@@ -66,7 +66,9 @@ class Transcriber:
         """Choose the decoder; None is the greedy one with the lower dev WER when the checkpoint was saved.
 
         options: None for the defaults. hotwords: what options.scorers prefers, if anything; in a text their
-        spellings become their phrases. temperature: of confidences. Raises ConfigError for an unknown decoder.
+        spellings become their phrases. temperature: of confidences.
+
+        Raises ConfigError for an unknown decoder.
         """
         self.temperature = temperature
         self.loaded = loaded
