@@ -63,7 +63,7 @@ def tune(
     batch_seconds: float = 120.0,
     workers: int = 0,
 ) -> Tuned:
-    """Choose weights for `rescore`, and the best of it and the greedy decoders, on a split (probed).
+    """Choose weights for `rescore`, and the best of it, `joint` and the greedy decoders, on a split (probed).
 
     options: the beam, and a language model among the scorers with the weight that its search begins with.
     Raises CorpusError if no recording can be read.
@@ -81,13 +81,13 @@ def tune(
         length_bonus=length_bonus,
         scorers=tuple((scorer, lm_weight) for scorer, _ in options.scorers),
     )
-    decoders = (*VALIDATION_DECODERS, DEFAULT_SEARCH)
+    decoders = (*VALIDATION_DECODERS, DEFAULT_SEARCH, "joint")
     evaluation = evaluate_split(
         loaded, utterances, split, decoders, chosen, batch_seconds=batch_seconds, workers=workers
     )
     wer = {name: result.score.wer for name, result in evaluation.decoders.items()}
     return Tuned(
-        decoder=min(wer, key=lambda name: wer[name]),  # of equals the first: greedy decoding is cheaper
+        decoder=min(wer, key=lambda name: wer[name]),  # of equals the first: the cheapest
         beam=options.beam,
         ctc_weight=ctc_weight,
         length_bonus=length_bonus,

@@ -44,8 +44,8 @@ def tune(
     """Choose how a checkpoint is searched.
 
     Finds the weights of rescoring (CTC's, a bonus a label, the language model's) with the lowest WER on a
-    split, compares it with the greedy decoders, and fits the temperature of the confidences. Writes
-    tuned.json into the checkpoint's folder, where `vox transcribe` and `vox evaluate` look for it.
+    split, compares it with `joint` and the greedy decoders, and fits the temperature of the confidences.
+    Writes tuned.json into the checkpoint's folder, where `vox transcribe` and `vox evaluate` look for it.
     """
     from evaluate.tune import tune as tune_weights
     from vox.additions import read_additions
