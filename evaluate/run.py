@@ -12,17 +12,17 @@ from dataclasses import dataclass, field
 
 import torch
 
-from vox.checkpoint import Checkpoint
+from vox.checkpoint.files import Checkpoint
 from vox.corpus import Utterance
 from vox.data.batch import AudioBatch, AudioFailure
 from vox.data.sources import iterate_by_length
 from vox.decode import Search, SearchOptions, make_search
 from vox.device import autocast, pick_precision, synchronize
 from vox.errors import CorpusError
+from vox.hear import device_of, hear
 from vox.progress import AudioProgress
 from vox.score import Score, score
 from vox.text import Tokenizer
-from vox.transcribe import device_of, encode_audio
 from vox.units import samples_to_seconds
 
 log = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ def _decode_batch(
     device = device_of(recogniser)
     batch = batch.to(device)
     with autocast(device, tally.precision), _count_seconds(tally.seconds, "", device):
-        encoded = encode_audio(recogniser, batch.waveforms_BS, batch.num_samples_B)
+        encoded = hear(recogniser, batch)
     for name, search in searches.items():
         with autocast(device, tally.precision), _count_seconds(tally.seconds, name, device):
             found = search(recogniser, encoded)

@@ -31,7 +31,8 @@ def load(
     decoder, beam, nbest: as `vox transcribe` has them. device: auto, cpu, cuda or cuda:N.
     Imports torch. Raises CheckpointError, ConfigError or DeviceError, each a VoxError of one line.
     """
-    from vox.checkpoint import load_recogniser, newest_checkpoint
+    from vox.checkpoint.files import load_recogniser
+    from vox.checkpoint.series import newest_checkpoint
     from vox.decode import make_options
     from vox.device import pick_device
     from vox.transcribe import Transcriber

@@ -14,11 +14,11 @@ import torch
 from torch._dynamo.utils import counters
 
 from tests.support.training import Killed, assert_equal_runs, die_after, tiny_recogniser
-from train.compiling import compile_layers
 from train.options import TrainOptions
 from train.ranks import Ranks
 from train.run import run_training
-from train.step import LabelTotals, StepSettings, accumulate_gradients, wrap_losses
+from train.update.compiling import compile_layers
+from train.update.step import LabelTotals, StepSettings, accumulate_gradients, wrap_losses
 from vox.data.batch import AudioBatch, LabelBatch, make_label_batch
 from vox.decode import DECODERS
 from vox.model.recogniser import Recogniser
@@ -28,7 +28,7 @@ SECONDS = (1.3, 2.1, 2.2, 3.0)  # of four micro-batches
 
 @pytest.fixture(autouse=True)
 def tracing_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("train.compiling.BACKEND", "eager")
+    monkeypatch.setattr("train.update.compiling.BACKEND", "eager")
     torch._dynamo.reset()
     counters.clear()
     yield
