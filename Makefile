@@ -1,11 +1,11 @@
 # make check: does it hold on this machine? make demo: the whole pipeline on synthesized speech. make test: every
-# test. make mutate MODULES=train/validate.py: which small mistakes in a module no test notices (minutes).
+# test. make mutate MODULES=train/judge/validate.py: which small mistakes in a module no test notices (minutes).
 # Each makes the environment from the pinned versions first, if it is missing or out of date.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-MODULES ?= train/validate.py vox/checkpoint.py
+MODULES ?= train/judge/validate.py vox/checkpoint/files.py
 COUNT ?= 10
 INSTALLED := $(VENV)/.installed
 

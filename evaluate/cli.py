@@ -92,7 +92,8 @@ def evaluate(
     )
     from evaluate.run import evaluate_split
     from vox.additions import plan_search
-    from vox.checkpoint import load_recogniser, newest_checkpoint
+    from vox.checkpoint.files import load_recogniser
+    from vox.checkpoint.series import newest_checkpoint
     from vox.corpus import load_split_and_problems
     from vox.decode import VALIDATION_DECODERS, make_options
     from vox.device import pick_device

@@ -19,13 +19,13 @@ import vox
 from evaluate.intervals import EarlierReport, Intervals, describe_intervals, measure_intervals
 from evaluate.page import render_page
 from evaluate.run import DecoderResult, Evaluation
-from vox.checkpoint import Checkpoint
+from vox.checkpoint.files import Checkpoint
 from vox.corpus import Utterance
 from vox.decode import GREEDY_DECODERS, SearchOptions
 from vox.disk import remove_leftovers, write_whole
+from vox.hear import device_of
 from vox.runs.layout import CHECKPOINTS, CHECKSUMS, MODEL
 from vox.score_hotwords import HotwordScore
-from vox.transcribe import device_of
 
 VERSIONS_OF = ("torch", "transformers", "sentencepiece", "jiwer")
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from vox.checkpoint import Checkpoint
+from vox.checkpoint.files import Checkpoint
 from vox.corpus import Utterance
 from vox.data.batch import AudioBatch, AudioFailure
 from vox.data.sources import iterate_by_length
@@ -20,11 +20,11 @@ from vox.decode import Search, SearchOptions, make_search
 from vox.decode.words import find_words
 from vox.device import autocast, pick_precision, synchronize
 from vox.errors import CorpusError
+from vox.hear import device_of, hear
 from vox.hotword_list import Hotword, HotwordMatcher, as_in_transcripts
 from vox.progress import AudioProgress
 from vox.score import Score, score
 from vox.score_hotwords import HotwordScore, score_hotwords
-from vox.transcribe import device_of, encode_audio
 from vox.units import samples_to_seconds
 
 log = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ def _decode_batch(
     device = device_of(recogniser)
     batch = batch.to(device)
     with autocast(device, tally.precision), _count_seconds(tally.seconds, "", device):
-        encoded = encode_audio(recogniser, batch.waveforms_BS, batch.num_samples_B)
+        encoded = hear(recogniser, batch)
     num_frames = encoded.num_frames_B.tolist()
     for name, search in searches.items():
         with autocast(device, tally.precision), _count_seconds(tally.seconds, name, device):

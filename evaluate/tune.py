@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from evaluate.run import evaluate_split
-from vox.checkpoint import Checkpoint
+from vox.checkpoint.files import Checkpoint
 from vox.corpus import Utterance
 from vox.data.batch import AudioBatch, AudioFailure
 from vox.data.sources import iterate_by_length
@@ -27,9 +27,9 @@ from vox.decode.align import align_labels
 from vox.decode.confidence import fit_temperature, label_rows
 from vox.device import autocast, pick_precision
 from vox.errors import CorpusError
+from vox.hear import device_of, hear
 from vox.progress import AudioProgress
 from vox.text import Tokenizer
-from vox.transcribe import device_of, encode_audio
 from vox.tuned import Tuned
 from vox.units import samples_to_seconds
 
@@ -161,7 +161,7 @@ def _collect_batch(
     device = device_of(recogniser)
     batch = batch.to(device)
     with autocast(device, pick_precision("auto", device)):
-        encoded = encode_audio(recogniser, batch.waveforms_BS, batch.num_samples_B)
+        encoded = hear(recogniser, batch)
         found = search(recogniser, encoded)
     for row, utterance_id in enumerate(batch.ids):
         reference = texts[utterance_id]

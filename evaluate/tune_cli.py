@@ -49,7 +49,8 @@ def tune(
     """
     from evaluate.tune import tune as tune_weights
     from vox.additions import read_additions
-    from vox.checkpoint import load_recogniser, newest_checkpoint
+    from vox.checkpoint.files import load_recogniser
+    from vox.checkpoint.series import newest_checkpoint
     from vox.corpus import load_split
     from vox.decode import SearchOptions
     from vox.device import pick_device

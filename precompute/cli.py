@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from vox.config import DEFAULT_LAYERS
+from vox.defaults import DEFAULT_LAYERS
 from vox.errors import ConfigError
 from vox.features.fingerprint import join_layers
 from vox.options import (

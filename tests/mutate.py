@@ -1,6 +1,6 @@
 """Does any test notice? Small mistakes are made in a copy of the code, one at a time, and tests are run.
 
-    python -m tests.mutate train/validate.py --tests tests/train/test_validate.py --count 20
+    python -m tests.mutate train/judge/validate.py --tests tests/train/test_validate.py --count 20
 
 Without --tests, a module's tests are those that import it. torch and its like are imported once: every
 mutant is a fork of this process, in which Vox is imported from the copy. The score is a sample: look at
@@ -220,7 +220,7 @@ def judge_module(
 def main() -> None:
     """Mutate the modules that were named, and print which mistakes no test noticed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("modules", nargs="+", help="such as train/validate.py")
+    parser.add_argument("modules", nargs="+", help="such as train/judge/validate.py")
     parser.add_argument("--tests", nargs="+", help="test files or ids; default: those that import the module")
     parser.add_argument("--count", type=int, default=10, help="mutations of each module, drawn at random")
     parser.add_argument("--seed", type=int, default=0)

@@ -10,7 +10,8 @@ from train.options import TrainOptions
 from train.ranks import Ranks
 from train.splits import TrainingSplit, label_split, open_dev_source, open_source
 from train.stages import STAGES, find_stage
-from vox.checkpoint import Checkpoint, find_last, load_recogniser
+from vox.checkpoint.files import Checkpoint, load_recogniser
+from vox.checkpoint.series import find_last
 from vox.config import Config
 from vox.corpus import Utterance
 from vox.data.sources import Source

@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import torch
 
-from train.progress import Run
-from train.step import StepSettings
+from train.state import Run
+from train.update.step import StepSettings
 from vox.config import MAX_COUNT
 from vox.data.batch import AudioBatch, FeatureBatch, LabelBatch, make_label_batch
 from vox.data.sources import CachedSource

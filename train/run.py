@@ -2,38 +2,37 @@
 
 import logging
 import os
-import time
-from pathlib import Path
 
 import torch
 
-from train.average import AVERAGE, Ema, average_checkpoints, validate_run
-from train.backup import Backup, start_backup
 from train.build import Parts, build_parts, count_trainable
-from train.checkpoint_writer import CheckpointWriter
-from train.handoff import check_handoff
-from train.heartbeat import Heartbeat
-from train.loop import record, report_failures, save, step_settings, train_epochs
+from train.judge.average import average_at_the_end
+from train.judge.handoff import hand_over
+from train.loop import report_failures, step_settings, train_epochs
 from train.memory import settle_micro_batch
-from train.metrics import MetricsLog
+from train.meter import Meter
 from train.options import TrainOptions, resolve_config, resume_options, save_options
-from train.progress import Progress, Run, restore, restore_links
+from train.progress import Progress
 from train.ranks import Ranks, join_ranks, refuse_shared_gpu
-from train.restore import restore_run
-from train.schedule import build_optimizer, count_updates
+from train.record.backup import Backup, start_backup
+from train.record.checkpoint_writer import CheckpointWriter
+from train.record.heartbeat import Heartbeat
+from train.record.metrics import MetricsLog
+from train.record.restore import restore_run
+from train.resume import find_progress, refuse_existing, refuse_living, resume_state
+from train.save import save_run
 from train.signals import Interrupted, Signals
 from train.stages import find_stage
-from train.step import settle_buckets, wrap_losses
-from train.validate import Stopped, rank_result
-from vox.checkpoint import load_averaged, load_trainer_state, read_state
+from train.state import Run
+from train.update.ema import Ema
+from train.update.schedule import build_optimizer, count_updates
+from train.update.step import settle_buckets, wrap_losses
+from vox.checkpoint.files import load_averaged, load_trainer_state
 from vox.config import Config, dump_config, load_saved_config
 from vox.data.plan import num_updates
 from vox.device import local_device, pick_device, pick_precision
 from vox.disk import write_whole
-from vox.errors import CheckpointError
-from vox.runs.layout import ALIVE, BEST, CONFIG, LAST, checkpoint_name, list_checkpoints
-from vox.runs.lenient import read_json
-from vox.runs.liveness import judge_liveness
+from vox.runs.layout import BEST, CONFIG, checkpoint_name
 
 log = logging.getLogger(__name__)
 
@@ -68,11 +67,11 @@ def run_training(options: TrainOptions) -> None:
 def _settle(options: TrainOptions, ranks: Ranks) -> tuple[TrainOptions, Config]:
     """Return what this run is to do: as asked for, or as the run that is resumed was asked for."""
     if not options.resume:
-        _refuse_existing(options)
+        refuse_existing(options)
         return options, resolve_config(options)
     with ranks.first_goes_first():
         if ranks.is_first:
-            _refuse_living(options)
+            refuse_living(options)
             if options.restore_from is not None:
                 restore_run(options.restore_from, options.run_dir, options.stage)
     options = resume_options(options)
@@ -95,7 +94,7 @@ def _run_stage(
         with run.writer:
             _start(run, options)
             train_epochs(run)
-            _average_at_the_end(run)
+            average_at_the_end(run)
         is_done = True
     finally:
         if run.metrics is not None:
@@ -123,7 +122,7 @@ def _start(run: Run, options: TrainOptions) -> None:
     if options.resume:
         assert run.parts.origin is not None
         folder = run.parts.origin.folder
-        restore(run, load_trainer_state(folder), run.ranks.rank)
+        resume_state(run, load_trainer_state(folder))
         if run.ema is not None:
             run.ema.load(load_averaged(folder))
         log.info("resuming after update %d of %d", run.progress.update, run.total_updates)
@@ -138,9 +137,9 @@ def _start(run: Run, options: TrainOptions) -> None:
     if options.resume:
         return
     if find_stage(options.stage).checks_handoff:
-        _hand_over(run)
+        hand_over(run)
     else:
-        save(run, checkpoint_name(0))
+        save_run(run, checkpoint_name(0))
     run.writer.wait()  # finds a disk that is too small before any work is done
 
 
@@ -164,7 +163,7 @@ def _build_run(
         cache_weights=None if parts.fingerprint is None else parts.fingerprint.weights_sha256,
     )
     if options.resume:
-        progress = _find_progress(options, parts, progress, ranks)
+        progress = find_progress(options, parts, progress, ranks)
     metrics = backup = None
     if ranks.is_first:
         backup = start_backup(options.backup, options.run_dir)
@@ -173,6 +172,7 @@ def _build_run(
             keep_bytes=progress.metrics_bytes,
             purge_update=progress.update + 1 if options.resume else None,
         )
+    scaler = torch.amp.GradScaler(device.type, enabled=precision is torch.float16)
     return Run(
         parts=parts,
         run_dir=options.run_dir,
@@ -182,119 +182,31 @@ def _build_run(
         total_updates=total_updates,
         losses=wrap_losses(parts.recogniser, ranks),
         optimizer=build_optimizer(parts.recogniser, config.optimizer),
-        scaler=torch.amp.GradScaler(device.type, enabled=precision is torch.float16),
+        scaler=scaler,
         progress=progress,
         metrics=metrics,
         heartbeat=heartbeat,
         signals=signals,
         writer=CheckpointWriter(device),
+        meter=Meter(
+            progress=progress,
+            split=parts.train,
+            metrics=metrics,
+            heartbeat=heartbeat,
+            device=device,
+            run_dir=options.run_dir,
+            total_updates=total_updates,
+            is_scaled=scaler.is_enabled(),
+        ),
         ema=None if config.train.ema_decay is None else Ema(parts.recogniser, config.train.ema_decay),
         backup=backup,
     )
-
-
-def _rank_best(run_dir: Path, progress: Progress) -> None:
-    """Rank the best checkpoint as this version does: an older one ranked by the mean of both WERs."""
-    best = run_dir / BEST
-    dev = read_state(best).get("dev") if best.exists() else None
-    if dev is not None:
-        progress.best = list(rank_result(dev["wer"], dev["ctc"] + dev["attention"]))
 
 
 def _find_longest(parts: Parts) -> int:
     """Return the samples of the longest utterance trained on, in this stage and those before it."""
     before = 0 if parts.origin is None else parts.origin.state.get("longest_train_samples", 0)
     return max(before, *parts.train.lengths)
-
-
-def _find_progress(options: TrainOptions, parts: Parts, fresh: Progress, ranks: Ranks) -> Progress:
-    """Return where the run stood, after checking that it is still the same run, and put its links back."""
-    assert parts.origin is not None
-    progress = Progress.from_state(parts.origin.state, parts.origin.folder)
-    if (progress.train_digest, progress.total_updates) != (fresh.train_digest, fresh.total_updates):
-        raise CheckpointError(
-            f"{parts.train.name} or the config has changed since the run began ({progress.total_updates} "
-            f"updates then, {fresh.total_updates} now)",
-            where=options.run_dir,
-            remedy="restore utterances, lengths and transcripts, or start another run with --run",
-        )
-    if progress.dev_digest not in ("", fresh.dev_digest):
-        raise CheckpointError(
-            f"{parts.dev.name} has changed since the run began, so results could not be compared",
-            where=options.run_dir,
-            remedy="restore it, cached or live as it was, or start another run with --run",
-        )
-    progress.longest_train_samples = fresh.longest_train_samples
-    with ranks.first_goes_first():
-        if ranks.is_first:
-            keep = parts.config.train.keep_checkpoints
-            restore_links(options.run_dir, parts.origin.folder, progress, keep)
-            _rank_best(options.run_dir, progress)
-    # Where the best checkpoint is lost, the first rank has found the next best one.
-    progress.best, progress.best_checkpoint = ranks.gather((progress.best, progress.best_checkpoint))[0]
-    return progress
-
-
-def _hand_over(run: Run) -> None:
-    """Validate the loaded weights and compare with what the stage before recorded for them (T8)."""
-    assert run.parts.origin is not None
-    folder, state = run.parts.origin.folder, run.parts.origin.state
-    dev = state.get("dev")
-    if not dev or dev.get("update") != state.get("update"):  # saved inside an epoch: newer than its result
-        raise CheckpointError(
-            "the checkpoint has no dev result of its weights to compare with",
-            where=folder,
-            remedy="start from a `best` one",
-        )
-    try:
-        result = validate_run(run, run.signals.agree)
-    except Stopped:  # nothing was saved, and nothing is lost
-        raise Interrupted(run.signals.number) from None
-    difference = check_handoff(
-        dev,
-        result,
-        run.parts.config.train.ctc_weight,
-        folder,
-        stages=(run.parts.origin.config.train.stage, run.parts.config.train.stage),
-    )
-    run.progress.handoff = {"relative_difference": difference}
-    run.write("handoff", run.progress.update, run.progress.handoff)
-    log.info("handoff: the dev loss is within %.3f %% of the recorded one", 100 * difference)
-    record(run, {"raw": result})
-
-
-def _average_at_the_end(run: Run) -> None:
-    """Average the newest validated checkpoints, if the config says so; keep the mean if it is best."""
-    count = run.parts.config.train.average_checkpoints
-    if count == 0 or run.progress.weights == AVERAGE:  # resumed after it was done
-        return
-    run.writer.wait()  # the newest may be under way
-    try:
-        results = average_checkpoints(run, count)
-    except Stopped:  # resumed, it is done again
-        raise Interrupted(run.signals.number) from None
-    if results and not record(run, results, can_be_worse=False):
-        log.info("the mean is not better: the weights stay as they are")
-
-
-def _refuse_existing(options: TrainOptions) -> None:
-    if (options.run_dir / LAST).exists() or list_checkpoints(options.run_dir):
-        raise CheckpointError(
-            "this folder holds a run already",
-            where=options.run_dir,
-            remedy="continue it with --resume, or name another with --run",
-        )
-
-
-def _refuse_living(options: TrainOptions) -> None:
-    """Raise CheckpointError if another process is at work on the run: two would spoil its files."""
-    alive = read_json(options.run_dir / ALIVE, [])
-    if judge_liveness(alive, time.time()) == "alive":
-        raise CheckpointError(
-            f"process {alive.get('pid')} on {alive.get('host')} trains this run",
-            where=options.run_dir,
-            remedy="stop it first, or wait a minute if its machine is dead",
-        )
 
 
 def _announce(run: Run) -> None:

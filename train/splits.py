@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 
 from train.options import TrainOptions
 from vox.audio import format_speed
-from vox.config import DEFAULT_WAVLM
 from vox.corpus import Utterance, load_split
 from vox.data.batch import LabelBatch, make_label_batch
 from vox.data.sources import CachedSource, LiveSource, Source
 from vox.decode.ctc import min_ctc_frames
+from vox.defaults import DEFAULT_WAVLM
 from vox.errors import CacheError, CorpusError, name_first
 from vox.features.cache import (
     FeatureCache,

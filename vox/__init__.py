@@ -39,7 +39,8 @@ def load(
     VoxError of one line.
     """
     from vox.additions import plan_search
-    from vox.checkpoint import load_recogniser, newest_checkpoint
+    from vox.checkpoint.files import load_recogniser
+    from vox.checkpoint.series import newest_checkpoint
     from vox.decode import make_options
     from vox.device import pick_device
     from vox.transcribe import Transcriber

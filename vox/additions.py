@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from vox.checkpoint import Checkpoint
+from vox.checkpoint.files import Checkpoint
 from vox.decode import DEFAULT_SEARCH, GREEDY_DECODERS, SearchOptions, make_options
 from vox.decode.hotwords import make_hotword_scorer
 from vox.decode.scorer import Scorer

@@ -12,11 +12,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from vox.defaults import DEFAULT_LAYERS, DEFAULT_WAVLM
 from vox.errors import ConfigError
-
-DEFAULT_WAVLM = "microsoft/wavlm-base"
-DEFAULT_LAYERS = (9, 10, 11, 12)  # averaged, counted from 1
-NUM_UNFROZEN_LAYERS = 3  # WavLM's topmost, which stage 2 trains by default (configs/stage2.yaml names them)
 
 # Far beyond any use: a slip of the keyboard is an error here, not a failed allocation later.
 MAX_VOCAB_SIZE = 1_000_000

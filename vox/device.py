@@ -120,3 +120,8 @@ def available_memory_gb(device: torch.device) -> float:
     """Return the GB of a GPU that this process may use: what is free, and what it has reserved."""
     free, _ = torch.cuda.mem_get_info(device)
     return (free + torch.cuda.memory_reserved(device)) / 1e9
+
+
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a floating-point tensor in float32, or as it is where it has more."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -7,9 +7,8 @@ from typing import Any
 
 import click
 
-from vox.config import DEFAULT_LAYERS, DEFAULT_WAVLM
+from vox.defaults import DEFAULT_LAYERS, DEFAULT_WAVLM
 from vox.errors import ConfigError
-from vox.features.fingerprint import join_layers
 
 LARGEST = 1e6  # seconds (11 days) or gigabytes (a petabyte): beyond it, a mistake
 LARGEST_WEIGHT = 1000.0
@@ -137,6 +136,6 @@ def parse_layers(text: str) -> tuple[int, ...]:
         raise ConfigError(
             "--layers takes different numbers from 1 up",
             where=text,
-            remedy=f"write --layers {join_layers(DEFAULT_LAYERS)}",
+            remedy=f"write --layers {','.join(map(str, DEFAULT_LAYERS))}",
         )
     return tuple(sorted(layers))

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from vox.audio import read_audio
-from vox.checkpoint import Checkpoint
+from vox.checkpoint.files import Checkpoint
+from vox.data.batch import AudioBatch
 from vox.decode import (
     Hypothesis,
     Search,
@@ -25,8 +26,8 @@ from vox.decode.ctc import decode_ctc
 from vox.decode.words import find_words
 from vox.device import autocast, pick_precision
 from vox.errors import AudioError, name_first
+from vox.hear import device_of, hear
 from vox.hotword_list import Hotword, HotwordMatcher
-from vox.model.encoded import Encoded
 from vox.model.recogniser import Recogniser
 from vox.transcript import Alternative, SpottedHotword, Transcript, Word
 from vox.units import samples_to_frames, samples_to_seconds
@@ -36,16 +37,6 @@ log = logging.getLogger(__name__)
 # Two decoders whose texts differ in length by more than this do not agree on what was said.
 MAX_LENGTH_DIFFERENCE = 0.25  # of the longer one
 MIN_LENGTH_DIFFERENCE = 5  # labels: short texts differ by chance
-
-
-def device_of(recogniser: Recogniser) -> torch.device:
-    """Return the device that a recogniser's weights are on."""
-    return next(recogniser.parameters()).device
-
-
-def encode_audio(recogniser: Recogniser, waveforms_BS: torch.Tensor, num_samples_B: torch.Tensor) -> Encoded:
-    """Run WavLM and the encoder over waveforms at 16 kHz."""
-    return recogniser.encode(*recogniser.extractor(waveforms_BS, num_samples_B))
 
 
 class Transcriber:
@@ -229,7 +220,7 @@ def _recognise(recogniser: Recogniser, waveform_S: torch.Tensor, search: Search 
     waveforms_BS = waveform_S[None].to(device)
     num_samples_B = torch.tensor([len(waveform_S)], device=device)
     with autocast(device, pick_precision("auto", device)):
-        encoded = encode_audio(recogniser, waveforms_BS, num_samples_B)
+        encoded = hear(recogniser, AudioBatch([""], waveforms_BS, num_samples_B))
         (ctc,) = decode_ctc(recogniser, encoded)
         hypotheses = [ctc] if search is None else search(recogniser, encoded)[0]
     return _Recognised(hypotheses, ctc, encoded.ctc_log_probs_BTV[0])

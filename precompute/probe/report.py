@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from precompute.probe.heads import HeadResult
-from vox.config import NUM_UNFROZEN_LAYERS
+from vox.defaults import NUM_UNFROZEN_LAYERS
 from vox.features.fingerprint import join_layers
 
 MARGIN = 0.10  # of the best layer's CER

@@ -24,7 +24,8 @@ from unittest.mock import patch
 import click
 import torch
 
-import train.step
+import train.update.step
+import vox.hear
 from tests.benchmarks.clock import Clock, find_waits
 from tests.benchmarks.recordings import make_utterances, write_random_cache
 from tests.benchmarks.updates import Share, Work, plan_work, read_updates, time_reading
@@ -33,12 +34,12 @@ from tests.support.training import MODEL as TINY_MODEL
 from train.check.trainer import Trainer
 from train.memory import CPU_MICRO_BATCH
 from train.options import CONFIGS_DIR
-from train.step import Batch
 from vox.check.rates import CUDA_MATRICES, count_flops, measure_matrix_rate
 from vox.config import Config, load_config
 from vox.data.batch import AudioBatch, FeatureBatch, LabelBatch
 from vox.data.sources import CachedSource, LiveSource, Source
 from vox.device import peak_memory_gb, pick_device, pick_precision, synchronize
+from vox.hear import Batch
 from vox.model.recogniser import Recogniser
 from vox.units import SAMPLE_RATE
 from vox.wavlm.extractor import FeatureExtractor
@@ -199,11 +200,11 @@ def _measure_parts(trainer: Trainer, variant: Variant, work: Work, updates: int)
         (AudioBatch, "to", "copy"),
         (FeatureBatch, "to", "copy"),
         (LabelBatch, "to", "copy"),
-        (train.step, "features_of", "WavLM"),
-        (train.step, "mask_features", "masks"),
+        (vox.hear, "features_of", "WavLM"),
+        (train.update.step, "mask_features", "masks"),
         (recogniser.adapter, "forward", "adapter"),
         (recogniser.encoder, "forward", "encoder"),
-        (train.step, "compute_losses", "CTC"),
+        (train.update.step, "compute_losses", "CTC"),
         (recogniser.decoder, "forward", "decoder"),
         (torch.nn.functional, "cross_entropy", "decoder"),
         (torch.Tensor, "backward", "backward"),

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from train.check.made import FIRST_PIECE, LABELS_PER_SECOND
 from train.memory import CPU_MICRO_BATCH
-from train.step import Batch, LabelTotals
+from train.update.step import LabelTotals
 from vox.config import Config
 from vox.data.batch import LabelBatch, make_label_batch
 from vox.data.plan import Update, plan_epoch
 from vox.data.sources import Source
+from vox.hear import Batch
 from vox.units import SAMPLE_RATE
 
 SPARE_UPDATES = 4  # planned beyond the last, so that reading ahead goes on to the end

@@ -13,7 +13,7 @@ import yaml
 
 import precompute.check
 import train.check.gradients
-import train.step
+import train.update.step
 import vox.check.subject
 from tests.support.speech import tiny_wavlm_kwargs
 from tests.support.training import MODEL
@@ -146,7 +146,7 @@ def round_twice(patch: Patch) -> None:
 
 
 def weigh_by_itself(patch: Patch) -> None:
-    patch.setattr(train.step, "_weigh", lambda sums, *_: sums.ctc / sums.ctc.detach())
+    patch.setattr(train.update.step, "_weigh", lambda sums, *_: sums.ctc / sums.ctc.detach())
 
 
 def round_the_loss(patch: Patch) -> None:
@@ -160,8 +160,10 @@ def round_the_loss(patch: Patch) -> None:
 
 
 def always_step(patch: Patch) -> None:
-    step = train.step._step_if
-    patch.setattr(train.step, "_step_if", lambda is_wanted, *rest: step(torch.ones_like(is_wanted), *rest))
+    step = train.update.step._step_if
+    patch.setattr(
+        train.update.step, "_step_if", lambda is_wanted, *rest: step(torch.ones_like(is_wanted), *rest)
+    )
 
 
 def lose_gradients(patch: Patch) -> None:

@@ -18,7 +18,7 @@ from evaluate.run import _score_tally, _Tally
 from tests.support.speech import make_speech, write_split
 from tests.support.untrained import save_arbitrary_checkpoint, save_go_checkpoint
 from vox.audio import read_header
-from vox.checkpoint import load_recogniser
+from vox.checkpoint.files import load_recogniser
 from vox.cli import main
 from vox.corpus import Utterance
 from vox.decode import DECODERS, VALIDATION_DECODERS, Hypothesis, SearchOptions

@@ -11,13 +11,8 @@ import torch
 
 from tests.support.power import assert_durable, watch_renames
 from tests.support.training import MODEL, tiny_recogniser
-from vox.checkpoint import (
-    load_recogniser,
-    load_trainer_state,
-    newest_checkpoint,
-    remove_unlinked,
-    save_checkpoint,
-)
+from vox.checkpoint.files import load_recogniser, load_trainer_state, save_checkpoint
+from vox.checkpoint.series import newest_checkpoint, remove_unlinked
 from vox.config import ModelConfig, load_config
 from vox.disk import replace_link
 from vox.errors import CheckpointError

@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from precompute.cli import precompute
-from vox.config import NUM_UNFROZEN_LAYERS, Config, dump_config, load_config, load_saved_config
+from vox.config import Config, dump_config, load_config, load_saved_config
+from vox.defaults import NUM_UNFROZEN_LAYERS
 from vox.errors import ConfigError
 from vox.features.cache import precompute_command
 from vox.features.fingerprint import Fingerprint

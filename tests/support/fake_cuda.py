@@ -7,7 +7,7 @@ kernel is chosen.
 
     with fake_gpu() as gpu:
         ...                                # torch.device("cuda") works here
-    gpu.check_waits(("train/step.py", "if bool(is_wanted):"))
+    gpu.check_waits(("train/update/step.py", "if bool(is_wanted):"))
 """
 
 import contextlib

@@ -3,7 +3,7 @@
 import torch
 
 from train.ranks import Ranks
-from train.step import StepSettings, accumulate_gradients, wrap_losses
+from train.update.step import StepSettings, accumulate_gradients, wrap_losses
 from vox.data.batch import FeatureBatch, LabelBatch, make_label_batch
 
 NUM_UTTERANCES = 32

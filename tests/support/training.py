@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import train.average
+import train.judge.validate
 import train.loop
 from train.options import TrainOptions
 from vox.config import ModelConfig
@@ -131,7 +131,7 @@ def die_after(patch: pytest.MonkeyPatch, updates: int) -> None:
 
 def signal_during(patch: pytest.MonkeyPatch, name: str, on_call: int = 1) -> None:
     """Send SIGTERM to this process at the n-th call of a function of training."""
-    module = train.average if name == "validate" else train.loop
+    module = train.judge.validate if name == "validate" else train.loop
     original, calls = getattr(module, name), itertools.count(1)
 
     def signal_first(*arguments, **keywords):

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from tests.support.speech import WORDS
-from vox.checkpoint import save_checkpoint
+from vox.checkpoint.files import save_checkpoint
 from vox.config import Config, FeaturesConfig, ModelConfig
 from vox.model.recogniser import Recogniser
 from vox.text import Tokenizer, train_tokenizer

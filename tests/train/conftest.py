@@ -6,7 +6,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-import train.backup
+import train.record.backup
 from tests.support.backups import FailingFilesystem
 
 
@@ -27,7 +27,7 @@ def url(request, tmp_path, failing) -> Iterator[str]:
 def failing(monkeypatch) -> Iterator[str]:
     """An empty failing object store; tries follow each other at once."""
     fsspec.register_implementation("failing", FailingFilesystem, clobber=True)
-    monkeypatch.setattr(train.backup, "RETRY_SECONDS", 0)
+    monkeypatch.setattr(train.record.backup, "RETRY_SECONDS", 0)
     yield "failing://there"
     FailingFilesystem.store.clear()
     FailingFilesystem.pseudo_dirs[:] = [""]

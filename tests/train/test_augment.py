@@ -2,7 +2,7 @@
 
 import torch
 
-from train.augment import mask_features
+from train.update.augment import mask_features
 from vox.config import AugmentConfig
 
 

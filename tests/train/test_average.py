@@ -21,12 +21,13 @@ from tests.support.training import (
     stage2_options,
     tiny_recogniser,
 )
-from train.average import Ema, average_checkpoints
 from train.build import build_parts
+from train.judge.average import average_checkpoints
 from train.options import TrainOptions
 from train.run import run_training
-from train.step import UpdateResult
-from vox.checkpoint import load_recogniser
+from train.update.ema import Ema
+from train.update.step import UpdateResult
+from vox.checkpoint.files import load_recogniser
 from vox.errors import ConfigError
 from vox.runs.layout import CHECKSUMS, EMA, MODEL
 
@@ -210,7 +211,7 @@ def test_the_mean_is_of_the_whole_ones_that_the_first_rank_sees(is_first, tmp_pa
         ranks=ranks,
         signals=SimpleNamespace(agree=None),
     )
-    monkeypatch.setattr("train.average.validate_run", lambda *_: None)
+    monkeypatch.setattr("train.judge.average.validate_run", lambda *_: None)
     assert average_checkpoints(run, 3)  # type: ignore[arg-type]
     assert recogniser.bias.tolist() == [1.5, 1.5, 1.5]
     assert ("update-6-validated is left out" in caplog.text) == is_first

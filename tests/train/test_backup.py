@@ -10,8 +10,8 @@ import fsspec
 import pytest
 
 from tests.support.backups import FailingFilesystem, read_json, write_checkpoint
-from train.backup import NUM_TRIES, Backup
 from train.options import TrainOptions, save_options
+from train.record.backup import NUM_TRIES, Backup
 from vox.errors import ConfigError
 from vox.runs.layout import CHECKSUMS, CONFIG, MODEL, OPTIONS
 

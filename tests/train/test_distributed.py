@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import train.loop
-import train.progress
+import train.save
 from tests.support.gradients import NUM_UTTERANCES, gradient_of, make_batch, make_split
 from tests.support.processes import join, run_ranks
 from tests.support.speech import write_split
@@ -30,9 +30,9 @@ from tests.support.training import (
 from train.options import TrainOptions
 from train.ranks import Ranks
 from train.run import run_training
-from train.schedule import build_optimizer
 from train.signals import Interrupted
-from train.step import LabelTotals, StepSettings, accumulate_gradients, run_update, wrap_losses
+from train.update.schedule import build_optimizer
+from train.update.step import LabelTotals, StepSettings, accumulate_gradients, run_update, wrap_losses
 from vox.config import OptimizerConfig
 from vox.data.plan import plan_epoch
 from vox.model.recogniser import Recogniser
@@ -219,7 +219,7 @@ def test_a_signal_stops_all_ranks_at_the_same_update(two_ranks, tmp_path, signal
 
     def work(rank: int) -> None:
         original, count = train.loop.run_update, 0
-        save_checkpoint = train.progress.save_checkpoint
+        save_checkpoint = train.save.save_checkpoint
 
         def update(*arguments):
             nonlocal count
@@ -234,7 +234,7 @@ def test_a_signal_stops_all_ranks_at_the_same_update(two_ranks, tmp_path, signal
                 time.sleep(0.6)
             save_checkpoint(folder, **arguments)
 
-        train.loop.run_update, train.progress.save_checkpoint = update, save_slowly
+        train.loop.run_update, train.save.save_checkpoint = update, save_slowly
         with pytest.raises(Interrupted):
             run_training(options)
         assert (options.run_dir / "last").resolve().name == "update-00000005"  # also when the others leave

@@ -15,12 +15,12 @@ from precompute.extract import compute_batch
 from tests.support.fake_cuda import Watch, fake_gpu
 from tests.support.speech import tiny_wavlm_kwargs
 from tests.support.training import MODEL
-from train.average import Ema
-from train.checkpoint_writer import copy_to_host
+from train.judge.validate import validate
 from train.ranks import Ranks
-from train.schedule import build_optimizer, set_learning_rate
-from train.step import LabelTotals, StepSettings, run_update, wrap_losses
-from train.validate import validate
+from train.record.checkpoint_writer import copy_to_host
+from train.update.ema import Ema
+from train.update.schedule import build_optimizer, set_learning_rate
+from train.update.step import LabelTotals, StepSettings, run_update, wrap_losses
 from vox.config import AugmentConfig, ModelConfig, OptimizerConfig
 from vox.data.batch import AudioBatch, FeatureBatch, LabelBatch, make_label_batch
 from vox.decode import VALIDATION_DECODERS, SearchOptions, make_search
@@ -143,7 +143,7 @@ def run_updates(
 
 
 # With float16's scaled losses the host asks whether the gradient is finite.
-ALLOWED = {torch.bfloat16: [], torch.float16: [("train/step.py", "if bool(is_wanted):")]}
+ALLOWED = {torch.bfloat16: [], torch.float16: [("train/update/step.py", "if bool(is_wanted):")]}
 HALF = pytest.mark.parametrize("precision", list(ALLOWED), ids=str)
 
 
@@ -312,7 +312,7 @@ def test_validation(kind: str) -> None:
         result = validate(recogniser, split, tokenizer, device=CUDA, precision=torch.bfloat16, ranks=Ranks())  # type: ignore[arg-type]
     assert result.wer == {"ctc": 0.0, "attention": 0.0}
     losses = ["sums.ctc += float(losses.ctc)", "sums.attention += float(losses.attention)"]
-    waits = [*CTC_WAITS, *ATTENTION_WAITS, *(("train/validate.py", line) for line in losses)]
+    waits = [*CTC_WAITS, *ATTENTION_WAITS, *(("train/judge/validate.py", line) for line in losses)]
     if kind == "live":  # nothing is kept of weights that learn: asked again for each batch
         weights = (
             "[self.weights], lambda: [i for i, weight in enumerate(self.weights.tolist()) if weight != 0.0]"

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from train.handoff import check_handoff
-from train.validate import DevResult
+from train.judge.handoff import check_handoff
+from train.judge.validate import DevResult
 from vox.errors import HandoffError
 
 RECORDED = {"split": "dev", "split_digest": "aa", "ctc": 1.0, "attention": 1.0}

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.support.training import read_metrics, stage1_options
-from train.heartbeat import Heartbeat
+from train.record.heartbeat import Heartbeat
 from train.run import run_training
 from vox.errors import AudioError
 from vox.runs.layout import ALIVE
@@ -121,7 +121,7 @@ def test_a_gpu_s_figures_reach_the_metrics(tiny_root, tiny_wavlm_dir, tmp_path, 
     def measure(device):
         return {"memory_gb": 1.5, "utilization": 97.0, "temperature": None}  # a driver that does not tell
 
-    monkeypatch.setattr("train.loop.measure_gpu", measure)
+    monkeypatch.setattr("train.meter.measure_gpu", measure)
     options = stage1_options(tiny_root, tiny_wavlm_dir, tmp_path / "run", overrides=("train.max_updates=1",))
     run_training(options)
     (line,) = (row for row in read_metrics(options.run_dir) if row["kind"] == "train")

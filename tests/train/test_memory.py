@@ -13,7 +13,7 @@ from train.loop import _plan_epoch
 from train.memory import describe_batch, find_largest, make_worst_batch, rehearse, settle_micro_batch
 from train.options import TrainOptions, resume_options
 from train.run import run_training
-from train.step import Losses
+from train.update.step import Losses
 from vox.config import load_saved_config
 from vox.errors import ConfigError, DeviceError
 
@@ -193,7 +193,7 @@ def test_out_of_memory_after_the_step_is_not_computed_again(tiny_root, tiny_wavl
     def fail(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("train.average.Ema.follow", fail)
+    monkeypatch.setattr("train.update.ema.Ema.follow", fail)
     options = stage1_options(tiny_root, tiny_wavlm_dir, tmp_path / "run", overrides=("train.ema_decay=0.9",))
     with pytest.raises(torch.OutOfMemoryError):
         run_training(options)

@@ -15,13 +15,16 @@ import torch
 from tests.support.backups import FailingFilesystem, write_checkpoint
 from tests.support.power import assert_durable, watch_renames
 from tests.support.training import assert_equal_runs, signal_during, stage1_options
-from train.backup import NUM_TRIES, Backup
 from train.options import TrainOptions
-from train.progress import Progress, read_rng, restore, restore_links
-from train.restore import restore_run
+from train.progress import Progress
+from train.record.backup import NUM_TRIES, Backup
+from train.record.restore import restore_run
+from train.resume import restore_links, resume_state
 from train.run import run_training
+from train.save import read_rng
 from train.signals import Interrupted
-from vox.checkpoint import check_files, find_last, remove_unlinked
+from vox.checkpoint.integrity import check_files
+from vox.checkpoint.series import find_last, remove_unlinked
 from vox.cli import main
 from vox.disk import replace_link
 from vox.errors import CheckpointError, ConfigError
@@ -86,7 +89,7 @@ def test_a_failing_disk_is_not_a_damaged_checkpoint(num_failures, tmp_path, monk
             raise failure
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
-    monkeypatch.setattr("vox.checkpoint.hash_file", read)
+    monkeypatch.setattr("vox.checkpoint.integrity.hash_file", read)
     if num_failures == 1:
         assert find_last(tmp_path).resolve().name == SECOND
     else:
@@ -176,9 +179,10 @@ def test_each_rank_gets_its_random_state_and_a_new_one_keeps_its_own(rank, caplo
         draws.append(torch.rand(3))
     torch.manual_seed(2)
     scaler = torch.amp.GradScaler("cpu", enabled=True)
-    run = SimpleNamespace(device=device, optimizer=optimizer, scaler=scaler)
+    ranks = SimpleNamespace(rank=rank, world_size=1)
+    run = SimpleNamespace(device=device, optimizer=optimizer, scaler=scaler, ranks=ranks)
     saved = torch.amp.GradScaler("cpu", enabled=True, init_scale=64.0).state_dict()
-    restore(run, {"optimizer": optimizer.state_dict(), "scaler": saved, "rng": states[:2]}, rank)  # type: ignore[arg-type]
+    resume_state(run, {"optimizer": optimizer.state_dict(), "scaler": saved, "rng": states[:2]})
     assert scaler.get_scale() == 64.0
     assert torch.equal(torch.rand(3), draws[rank])
     assert ("saved by 2 processes" in caplog.text) == (rank == 0)

@@ -13,17 +13,19 @@ from pathlib import Path
 import pytest
 
 import train.loop
-import train.progress
-import train.step
-import vox.checkpoint
+import train.resume
+import train.save
+import train.update.step
+import vox.checkpoint.files
 from tests.support.processes import run_ranks
 from tests.support.training import Killed, assert_equal_runs, read_metrics, signal_during
-from train.metrics import MetricsLog
 from train.options import TrainOptions
 from train.progress import Progress
-from train.run import _rank_best, run_training
+from train.record.metrics import MetricsLog
+from train.resume import rank_best
+from train.run import run_training
 from train.signals import Interrupted
-from vox.checkpoint import load_recogniser
+from vox.checkpoint.files import load_recogniser
 from vox.cli import main
 from vox.disk import hash_file, replace_link
 from vox.errors import CheckpointError, ConfigError, TrainingError
@@ -50,7 +52,7 @@ def kill_while_writing(options: TrainOptions, update: int) -> None:
         return hash_checkpoint_file(path)
 
     def work(_: int) -> None:
-        train.loop.run_update, vox.checkpoint.hash_file = count_update, die_at_checksums
+        train.loop.run_update, vox.checkpoint.files.hash_file = count_update, die_at_checksums
         run_training(options)
 
     assert run_ranks(1, work) == [-signal.SIGKILL]
@@ -69,7 +71,7 @@ def test_killed_while_a_checkpoint_is_written_and_resumed_ends_the_same(stage1, 
 
 def test_killed_inside_an_epoch_and_resumed_ends_the_same(stage1, tmp_path, monkeypatch):
     """The checkpoint of update 5 is written when update 6 has changed everything, and then is used."""
-    step, save, updates = train.loop.run_update, train.progress.save_checkpoint, itertools.count(1)
+    step, save, updates = train.loop.run_update, train.save.save_checkpoint, itertools.count(1)
     is_over = threading.Event()
 
     def die_at_the_end(*arguments):
@@ -85,7 +87,7 @@ def test_killed_inside_an_epoch_and_resumed_ends_the_same(stage1, tmp_path, monk
         save(folder, **content)
 
     monkeypatch.setattr("train.loop.run_update", die_at_the_end)
-    monkeypatch.setattr("train.progress.save_checkpoint", save_late)
+    monkeypatch.setattr("train.save.save_checkpoint", save_late)
     overrides = (*stage1.overrides, "train.checkpoint_minutes=1e-6")
     options = replace(stage1, run=tmp_path / "run", overrides=overrides)
     with pytest.raises(Killed):
@@ -99,7 +101,7 @@ def test_killed_inside_an_epoch_and_resumed_ends_the_same(stage1, tmp_path, monk
 @pytest.mark.parametrize("is_signalled", [False, True])
 def test_a_checkpoint_that_cannot_be_written_stops_the_run(is_signalled, stage1, tmp_path, monkeypatch):
     """With its own line, after a signal too, when the run would be thought saved."""
-    save, step, num_updates = train.progress.save_checkpoint, train.loop.run_update, 0
+    save, step, num_updates = train.save.save_checkpoint, train.loop.run_update, 0
 
     def count_update(*arguments):
         nonlocal num_updates
@@ -114,7 +116,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_run(is_signalled, stage1,
         save(folder, **content)
 
     monkeypatch.setattr("train.loop.run_update", count_update)
-    monkeypatch.setattr("train.progress.save_checkpoint", save_or_fail)
+    monkeypatch.setattr("train.save.save_checkpoint", save_or_fail)
     overrides = (*stage1.overrides, "train.checkpoint_minutes=1e-6")
     options = replace(stage1, run=tmp_path / "run", overrides=overrides)
     with pytest.raises(CheckpointError, match=r"no space left for a checkpoint: \S+update-00000004"):
@@ -167,7 +169,7 @@ def test_killed_at_a_link_and_resumed_ends_the_same(on_move, stage1, tmp_path, m
         replace_link(link, target)
 
     options = replace(stage1, run=tmp_path / "run")
-    monkeypatch.setattr("train.progress.replace_link", dying_link)
+    monkeypatch.setattr("train.save.replace_link", dying_link)
     with pytest.raises(Killed, match={3: "best", 6: "best"}.get(on_move, "last")):
         run_training(options)
     monkeypatch.undo()
@@ -186,14 +188,14 @@ def test_killed_at_a_link_and_resumed_ends_the_same(on_move, stage1, tmp_path, m
 
 def test_a_run_whose_gradients_stay_nan_stops_and_can_be_resumed(stage1, tmp_path, monkeypatch, capsys):
     """From update 4 on nothing is finite. Resumed from update 3, with the cause removed, it ends the same."""
-    weigh, run = train.step._weigh, tmp_path / "run"
+    weigh, run = train.update.step._weigh, tmp_path / "run"
     calls = itertools.count(1)
 
     def weigh_nan(*arguments):  # called once for each of an update's two micro-batches
         return weigh(*arguments) * (math.nan if next(calls) > 6 else 1.0)
 
-    monkeypatch.setattr("train.step._weigh", weigh_nan)
-    monkeypatch.setattr("train.loop.MAX_SKIPPED_IN_A_ROW", 3)
+    monkeypatch.setattr("train.update.step._weigh", weigh_nan)
+    monkeypatch.setattr("train.meter.MAX_SKIPPED_IN_A_ROW", 3)
     message = r"^3 updates in a row, up to update 6, .*7-1-00.*--resume"
     with pytest.raises(TrainingError, match=message) as caught:
         run_training(replace(stage1, run=run))
@@ -208,8 +210,8 @@ def test_a_run_whose_gradients_stay_nan_stops_and_can_be_resumed(stage1, tmp_pat
 
 
 def test_a_short_run_of_which_every_update_is_skipped_fails(stage1, tmp_path, monkeypatch):
-    weigh = train.step._weigh
-    monkeypatch.setattr("train.step._weigh", lambda *arguments: weigh(*arguments) * math.inf)
+    weigh = train.update.step._weigh
+    monkeypatch.setattr("train.update.step._weigh", lambda *arguments: weigh(*arguments) * math.inf)
     with pytest.raises(TrainingError, match="9 updates in a row, up to update 9"):
         run_training(replace(stage1, run=tmp_path / "run"))
 
@@ -322,5 +324,5 @@ def test_the_best_checkpoint_of_an_older_version_is_ranked_as_this_one_does(tmp_
     (tmp_path / "best").mkdir()
     (tmp_path / "best" / "state.json").write_text(json.dumps({"dev": dev}))
     progress = Progress(best=[0.315, 2.0])
-    _rank_best(tmp_path, progress)
+    rank_best(tmp_path, progress)
     assert progress.best == [0.02, 2.0]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from train.schedule import build_optimizer, ctc_weight_at, learning_rate_at, set_learning_rate
+from train.update.schedule import build_optimizer, ctc_weight_at, learning_rate_at, set_learning_rate
 from vox.config import OptimizerConfig, TrainConfig
 
 

@@ -11,7 +11,7 @@ from train import stages
 from train.options import CONFIGS_DIR, TrainOptions, resolve_config
 from train.run import run_training
 from train.stages import STAGES, Stage, find_stage
-from vox.checkpoint import newest_checkpoint
+from vox.checkpoint.series import newest_checkpoint
 from vox.errors import CheckpointError, ConfigError
 from vox.runs.layout import BEST
 

@@ -10,8 +10,8 @@ from tests.support.gradients import NUM_UTTERANCES, gradient_of, make_batch, mak
 from tests.support.tiny_model import take_rows
 from tests.support.training import tiny_recogniser
 from train.ranks import Ranks
-from train.schedule import build_optimizer
-from train.step import (
+from train.update.schedule import build_optimizer
+from train.update.step import (
     LabelTotals,
     StepSettings,
     compute_losses,

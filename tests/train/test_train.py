@@ -16,10 +16,10 @@ import train.loop
 from precompute.cli import precompute
 from tests.support.speech import write_split
 from tests.support.training import read_metrics, read_weights, stage1_options, stage2_options
+from train.judge.validate import DevResult
 from train.options import TrainOptions, resolve_config
 from train.run import run_training
-from train.validate import DevResult
-from vox.checkpoint import load_recogniser
+from vox.checkpoint.files import load_recogniser
 from vox.cli import main
 from vox.errors import (
     AudioError,

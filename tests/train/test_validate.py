@@ -12,10 +12,10 @@ import torch
 
 from tests.support.processes import join, run_ranks
 from tests.support.tiny_model import FEATURE_DIM, make_recogniser
+from train.judge.validate import DevResult, validate
 from train.ranks import Ranks
 from train.splits import TrainingSplit
-from train.step import compute_losses
-from train.validate import DevResult, validate
+from train.update.step import compute_losses
 from vox.corpus import Utterance
 from vox.data.batch import FeatureBatch, make_label_batch
 from vox.decode import Hypothesis
@@ -80,7 +80,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     def make_search(name: str, *_: object) -> Any:
         return lambda *arguments: [[found] for found in make_decoder(name)(*arguments)]
 
-    monkeypatch.setattr("train.validate.make_search", make_search)
+    monkeypatch.setattr("train.judge.validate.make_search", make_search)
     return SimpleNamespace(decode=lambda ids: " ".join(WORDS[i] for i in ids))
 
 
@@ -111,7 +111,7 @@ def test_error_rates_and_losses_are_those_counted_by_hand(scripted):
 
 def test_ranks_share_the_batches_and_agree(scripted, monkeypatch, tmp_path):
     """Five batches on three ranks: each is read once, and all ranks find what one process finds."""
-    monkeypatch.setattr("train.validate.DEV_BATCH_SECONDS", 0.1)
+    monkeypatch.setattr("train.judge.validate.DEV_BATCH_SECONDS", 0.1)
     alone = run_validation(scripted, make_split(), Ranks())
 
     def work(rank: int) -> None:

@@ -11,7 +11,7 @@ from transformers import WavLMConfig
 from train.check.made import MadeUpdate, make_update
 from train.check.trainer import Trainer
 from train.ranks import Ranks
-from train.step import StepSettings, accumulate_gradients, wrap_losses
+from train.update.step import StepSettings, accumulate_gradients, wrap_losses
 from vox.check.promises import relative_l2
 from vox.check.results import Promise
 from vox.check.subject import CheckSubject, vary_weights

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from train.step import Batch, LabelTotals
+from train.update.step import LabelTotals
 from vox.config import ModelConfig
 from vox.data.batch import AudioBatch, FeatureBatch, LabelBatch, make_label_batch
+from vox.hear import Batch
 from vox.units import samples_to_frames, seconds_to_samples
 
 LABELS_PER_SECOND = 4  # BPE pieces of 2000, about

@@ -13,7 +13,8 @@ from train.stages import find_stage
 from vox.check.rates import count_flops, matrix_rate, time_work
 from vox.check.results import Rate
 from vox.check.subject import CheckSubject
-from vox.config import NUM_UNFROZEN_LAYERS, Config, load_config
+from vox.config import Config, load_config
+from vox.defaults import NUM_UNFROZEN_LAYERS
 from vox.device import available_memory_gb, peak_memory_gb
 
 LENGTH_SPREAD = 0.2  # of an update's utterances around their average, up and down

@@ -6,10 +6,11 @@ import torch
 
 from train.build import choose_trainable
 from train.ranks import Ranks
-from train.schedule import build_optimizer
-from train.step import Batch, LabelTotals, StepSettings, UpdateResult, run_update, wrap_losses
+from train.update.schedule import build_optimizer
+from train.update.step import LabelTotals, StepSettings, UpdateResult, run_update, wrap_losses
 from vox.config import Config
 from vox.data.batch import LabelBatch
+from vox.hear import Batch
 from vox.model.recogniser import Recogniser
 from vox.wavlm.mix import LayerMix
 

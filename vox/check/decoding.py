@@ -17,9 +17,9 @@ from vox.check.subject import CheckSubject
 from vox.data.batch import AudioBatch
 from vox.decode.ctc import decode_ctc
 from vox.device import autocast
+from vox.hear import hear
 from vox.model.encoded import Encoded
 from vox.text import BOS_ID, PAD_ID, UNK_ID
-from vox.transcribe import encode_audio
 
 SCORES_BOUND = 1e-4  # largest difference of a score, float32: T3, T5
 LABELS_PER_SECOND = 4
@@ -79,7 +79,7 @@ def check_speed(subject: CheckSubject) -> Iterator[Rate]:
 def encode(subject: CheckSubject, batch: AudioBatch) -> Encoded:
     """Run the recogniser over a batch, on the device, in evaluation mode from here on."""
     moved = batch.to(subject.device)
-    return encode_audio(subject.recogniser.eval(), moved.waveforms_BS, moved.num_samples_B)
+    return hear(subject.recogniser.eval(), moved)
 
 
 def make_tokens(subject: CheckSubject) -> list[Tensor]:

@@ -14,8 +14,8 @@ import torch
 from vox.check.rates import time_work
 from vox.check.results import Rate
 from vox.check.subject import CheckSubject
-from vox.config import DEFAULT_LAYERS
 from vox.data.sources import CachedSource
+from vox.defaults import DEFAULT_LAYERS
 from vox.disk import free_bytes, nearest_folder
 from vox.features.cache import FeatureCache
 from vox.features.fingerprint import Fingerprint

@@ -56,7 +56,8 @@ def lm(
         raise click.UsageError("--words and --checkpoint exclude each other")
     tokenizer = None
     if not words:
-        from vox.checkpoint import TOKENIZER, newest_checkpoint
+        from vox.checkpoint.series import newest_checkpoint
+        from vox.runs.layout import TOKENIZER
         from vox.text import Tokenizer
 
         tokenizer = Tokenizer.load((checkpoint or newest_checkpoint()) / TOKENIZER)

@@ -115,3 +115,8 @@ def _cut(share: list[int], num_micro: int) -> list[list[int]]:
 def _split_evenly(total: int, parts: int) -> list[int]:
     """Split a count into parts that differ by one at most, larger parts first."""
     return [total // parts + (index < total % parts) for index in range(parts)]
+
+
+def positions_of(update: Update) -> list[int]:
+    """Return the utterances of an update, over all ranks and micro-batches."""
+    return [position for share in update for micro in share for position in micro]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vox.config import DEFAULT_LAYERS, DEFAULT_WAVLM
+from vox.defaults import DEFAULT_LAYERS, DEFAULT_WAVLM
 from vox.errors import CacheError, name_first
 from vox.features.fingerprint import Fingerprint, join_layers
 from vox.features.plan import (

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from vox.config import NUM_UNFROZEN_LAYERS, ModelConfig
+from vox.config import ModelConfig
+from vox.defaults import NUM_UNFROZEN_LAYERS
 from vox.model.recogniser import Recogniser
 
 

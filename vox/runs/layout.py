@@ -33,6 +33,8 @@ MODEL, EMA, WAVLM, TOKENIZER = "model.safetensors", "ema.safetensors", "wavlm.js
 STATE, TRAINER, CHECKSUMS = "state.json", "trainer.pt", "checksums.json"
 REQUIRED = (MODEL, CONFIG, WAVLM, TOKENIZER, STATE)
 
+Weights = Literal["raw", "ema", "average"]  # which weights a dev result is of
+
 # plain: saved without a dev result of its own. validated: with one. average: the mean of several validated
 # checkpoints at the end of training, with its own dev result.
 Kind = Literal["plain", "validated", "average"]

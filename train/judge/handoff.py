@@ -1,12 +1,46 @@
 """The handoff check (T8): a stage starts where the one before it ended, or does not start."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
-from train.validate import DevResult
-from vox.errors import HandoffError
+from train.judge.best import record
+from train.judge.validate import DevResult, Stopped, validate_run
+from train.signals import Interrupted
+from train.state import Run
+from vox.errors import CheckpointError, HandoffError
+
+log = logging.getLogger(__name__)
 
 TOLERANCE = 0.01  # relative difference of the dev loss
+
+
+def hand_over(run: Run) -> None:
+    """Validate the loaded weights and compare with what the stage before recorded for them (T8)."""
+    assert run.parts.origin is not None
+    folder, state = run.parts.origin.folder, run.parts.origin.state
+    dev = state.get("dev")
+    if not dev or dev.get("update") != state.get("update"):  # saved inside an epoch: newer than its result
+        raise CheckpointError(
+            "the checkpoint has no dev result of its weights to compare with",
+            where=folder,
+            remedy="start from a `best` one",
+        )
+    try:
+        result = validate_run(run, run.signals.agree)
+    except Stopped:  # nothing was saved, and nothing is lost
+        raise Interrupted(run.signals.number) from None
+    difference = check_handoff(
+        dev,
+        result,
+        run.parts.config.train.ctc_weight,
+        folder,
+        stages=(run.parts.origin.config.train.stage, run.parts.config.train.stage),
+    )
+    run.progress.handoff = {"relative_difference": difference}
+    run.write("handoff", run.progress.update, run.progress.handoff)
+    log.info("handoff: the dev loss is within %.3f %% of the recorded one", 100 * difference)
+    record(run, {"raw": result})
 
 
 def check_handoff(

@@ -8,35 +8,30 @@ import errno
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from vox.checkpoint.integrity import check_files
 from vox.config import Config, dump_config, load_saved_config
 from vox.disk import check_space, hash_file, sync
-from vox.errors import CheckpointError, ConfigError, TextError, name_first
+from vox.errors import CheckpointError, ConfigError, TextError
 from vox.model.recogniser import Recogniser
 from vox.runs.layout import (
-    BEST,
     CHECKSUMS,
     CONFIG,
     EMA,
-    LAST,
     MODEL,
-    REQUIRED,
     STATE,
     TOKENIZER,
     TRAINER,
     WAVLM,
-    checkpoints_of,
-    kind_of,
-    list_checkpoints,
 )
 from vox.text import Tokenizer
 from vox.wavlm.extractor import FeatureExtractor
@@ -46,13 +41,9 @@ from vox.wavlm.mix import LayerMix
 log = logging.getLogger(__name__)
 
 STATE_FORMAT = 1  # of state.json, also where it names none; raised when an older Vox would misread it
-DAMAGED = ".damaged-"  # begins the name of one that was passed over
-MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 SMALL_FILES_BYTES = 4 << 20  # room for everything in a checkpoint but its tensors
 _FREE_SOME = "free some, then go on with --resume"
-
-Content = TypeVar("Content")
 
 
 @dataclass(frozen=True)
@@ -208,149 +199,6 @@ def read_state(folder: Path) -> dict[str, Any]:
             remedy="use the version of Vox that wrote it, or a newer one",
         )
     return state
-
-
-def check_files(folder: Path) -> None:
-    """Check that a checkpoint is all there and that every file has the checksum it was written with."""
-    if not folder.is_dir():
-        raise CheckpointError("no checkpoint", where=folder, remedy="train one, or name another folder")
-    if (folder / BEST).exists() or checkpoints_of(folder).exists():
-        what = "this is a run, not a checkpoint"
-        raise CheckpointError(what, where=folder, remedy=f"name {folder / BEST}")
-    if not (folder / CHECKSUMS).is_file():
-        raise CheckpointError(
-            f"not a checkpoint, or a damaged one: {CHECKSUMS} is missing", where=folder
-        ) from None
-    if damage := find_damage(folder):
-        raise CheckpointError(f"damaged checkpoint: {damage}", where=folder, remedy="use another checkpoint")
-
-
-def find_damage(folder: Path) -> str | None:
-    """Say what is wrong with a checkpoint's files; None if all are there with the checksums they had.
-
-    Raises CheckpointError when the disk fails: it says nothing about the checkpoint.
-    """
-    try:
-        checksums = parse_checksums(_read_patiently(folder / CHECKSUMS, Path.read_bytes))
-    except (*MISSING, ValueError):
-        return f"{CHECKSUMS} is missing or unreadable"
-    for name in sorted({*REQUIRED, *checksums}):
-        if name not in checksums:
-            return f"{name} is missing"
-        try:
-            if _read_patiently(folder / name, hash_file) != checksums[name]:
-                return f"{name} has changed since it was written"
-        except MISSING:
-            return f"{name} is missing"
-    return None
-
-
-def _read_patiently(path: Path, read: Callable[[Path], Content]) -> Content:
-    """Read a file, once more if the disk fails; raises CheckpointError then, and MISSING as they come."""
-    with suppress(OSError):
-        return read(path)
-    try:
-        return read(path)
-    except MISSING:
-        raise
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot read a checkpoint ({error.strerror})",
-            where=path.resolve(),
-            remedy="see to the disk, then give the same command again, or move this checkpoint away",
-        ) from None
-
-
-def parse_checksums(content: bytes) -> dict[str, str]:
-    """Read the content of a checksums file: file names to sha256.
-
-    Raises ValueError for anything else, such as a name that leads out of the checkpoint's folder.
-    """
-    checksums = json.loads(content)
-    if not isinstance(checksums, dict) or not all(isinstance(value, str) for value in checksums.values()):
-        raise ValueError("not a table of checksums")
-    if any(Path(name).name != name for name in checksums):
-        raise ValueError("not names of files")
-    return checksums
-
-
-def set_aside(folder: Path) -> None:
-    """Take a damaged checkpoint out of the run, without deleting it."""
-    aside = folder.with_name(DAMAGED + folder.name)
-    shutil.rmtree(aside, ignore_errors=True)
-    folder.rename(aside)
-    log.warning("%s is damaged: kept as %s until the next checkpoint is saved", folder.name, aside.name)
-
-
-def remove_unlinked(
-    checkpoints_dir: Path, links: tuple[Path, ...], keep: int = 0, *, with_damaged: bool = True
-) -> None:
-    """Delete the checkpoints that no link points to, and what killed runs left half-written.
-
-    The one before the newest that a link points to stays, for when that is damaged, and the `keep` newest
-    of the validated ones. with_damaged: also delete what was set aside.
-    """
-    linked = {link.resolve().name for link in links if link.exists()}
-    names = list_checkpoints(checkpoints_dir.parent)
-    older = [name for name in names if name < max(linked, default="")]
-    validated = [name for name in names if kind_of(name) == "validated" and name not in linked]
-    kept = {*linked, *older[-1:], *validated[max(len(validated) - keep, 0) :]}
-    for folder in checkpoints_dir.iterdir():
-        is_spared = folder.name.startswith(DAMAGED) and not with_damaged
-        if folder.name not in kept and not is_spared:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def find_last(run_dir: Path) -> Path:
-    """Return the checkpoint that a run resumes from: `last`, or the newest whole one if that is damaged.
-
-    `last` may also be lost (some file systems and object stores keep no links). What is passed over is
-    said. Raises CheckpointError when there is none.
-    """
-    last, checkpoints_dir = run_dir / LAST, checkpoints_of(run_dir)
-    newest_first = [checkpoints_dir / name for name in reversed(list_checkpoints(run_dir))]
-    others = [folder for folder in newest_first if folder.resolve() != last.resolve()]
-    candidates = [last, *others] if last.exists() else others
-    if not candidates:
-        raise CheckpointError(
-            "the run was not saved yet, so there is nothing to resume",
-            where=run_dir,
-            remedy="start it again without --resume",
-        )
-    reasons = []
-    for folder in candidates:
-        damage = find_damage(folder)
-        if damage is None and not (folder / TRAINER).exists():
-            damage = f"it has no {TRAINER}"
-        if damage is None:
-            if folder != last:
-                what = "damaged" if last.exists() else "missing"
-                log.warning(
-                    "%s is %s: resuming from the newest whole checkpoint, %s", last, what, folder.name
-                )
-            return folder
-        reasons.append(f"{folder.resolve().name}: {damage}")
-        log.warning("checkpoint %s cannot be resumed from: %s", folder.resolve(), damage)
-    raise CheckpointError(
-        f"none of the run's checkpoints is whole ({name_first(reasons)})",
-        where=run_dir,
-        remedy="restore it from a backup into another folder with --resume --from URL --run DIR",
-    )
-
-
-def newest_checkpoint(runs_dir: Path | str = "runs") -> Path:
-    """Return the newest stage's best checkpoint under a folder of runs: `stage2/best` over `stage1/best`.
-
-    Raises CheckpointError when there is none.
-    """
-    for folder in sorted(Path(runs_dir).glob("stage[0-9]"), reverse=True):
-        if (folder / BEST).exists():
-            return folder / BEST
-    raise CheckpointError(
-        "no checkpoint",
-        where=f"{runs_dir}/stage1/best",
-        remedy="run vox train, or name one with --checkpoint",
-    )
 
 
 def _put_in_place(partial: Path, folder: Path) -> None:

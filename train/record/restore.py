@@ -18,7 +18,7 @@ from typing import TypeVar
 
 import fsspec
 
-from train.backup import (
+from train.record.backup import (
     LASTING,
     NUM_TRIES,
     POINTERS,
@@ -26,7 +26,8 @@ from train.backup import (
     read_pointers,
     wait_after,
 )
-from vox.checkpoint import check_checkpoint_space, parse_checksums
+from vox.checkpoint.files import check_checkpoint_space
+from vox.checkpoint.integrity import parse_checksums
 from vox.disk import hash_file, hash_stream, replace_link, sync
 from vox.errors import CheckpointError, ConfigError
 from vox.runs.layout import (

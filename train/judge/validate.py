@@ -10,14 +10,17 @@ import torch
 
 from train.ranks import Ranks
 from train.splits import TrainingSplit
-from train.step import compute_losses, count_frames, features_of
+from train.state import Run
+from train.update.step import compute_losses
 from vox.data.batch import AudioBatch, FeatureBatch
 from vox.data.plan import plan_by_length
 from vox.decode import VALIDATION_DECODERS, SearchOptions, make_search
 from vox.device import autocast
 from vox.errors import AudioError
+from vox.hear import count_frames, hear
 from vox.model.recogniser import Recogniser
 from vox.progress import AudioProgress
+from vox.runs.layout import Weights
 from vox.score import score
 from vox.text import Tokenizer
 from vox.units import SAMPLE_RATE, seconds_to_samples
@@ -102,6 +105,31 @@ class _Sums:
             self.texts[name] |= texts
 
 
+def validate_weights(run: Run, is_stopped: Callable[[], bool] = lambda: False) -> dict[Weights, DevResult]:
+    """Validate the weights as they stand and, if one is kept, their exponential average."""
+    results: dict[Weights, DevResult] = {"raw": validate_run(run, is_stopped)}
+    if run.ema is not None:
+        with run.ema.in_place():
+            results["ema"] = validate_run(run, is_stopped)
+    return results
+
+
+def validate_run(run: Run, is_stopped: Callable[[], bool] = lambda: False) -> DevResult:
+    """Validate the recogniser as it stands; raises Stopped when `is_stopped` says so in between."""
+    parts = run.parts
+    with run.heartbeat.during("validating"):
+        return validate(
+            parts.recogniser,
+            parts.dev,
+            parts.tokenizer,
+            device=run.device,
+            precision=run.precision,
+            ranks=run.ranks,
+            cached_layer=parts.cached_layer,
+            is_stopped=is_stopped,
+        )
+
+
 def validate(
     recogniser: Recogniser,
     split: TrainingSplit,
@@ -176,8 +204,7 @@ def _add_batch(
 ) -> None:
     batch, labels = cpu_batch.to(device), split.label_batch(cpu_batch.ids).to(device)
     with autocast(device, precision):
-        features_BTC, num_frames_B = features_of(recogniser, batch, cached_layer)
-        encoded = recogniser.encode(features_BTC, num_frames_B)
+        encoded = hear(recogniser, batch, cached_layer)
         host_frames_B = count_frames(recogniser, cpu_batch)
         losses = compute_losses(recogniser, encoded, labels, host_frames_B=host_frames_B)
         for name in VALIDATION_DECODERS:

@@ -1,10 +1,11 @@
 """Copies of finished checkpoints elsewhere, in the background (any URL that fsspec understands).
 
-URL/RUN has the layout of the run's own folder: `train.restore` copies it back, to be resumed. A checkpoint
-is written under a `.partial` name, read back and compared with its checksums, and only then given its name
-and, last of all, pointed to by `last.json` or `best.json`; what neither names is deleted. Object stores
-rename file by file: so a folder that a pointer names is never written to, and only pointers are trusted.
-A failing target never stops training: it is said, and the age of the last good copy is in the run's
+URL/RUN has the layout of the run's own folder: `train.record.restore` copies it back, to be resumed. A
+checkpoint is written under a `.partial` name, read back and compared with its checksums, and only then given
+its name and, last of all, pointed to by `last.json` or `best.json`; what neither names is deleted. Object
+stores rename file by file: so a folder that a pointer names is never written to, and only pointers are
+trusted.
+A failing target never stops training: it is logged, and the age of the last good copy is in the run's
 `backup.json`.
 """
 

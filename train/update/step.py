@@ -21,17 +21,17 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from train.augment import mask_features
 from train.ranks import Ranks
+from train.update.augment import mask_features
 from vox.config import AugmentConfig
 from vox.data.batch import IGNORED, AudioBatch, FeatureBatch, LabelBatch, make_label_batch
-from vox.device import autocast
+from vox.device import at_least_float32, autocast
+from vox.hear import Batch, count_frames, hear
 from vox.model.encoded import Encoded
 from vox.model.recogniser import Recogniser
 from vox.text import BLANK_ID, UNK_ID
 from vox.units import SAMPLE_RATE
 
-Batch = AudioBatch | FeatureBatch
 Pair = TypeVar("Pair")
 
 DUMMY_FRAMES = 8  # of what a rank computes that has nothing to compute
@@ -69,6 +69,12 @@ class StepSettings:
     augment: AugmentConfig | None
     cached_layer: int | None = None  # the layer whose output the cache holds; None: it holds the mix
     is_padded_to_few_shapes: bool = False
+
+    def mask(self, features_BTC: torch.Tensor, num_frames_B: torch.Tensor) -> torch.Tensor:
+        """Mask features as the config says; without one, return them as they are."""
+        if self.augment is None:
+            return features_BTC
+        return mask_features(features_BTC, num_frames_B, self.augment)
 
 
 @dataclass(frozen=True)
@@ -126,12 +132,9 @@ class Losses(nn.Module):
         if settings.is_padded_to_few_shapes:
             batch, labels = batch.pad_to_few_shapes(), labels.pad_to_few_shapes()
         with autocast(settings.device, settings.precision):
-            features_BTC, num_frames_B = features_of(self.recogniser, batch, settings.cached_layer)
-            if settings.augment is not None:
-                features_BTC = mask_features(features_BTC, num_frames_B, settings.augment)
             return compute_losses(
                 self.recogniser,
-                self.recogniser.encode(features_BTC, num_frames_B),
+                hear(self.recogniser, batch, settings.cached_layer, mask=settings.mask),
                 labels,
                 settings.label_smoothing,
                 host_frames_B=count_frames(self.recogniser, cpu_batch),
@@ -166,33 +169,6 @@ def settle_buckets(losses: nn.Module, settings: StepSettings) -> None:
     recogniser.train(was_training)
 
 
-def features_of(
-    recogniser: Recogniser, batch: Batch, cached_layer: int | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return float features [B, T, C] and their frame counts [B], from the cache or from live audio.
-
-    cached_layer: where the cache holds the output of one WavLM layer (counted from 1), that layer; those
-    above it are computed.
-    """
-    if isinstance(batch, AudioBatch):
-        features_BTC, num_frames_B = recogniser.extractor(batch.waveforms_BS, batch.num_samples_B)
-    elif cached_layer is None:
-        features_BTC, num_frames_B = _at_least_float32(batch.features_BTC), batch.num_frames_B
-    else:
-        features_BTC, num_frames_B = recogniser.extractor.continue_from(
-            _at_least_float32(batch.features_BTC), batch.num_frames_B, cached_layer
-        )
-    return features_BTC, num_frames_B
-
-
-def count_frames(recogniser: Recogniser, cpu_batch: Batch) -> torch.Tensor:
-    """Return each utterance's frames, int64 [B], on the host."""
-    if isinstance(cpu_batch, FeatureBatch):
-        return cpu_batch.num_frames_B
-    num_frames_B: torch.Tensor = recogniser.extractor.wavlm.num_frames(cpu_batch.num_samples_B)
-    return num_frames_B
-
-
 def compute_losses(
     recogniser: Recogniser,
     encoded: Encoded,
@@ -217,7 +193,7 @@ def compute_losses(
     )
     logits_BUV = recogniser.decoder(labels.inputs_BU, encoded)
     attention = F.cross_entropy(
-        _at_least_float32(logits_BUV).flatten(0, 1),
+        at_least_float32(logits_BUV).flatten(0, 1),
         labels.targets_BU.flatten(),
         ignore_index=IGNORED,
         label_smoothing=label_smoothing,
@@ -346,7 +322,3 @@ def _make_dummy(recogniser: Recogniser, settings: StepSettings) -> tuple[Batch, 
         return AudioBatch([""], torch.zeros(1, SAMPLE_RATE), torch.tensor([SAMPLE_RATE])), labels
     features_BTC = torch.zeros(1, DUMMY_FRAMES, recogniser.config.feature_dim)
     return FeatureBatch([""], features_BTC, torch.tensor([DUMMY_FRAMES])), labels
-
-
-def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

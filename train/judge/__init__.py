@@ -1,0 +1,1 @@
+"""Dev results, and what follows from them: which checkpoint is best, the handoff, the mean of checkpoints."""

@@ -1,0 +1,54 @@
+"""Which checkpoint is the best: dev results are written, and the better ones saved."""
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+
+from train.judge.validate import DevResult
+from train.save import save_run
+from train.state import Run
+from vox.runs.layout import Kind, Weights, checkpoint_name
+
+log = logging.getLogger(__name__)
+
+
+def record(run: Run, results: Mapping[Weights, DevResult], *, can_be_worse: bool = True) -> bool:
+    """Write dev results, by the weights they are of; save a checkpoint, as `best` if one of them is.
+
+    The better of the results stands for the checkpoint. can_be_worse: save it even if it is not the best.
+    Returns whether it is.
+    """
+    progress = run.progress
+    weights, result = min(results.items(), key=lambda item: item[1].rank)
+    rank = list(result.rank)
+    is_best = math.isfinite(rank[1]) and (progress.best is None or rank < progress.best)
+    for name, each in results.items():
+        event = "dev" if name == "raw" else f"dev_{name}"
+        figures = {"epoch": progress.epoch, "is_best": is_best and name == weights} | each.scalars()
+        run.write(event, progress.update, figures)
+        _log_result(run, name, each, is_best=is_best and name == weights)
+    for example in result.examples:
+        run.write_text(f"dev/{example['id']}", progress.update, json.dumps(example, indent=1))
+    if is_best:
+        progress.best = rank
+    if is_best or can_be_worse:
+        progress.dev = result.to_dict() | {"rank": rank, "update": progress.update}
+        progress.weights = weights
+        kind: Kind = "average" if weights == "average" else "validated"
+        save_run(run, checkpoint_name(progress.update, kind), is_best=is_best)
+    return is_best
+
+
+def _log_result(run: Run, weights: str, result: DevResult, *, is_best: bool) -> None:
+    log.info(
+        "epoch %d of %d%s: dev CTC %.4f, attention %.4f a label; WER %s%s%s",
+        run.progress.epoch,
+        run.parts.config.train.epochs,
+        "" if weights == "raw" else f", {weights} weights",
+        result.ctc,
+        result.attention,
+        ", ".join(f"{name} {100 * wer:.2f} %" for name, wer in result.wer.items()),
+        f"; {result.num_truncated} hypotheses cut at the length limit" if result.num_truncated else "",
+        "; best so far" if is_best else "",
+    )

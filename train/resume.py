@@ -1,0 +1,165 @@
+"""How a run goes on: which checkpoint, whether it is the same run, its links, optimizer and random states."""
+
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from train.build import Parts
+from train.judge.validate import rank_result
+from train.options import TrainOptions
+from train.progress import Progress
+from train.ranks import Ranks
+from train.save import RngState
+from train.state import Run
+from vox.checkpoint.files import read_state
+from vox.checkpoint.integrity import find_damage
+from vox.checkpoint.series import remove_unlinked, set_aside
+from vox.disk import replace_link
+from vox.errors import CheckpointError
+from vox.runs.layout import ALIVE, BEST, LAST, checkpoints_of, list_checkpoints
+from vox.runs.lenient import read_json
+from vox.runs.liveness import judge_liveness
+
+log = logging.getLogger(__name__)
+
+
+def refuse_existing(options: TrainOptions) -> None:
+    """Raise CheckpointError if the folder of a new run holds one already."""
+    if (options.run_dir / LAST).exists() or list_checkpoints(options.run_dir):
+        raise CheckpointError(
+            "this folder holds a run already",
+            where=options.run_dir,
+            remedy="continue it with --resume, or name another with --run",
+        )
+
+
+def refuse_living(options: TrainOptions) -> None:
+    """Raise CheckpointError if another process is at work on the run: two would spoil its files."""
+    alive = read_json(options.run_dir / ALIVE, [])
+    if judge_liveness(alive, time.time()) == "alive":
+        raise CheckpointError(
+            f"process {alive.get('pid')} on {alive.get('host')} trains this run",
+            where=options.run_dir,
+            remedy="stop it first, or wait a minute if its machine is dead",
+        )
+
+
+def find_progress(options: TrainOptions, parts: Parts, fresh: Progress, ranks: Ranks) -> Progress:
+    """Return where the run stood, after checking that it is still the same run, and put its links back."""
+    assert parts.origin is not None
+    progress = Progress.from_state(parts.origin.state, parts.origin.folder)
+    if (progress.train_digest, progress.total_updates) != (fresh.train_digest, fresh.total_updates):
+        raise CheckpointError(
+            f"{parts.train.name} or the config has changed since the run began ({progress.total_updates} "
+            f"updates then, {fresh.total_updates} now)",
+            where=options.run_dir,
+            remedy="restore utterances, lengths and transcripts, or start another run with --run",
+        )
+    if progress.dev_digest not in ("", fresh.dev_digest):
+        raise CheckpointError(
+            f"{parts.dev.name} has changed since the run began, so results could not be compared",
+            where=options.run_dir,
+            remedy="restore it, cached or live as it was, or start another run with --run",
+        )
+    progress.longest_train_samples = fresh.longest_train_samples
+    with ranks.first_goes_first():
+        if ranks.is_first:
+            keep = parts.config.train.keep_checkpoints
+            restore_links(options.run_dir, parts.origin.folder, progress, keep)
+            rank_best(options.run_dir, progress)
+    # Where the best checkpoint is lost, the first rank has found the next best one.
+    progress.best, progress.best_checkpoint = ranks.gather((progress.best, progress.best_checkpoint))[0]
+    return progress
+
+
+def rank_best(run_dir: Path, progress: Progress) -> None:
+    """Rank the best checkpoint as this version does: an older one ranked by the mean of both WERs."""
+    best = run_dir / BEST
+    dev = read_state(best).get("dev") if best.exists() else None
+    if dev is not None:
+        progress.best = list(rank_result(dev["wer"], dev["ctc"] + dev["attention"]))
+
+
+def restore_links(run_dir: Path, last: Path, progress: Progress, keep: int = 0) -> None:
+    """Put `last` and `best` where they were when `last` was saved, and delete what is not to be kept.
+
+    A killed run may have moved `best` further, or left a whole checkpoint that nothing points to. What is
+    damaged was passed over, and is set aside. `keep`: train.keep_checkpoints.
+    """
+    checkpoints_dir, best = checkpoints_of(run_dir), run_dir / BEST
+    last = last.resolve()
+    if last.parent == checkpoints_dir.resolve():
+        is_fallback = (run_dir / LAST).resolve() != last
+        for newer in (name for name in list_checkpoints(run_dir) if name > last.name):
+            if is_fallback:  # or it would have been taken
+                set_aside(checkpoints_dir / newer)
+            else:
+                log.info("deleting %s: the run goes on from %s and makes it anew", newer, last.name)
+                shutil.rmtree(checkpoints_dir / newer)
+        replace_link(run_dir / LAST, last)
+    if progress.best is None:
+        best.unlink(missing_ok=True)
+    elif name := _find_best(run_dir, progress, last):
+        replace_link(best, checkpoints_dir / name)
+    elif not best.exists():
+        log.warning("%s is lost: the next dev result is the best so far", best)
+        best.unlink(missing_ok=True)
+        progress.best = progress.best_checkpoint = None
+    remove_unlinked(checkpoints_dir, (run_dir / LAST, best), keep, with_damaged=False)
+
+
+def _find_best(run_dir: Path, progress: Progress, last: Path) -> str | None:
+    """Return the best checkpoint's name; where it is gone or damaged, the newest that was best when saved.
+
+    Then `progress` is told. Checkpoints newer than the run's state must be gone before; `last` is whole.
+    """
+    wanted = progress.best_checkpoint
+    for name in sorted(list_checkpoints(run_dir), key=lambda name: (name == wanted, name), reverse=True):
+        folder = checkpoints_of(run_dir) / name
+        try:
+            state = read_state(folder)
+        except CheckpointError:
+            state = {}
+        if name != wanted and state.get("best_checkpoint") != name:
+            continue
+        if name != last.name and (damage := find_damage(folder)):
+            log.warning("checkpoint %s, once the best, is damaged: %s", folder, damage)
+            set_aside(folder)
+            continue
+        if name != wanted:
+            log.warning("the best checkpoint, %s, is lost: %s is now", wanted, name)
+            progress.best, progress.best_checkpoint = state["best"], name
+        return name
+    return None
+
+
+def resume_state(run: Run, trainer_state: dict[str, Any]) -> None:
+    """Put optimizer, scaler and this rank's random generators back where a checkpoint left them.
+
+    A rank that the checkpoint does not know keeps the generators that it has.
+    """
+    run.optimizer.load_state_dict(trainer_state["optimizer"])
+    if trainer_state["scaler"]:  # empty when the run had none: resumed on another device
+        run.scaler.load_state_dict(trainer_state["scaler"])
+    states = trainer_state["rng"]
+    if isinstance(states, dict):  # saved when there was one process only
+        states = [states]
+    rank, num_ranks = run.ranks.rank, run.ranks.world_size
+    if rank == 0 and len(states) != num_ranks:
+        log.warning(
+            "saved by %d processes, resumed by %d: random numbers will differ", len(states), num_ranks
+        )
+    if rank < len(states):
+        write_rng(run.device, states[rank])
+
+
+def write_rng(device: torch.device, state: RngState) -> None:
+    """Put the generators back where `read_rng` found them; a GPU's only where there is one now."""
+    assert state["cpu"] is not None
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"] is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
