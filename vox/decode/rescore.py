@@ -1,4 +1,7 @@
-"""Two passes: CTC's n-best, then the attention decoder's opinion of each, all at once.
+"""Two passes: CTC's n-best and the decoder's own greedy text, then both models' opinion of each.
+
+Where CTC is unsure, its n-best may lack what the decoder finds. With the decoder's text among them, the best
+of them by both is seldom worse than the better of the two alone.
 
 Letters: B utterances, K hypotheses of each, N = B K, U labels, V vocabulary.
 """
@@ -6,7 +9,9 @@ Letters: B utterances, K hypotheses of each, N = B K, U labels, V vocabulary.
 import torch
 from torch import Tensor
 
-from vox.decode.ctc_beam import search_ctc
+from vox.decode.attention import greedy_attention, label_limits
+from vox.decode.ctc import min_ctc_frames
+from vox.decode.ctc_beam import search_ctc, sum_alignments
 from vox.decode.hypothesis import Hypothesis
 from vox.decode.options import SearchOptions
 from vox.decode.scorer import Scorers
@@ -17,11 +22,12 @@ from vox.text import BOS_ID, EOS_ID
 
 @torch.no_grad()
 def rescore(decoder: Decoder, encoded: Encoded, options: SearchOptions) -> list[list[Hypothesis]]:
-    """Return each utterance's hypotheses of the CTC beam, best first by the weighted sum of all parts.
+    """Return the CTC beam's hypotheses and greedy attention's, best first by the weighted sum of all parts.
 
     One pass of the decoder scores every hypothesis (Hwang and Sung 2016; Zhang et al. 2020, "U2").
     """
     found = search_ctc(encoded.ctc_log_probs_BTV, encoded.num_frames_B, options)
+    _add_greedy_texts(found, decoder, encoded, Scorers(options.scorers))
     texts = [[hypothesis.ids for hypothesis in hypotheses] for hypotheses in found]
     attention = score_texts(decoder, encoded, texts)
     weights = dict(zip((scorers := Scorers(options.scorers)).names, scorers.weights, strict=True))
@@ -36,6 +42,23 @@ def rescore(decoder: Decoder, encoded: Encoded, options: SearchOptions) -> list[
         rescored.sort(key=lambda hypothesis: -(hypothesis.score or 0.0))
         results.append(rescored[: options.nbest])
     return results
+
+
+def _add_greedy_texts(
+    found: list[list[Hypothesis]], decoder: Decoder, encoded: Encoded, scorers: Scorers
+) -> None:
+    """Add the greedy decoder's text to each utterance's hypotheses, if it is new and CTC can align it."""
+    texts, _ = greedy_attention(decoder, encoded, label_limits(encoded.num_frames_B))
+    lengths = encoded.num_frames_B.tolist()
+    for row, (hypotheses, ids) in enumerate(zip(found, texts, strict=True)):
+        if any(hypothesis.ids == ids for hypothesis in hypotheses) or min_ctc_frames(ids) > lengths[row]:
+            continue
+        log_probs_TV = encoded.ctc_log_probs_BTV[row, : lengths[row]].float()
+        (ctc,) = sum_alignments(log_probs_TV, [ids])
+        others = scorers.score_text(ids, log_probs_TV.device)
+        hypotheses.append(
+            Hypothesis(ids, parts={"ctc": ctc, **dict(zip(scorers.names, others, strict=True))})
+        )
 
 
 @torch.no_grad()

@@ -99,6 +99,15 @@ class Scorers:
         states = [scorer.advance(states_N, labels_N) for scorer, states_N in self._pair(states_NS)]
         return torch.stack(states, -1) if states else states_NS
 
+    def score_text(self, labels: Sequence[int], device: torch.device) -> list[float]:
+        """Return each scorer's unweighted score of a whole text, its end included."""
+        gains, states_1S = [], self.start(1, device)
+        for label in labels:
+            gains.append([float(row_1V[0, label]) for row_1V in self.scores(states_1S)])
+            states_1S = self.advance(states_1S, torch.tensor([label], device=device))
+        gains.append([float(row_1V[0, EOS_ID]) for row_1V in self.scores(states_1S)])
+        return [sum(column) for column in zip(*gains, strict=True)]
+
     def most_gain(self) -> float:
         """Return the most that one more label, or the end, can add to a score: at least 0, maybe infinity."""
         gain = 0.0
