@@ -1,10 +1,11 @@
 """`vox evaluate`: error rates of a checkpoint on a split, decoder by decoder."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
-from vox.options import BEAM_OPTION, PositiveFloat
+from vox.options import BEAM_OPTION, PositiveFloat, add_scorer_options
 
 
 @click.command()
@@ -24,6 +25,7 @@ from vox.options import BEAM_OPTION, PositiveFloat
     "[default: the greedy ones]",
 )
 @BEAM_OPTION
+@add_scorer_options
 @click.option(
     "--root",
     type=click.Path(path_type=Path),
@@ -64,6 +66,11 @@ def evaluate(
     checkpoint: Path | None,
     decoders: tuple[str, ...],
     beam: int | None,
+    lm: Path | None,
+    lm_weight: float | None,
+    hotwords: Path | None,
+    hotword: tuple[str, ...],
+    hotword_weight: float | None,
     root: Path,
     device: str,
     out: Path | None,
@@ -85,6 +92,7 @@ def evaluate(
         write_report,
     )
     from evaluate.run import evaluate_split
+    from vox.additions import read_additions
     from vox.checkpoint.files import load_recogniser
     from vox.checkpoint.series import newest_checkpoint
     from vox.corpus import load_split_and_problems
@@ -93,12 +101,14 @@ def evaluate(
 
     # Whatever can be wrong is met before the work: names, folders, headers of the recordings, weights.
     names = tuple(dict.fromkeys(decoders)) or VALIDATION_DECODERS
-    options = make_options(names, beam)
+    additions = read_additions(lm, lm_weight, hotwords, hotword, hotword_weight)
+    options = make_options(names, beam, others=additions.options)
     place = pick_device(device)
     folder = checkpoint or newest_checkpoint()
     # Resolved, because training moves the link `best` to another checkpoint, perhaps just now.
     loaded = load_recogniser(folder.resolve(), place)
     identity = describe_checkpoint(folder, loaded)
+    options = replace(options, scorers=additions.make_scorers(loaded.tokenizer, place))
     utterances, problems = load_split_and_problems(root, split, skip_bad=skip_bad)
     earlier = None if against is None else read_earlier(against, names, utterances)
     out_dir = prepare_out_dir(out or default_out_dir(folder, split))
@@ -109,6 +119,7 @@ def evaluate(
         split,
         names,
         options,
+        hotwords=additions.hotwords,
         batch_seconds=batch_seconds,
         workers=workers,
         left_out={problem.name: problem.reason for problem in problems},

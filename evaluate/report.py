@@ -25,6 +25,7 @@ from vox.decode import GREEDY_DECODERS, SearchOptions
 from vox.disk import remove_leftovers, write_whole
 from vox.hear import device_of
 from vox.runs.layout import CHECKPOINTS, CHECKSUMS, MODEL
+from vox.score_hotwords import HotwordScore
 
 VERSIONS_OF = ("torch", "transformers", "sentencepiece", "jiwer")
 
@@ -56,6 +57,7 @@ def format_table(evaluation: Evaluation) -> str:
     lines.append(
         f"{evaluation.split}: {len(evaluation.ids)} utterances, {evaluation.audio_seconds / 60:.1f} min"
     )
+    lines += _hotword_lines(evaluation)
     for name, result in evaluation.decoders.items():
         if result.truncated_ids:
             lines.append(f"{name}: {len(result.truncated_ids)} hypotheses cut off at the most labels")
@@ -65,6 +67,19 @@ def format_table(evaluation: Evaluation) -> str:
         )
         lines += [f"  {utterance_id}: {reason}" for utterance_id, reason in evaluation.excluded.items()]
     return "\n".join(lines)
+
+
+def _hotword_lines(evaluation: Evaluation) -> list[str]:
+    """Write a line for each decoder of what it made of the hotwords; none where none were asked for."""
+    columns = f"{'WER %':>8}{'other %':>9}{'recall %':>10}{'precision %':>13}{'false alarms':>14}"
+    lines = []
+    for name, result in evaluation.decoders.items():
+        if (found := result.hotwords) is not None:
+            rates = (found.hotword_wer, found.other_wer, found.recall, found.precision)
+            cells = ["-" if rate is None else f"{100 * rate:.2f}" for rate in rates]
+            shown = "".join(f"{cell:>{width}}" for cell, width in zip(cells, (8, 9, 10, 13), strict=True))
+            lines.append(f"{name:<16}{shown}{found.false_alarms:>14}")
+    return [f"{'hotwords':<16}{columns}", *lines] if lines else []
 
 
 def describe_checkpoint(path: Path, loaded: Checkpoint) -> dict[str, Any]:
@@ -146,13 +161,31 @@ def _decoder_figures(name: str, result: DecoderResult) -> dict[str, Any]:
         "real_time_factor": result.real_time_factor,
         "truncated": result.truncated_ids,
         "hypotheses": f"hypotheses-{name}.jsonl",
+        **({} if result.hotwords is None else {"hotwords": _hotword_figures(result.hotwords)}),
+    }
+
+
+def _hotword_figures(found: HotwordScore) -> dict[str, Any]:
+    return {
+        "errors": found.hotword_errors,
+        "words": found.hotword_words,
+        "other_errors": found.other_errors,
+        "other_words": found.other_words,
+        "right": found.num_right,
+        "said": found.num_said,
+        "found": found.num_found,
     }
 
 
 def _search_figures(name: str, options: SearchOptions) -> dict[str, Any]:
     if name in GREEDY_DECODERS:
         return {}
-    return {"beam": options.beam, "ctc_weight": options.ctc_weight, "length_bonus": options.length_bonus}
+    return {
+        "beam": options.beam,
+        "ctc_weight": options.ctc_weight,
+        "length_bonus": options.length_bonus,
+        "weights": {scorer.name: weight for scorer, weight in options.scorers},
+    }
 
 
 def _hypothesis_rows(evaluation: Evaluation, result: DecoderResult) -> list[dict[str, Any]]:

@@ -20,8 +20,10 @@ from vox.decode import Search, SearchOptions, make_search
 from vox.device import autocast, pick_precision, synchronize
 from vox.errors import CorpusError
 from vox.hear import device_of, hear
+from vox.hotword_list import Hotword, HotwordMatcher, as_in_transcripts
 from vox.progress import AudioProgress
 from vox.score import Score, score
+from vox.score_hotwords import HotwordScore, score_hotwords
 from vox.text import Tokenizer
 from vox.units import samples_to_seconds
 
@@ -36,6 +38,7 @@ class DecoderResult:
     hypotheses: list[str]  # in the order of Evaluation.ids
     truncated_ids: list[str]  # decoding was cut off at the most labels
     real_time_factor: float  # seconds of computing for a second of audio
+    hotwords: HotwordScore | None = None  # where hotwords were asked for
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ def evaluate_split(
     decoders: Sequence[str],
     options: SearchOptions | None = None,
     *,
+    hotwords: Sequence[Hotword] = (),
     batch_seconds: float = 120.0,
     workers: int = 0,
     left_out: Mapping[str, str] | None = None,
@@ -78,8 +82,10 @@ def evaluate_split(
     """Decode and score utterances (probed) on the device that the recogniser is on.
 
     In the precision that training chooses for that device, and validates in: half precision on a GPU.
-    options: of the searches; None for the defaults. left_out: what of the split is not in `utterances`, and
-    why; only listed. Recordings that turn out to be unreadable join it: they are in no figure.
+    options: of the searches; None for the defaults. hotwords: scored apart, for every decoder; their
+    spellings become their phrases, normalised, in the hypotheses. left_out: what of the split is not in
+    `utterances`, and why; only listed. Recordings that turn out to be unreadable join it: they are in no
+    figure.
 
     Raises CorpusError when none can be read, and ConfigError for an unknown decoder.
     """
@@ -100,7 +106,7 @@ def evaluate_split(
                 progress.add(sum(seconds[utterance_id] for utterance_id in item.ids))
     if len(tally.excluded) == len(utterances):
         raise CorpusError("no recording could be read", where=split, remedy="see the reasons above")
-    return _score_tally(split, utterances, tally, left_out or {}, options)
+    return _score_tally(split, utterances, tally, left_out or {}, options, hotwords)
 
 
 @torch.inference_mode()
@@ -132,6 +138,7 @@ def _score_tally(
     tally: _Tally,
     left_out: Mapping[str, str],
     options: SearchOptions,
+    hotwords: Sequence[Hotword] = (),
 ) -> Evaluation:
     scored = sorted(
         (utterance for utterance in utterances if utterance.id not in tally.excluded),
@@ -140,8 +147,11 @@ def _score_tally(
     references = [utterance.text for utterance in scored]
     audio_seconds = samples_to_seconds(tally.num_samples)
     results = {}
+    in_transcripts = as_in_transcripts(hotwords)
+    matcher = HotwordMatcher(in_transcripts)
+    phrases = [Hotword(phrase, (phrase,)) for phrase in dict.fromkeys(h.phrase for h in in_transcripts)]
     for name, texts in tally.texts.items():
-        hypotheses = [texts[utterance.id] for utterance in scored]
+        hypotheses = [matcher.replace_spellings(texts[utterance.id]) for utterance in scored]
         if tally.truncated[name]:
             log.warning(
                 "%s: %d hypotheses were cut off at the most labels for their length (listed in the report)",
@@ -150,6 +160,7 @@ def _score_tally(
             )
         results[name] = DecoderResult(
             score=score(references, hypotheses),
+            hotwords=score_hotwords(references, hypotheses, phrases) if hotwords else None,
             hypotheses=hypotheses,
             truncated_ids=sorted(tally.truncated[name]),
             real_time_factor=(tally.seconds[""] + tally.seconds[name]) / audio_seconds,

@@ -24,12 +24,11 @@ from train.save import save_run
 from train.signals import Interrupted, Signals
 from train.stages import find_stage
 from train.state import Run
-from train.update.compiling import compile_layers
 from train.update.ema import Ema
 from train.update.schedule import build_optimizer, count_updates
 from train.update.step import settle_buckets, wrap_losses
 from vox.checkpoint.files import load_averaged, load_trainer_state
-from vox.config import Config, dump_config, load_saved_config, switch_is_on
+from vox.config import Config, dump_config, load_saved_config
 from vox.data.plan import num_updates
 from vox.device import local_device, pick_device, pick_precision
 from vox.disk import write_whole
@@ -173,8 +172,6 @@ def _build_run(
             keep_bytes=progress.metrics_bytes,
             purge_update=progress.update + 1 if options.resume else None,
         )
-    if switch_is_on(config.train.compile, auto=False):  # until it has been measured on a GPU
-        compile_layers(parts.recogniser)
     scaler = torch.amp.GradScaler(device.type, enabled=precision is torch.float16)
     return Run(
         parts=parts,

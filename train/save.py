@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from train.record.checkpoint_writer import copy_to_host
 from train.record.metrics import MetricsLog
 from train.state import Run
 from vox.checkpoint.files import save_checkpoint
@@ -39,16 +38,16 @@ def save_run(run: Run, name: str, *, is_best: bool = False) -> None:
 def _copy_content(run: Run, metrics: MetricsLog, rng_states: list[RngState]) -> dict[str, Any]:
     """Copy what changes from update to update, under the names that `save_checkpoint` has for it."""
     run.progress.metrics_bytes = metrics.sync()
-    return {
-        "state": asdict(run.progress),
-        "weights": copy_to_host(run.parts.recogniser.state_dict()),
-        "averaged": None if run.ema is None else copy_to_host(run.ema.weights),
+    changing = {
+        "weights": run.parts.recogniser.state_dict(),
+        "averaged": None if run.ema is None else run.ema.weights,
         "trainer_state": {
-            "optimizer": copy_to_host(run.optimizer.state_dict()),
+            "optimizer": run.optimizer.state_dict(),
             "scaler": run.scaler.state_dict(),
             "rng": rng_states,
         },
     }
+    return {"state": asdict(run.progress), **run.writer.copy(changing)}
 
 
 def _write_checkpoint(run: Run, folder: Path, is_best: bool, content: dict[str, Any]) -> None:

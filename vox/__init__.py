@@ -23,14 +23,24 @@ def load(
     decoder: str | None = None,
     beam: int | None = None,
     nbest: int = 1,
+    lm: Path | str | None = None,
+    lm_weight: float | None = None,
+    hotwords: Sequence[str] = (),
+    hotword_file: Path | str | None = None,
+    hotword_weight: float | None = None,
     device: str = "auto",
 ) -> "Transcriber":
     """Load a checkpoint to write down recordings with; see `vox.transcribe.Transcriber`.
 
     checkpoint: a folder, such as runs/stage2/best; None for the newest stage's best under runs/.
-    decoder, beam, nbest: as `vox transcribe` has them. device: auto, cpu, cuda or cuda:N.
-    Imports torch. Raises CheckpointError, ConfigError or DeviceError, each a VoxError of one line.
+    decoder, beam, nbest, lm, lm_weight, hotword_weight: as `vox transcribe` has them. hotwords: lines as
+    in such a file. device: auto, cpu, cuda or cuda:N.
+    Imports torch. Raises CheckpointError, ConfigError, DeviceError, LanguageModelError or TextError, each a
+    VoxError of one line.
     """
+    from dataclasses import replace
+
+    from vox.additions import read_additions
     from vox.checkpoint.files import load_recogniser
     from vox.checkpoint.series import newest_checkpoint
     from vox.decode import make_options
@@ -38,6 +48,9 @@ def load(
     from vox.transcribe import Transcriber
 
     names: Sequence[str] = [] if decoder is None else [decoder]
-    options = make_options(names, beam, nbest)
-    folder = newest_checkpoint() if checkpoint is None else Path(checkpoint)
-    return Transcriber(load_recogniser(folder, pick_device(device)), decoder, options)
+    additions = read_additions(lm, lm_weight, hotword_file, hotwords, hotword_weight)
+    options = make_options(names, beam, nbest, additions.options)
+    folder, place = newest_checkpoint() if checkpoint is None else Path(checkpoint), pick_device(device)
+    loaded = load_recogniser(folder, place)
+    options = replace(options, scorers=additions.make_scorers(loaded.tokenizer, place))
+    return Transcriber(loaded, decoder, options, additions.hotwords)

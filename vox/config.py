@@ -221,10 +221,6 @@ class TrainConfig(_Section):
     few_shapes: Switch = Field(
         default="auto", description="pad batches to few lengths, by 1 % on average; auto: on a GPU"
     )
-    compile: Switch = Field(
-        default="auto",
-        description="torch.compile of the layers that learn; auto: off, not measured on a GPU",
-    )
 
     @model_validator(mode="after")
     def _check_averaging(self) -> "TrainConfig":

@@ -9,7 +9,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vox.errors import TextError
@@ -41,13 +41,18 @@ class FoundHotword:
 
 def read_hotwords(path: Path | str) -> list[Hotword]:
     """Read a file of hotwords; raise TextError with the file and the line for one that cannot be used."""
+    return parse_hotwords(list_lines(path))
+
+
+def list_lines(path: Path | str) -> list[tuple[str, str]]:
+    """Return the lines of a file of hotwords, each with its place; raise TextError if it cannot be read."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise TextError("no such file of hotwords", where=path, remedy="correct the path") from None
     except UnicodeDecodeError:
         raise TextError("not a text in UTF-8", where=path, remedy="save it as UTF-8") from None
-    return parse_hotwords((f"{path}:{number}", line) for number, line in enumerate(text.split("\n"), start=1))
+    return [(f"{path}:{number}", line) for number, line in enumerate(text.split("\n"), start=1)]
 
 
 def parse_hotwords(lines: Iterable[tuple[str, str]]) -> list[Hotword]:
@@ -117,6 +122,21 @@ def _parse_weight(where: str, text: str) -> float:
     return weight
 
 
+def as_in_transcripts(hotwords: Sequence[Hotword]) -> list[Hotword]:
+    """Return hotwords whose phrases are normalised, as transcripts are, to compare a text with them.
+
+    A phrase that cannot be (with digits, say) is its first spelling.
+    """
+    return [replace(hotword, phrase=_transcribe_phrase(hotword)) for hotword in hotwords]
+
+
+def _transcribe_phrase(hotword: Hotword) -> str:
+    try:
+        return normalise_text(hotword.phrase) or hotword.spellings[0]
+    except TextError:
+        return hotword.spellings[0]
+
+
 class HotwordMatcher:
     """Finds the hotwords of a list in texts: whole words, by any of their spellings."""
 
@@ -133,18 +153,24 @@ class HotwordMatcher:
         From the left; where several begin at the same word, the longest.
         """
         words = text.split()
-        replaced = []
+        return " ".join(phrase or words[first] for phrase, first, _ in self.cut(words))
+
+    def cut(self, words: Sequence[str]) -> list[tuple[str | None, int, int]]:
+        """Cut words into spellings and single words: phrase (None for a word of none), first, end."""
+        pieces: list[tuple[str | None, int, int]] = []
         place = 0
         while place < len(words):
-            for end in range(min(place + self._longest, len(words)), place, -1):
-                if phrase := self._phrase_of.get(tuple(words[place:end])):
-                    replaced.append(phrase)
-                    place = end
-                    break
-            else:
-                replaced.append(words[place])
-                place += 1
-        return " ".join(replaced)
+            ends = range(min(place + self._longest, len(words)), place, -1)
+            found = next((end for end in ends if tuple(words[place:end]) in self._phrase_of), None)
+            phrase = None if found is None else self._phrase_of[tuple(words[place:found])]
+            pieces.append((phrase, place, found or place + 1))
+            place = found or place + 1
+        return pieces
+
+    def match(self, words: Sequence[str]) -> list[tuple[str, int, int]]:
+        """Return every hotword in words, overlapping ones too: phrase, first word, end."""
+        texts = tuple(words)
+        return [(self._phrase_of[texts[first:end]], first, end) for first, end in self._list_matches(texts)]
 
     def find(self, ids: Sequence[int], pieces: Sequence[str]) -> list[FoundHotword]:
         """Say which hotwords are in a hypothesis, and from which label to which; overlapping ones too.

@@ -4,8 +4,8 @@ Shape letters: B batch, S samples.
 """
 
 import logging
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +27,9 @@ from vox.decode.words import find_words
 from vox.device import autocast, pick_precision
 from vox.errors import AudioError, name_first
 from vox.hear import device_of, hear
+from vox.hotword_list import Hotword, HotwordMatcher
 from vox.model.recogniser import Recogniser
-from vox.transcript import Alternative, Transcript
+from vox.transcript import Alternative, SpottedHotword, Transcript, Word
 from vox.units import samples_to_frames, samples_to_seconds
 
 log = logging.getLogger(__name__)
@@ -46,11 +47,16 @@ class Transcriber:
     """
 
     def __init__(
-        self, loaded: Checkpoint, decoder: str | None = None, options: SearchOptions | None = None
+        self,
+        loaded: Checkpoint,
+        decoder: str | None = None,
+        options: SearchOptions | None = None,
+        hotwords: Sequence[Hotword] = (),
     ) -> None:
         """Choose the decoder; None is the greedy one with the lower dev WER when the checkpoint was saved.
 
-        options: None for the defaults. Raises ConfigError for an unknown decoder.
+        options: None for the defaults. hotwords: what options.scorers prefers, if anything; in a text their
+        spellings become their phrases. Raises ConfigError for an unknown decoder.
         """
         self.loaded = loaded
         self.decoder = decoder or preferred_decoder(loaded.state)
@@ -60,6 +66,7 @@ class Transcriber:
             if self.decoder == "ctc"
             else make_search(self.decoder, options or SearchOptions(), loaded.tokenizer)
         )
+        self._matcher = HotwordMatcher(hotwords) if hotwords else None
         self._longest_seconds = samples_to_seconds(loaded.state.get("longest_train_samples", 0))
 
     def transcribe(self, recordings: Iterable[Path | str | np.ndarray]) -> Iterator[Transcript]:
@@ -106,7 +113,7 @@ class Transcriber:
         best, tokenizer = recognised.hypotheses[0], self.loaded.tokenizer
         self._warn(name, best, recognised.ctc)
         words, confidence = find_words(recognised.ctc_log_probs_TV, best.ids, tokenizer)
-        return Transcript(
+        transcript = Transcript(
             audio=name,
             seconds=seconds,
             decoder=self.decoder,
@@ -118,6 +125,7 @@ class Transcriber:
                 for found in recognised.hypotheses
             ),
         )
+        return transcript if self._matcher is None else show_hotwords(transcript, self._matcher)
 
     def _warn(self, name: str, best: Hypothesis, ctc: Hypothesis) -> None:
         if best.is_truncated:
@@ -131,6 +139,36 @@ class Transcriber:
                 len(best.ids),
                 len(ctc.ids),
             )
+
+
+def show_hotwords(transcript: Transcript, matcher: HotwordMatcher) -> Transcript:
+    """Return a transcript with its hotwords listed, and each spelling replaced by its phrase.
+
+    A phrase that replaces several words is one word, from the first one's start to the last one's end, as
+    sure as the least sure of them.
+    """
+    texts = [word.text for word in transcript.words]
+    words = transcript.words
+    spotted = tuple(
+        SpottedHotword(phrase, " ".join(texts[first:end]), words[first].start, words[end - 1].end)
+        for phrase, first, end in matcher.match(texts)
+    )
+    return replace(
+        transcript,
+        text=matcher.replace_spellings(transcript.text),
+        words=tuple(_join_words(words[first:end], phrase) for phrase, first, end in matcher.cut(texts)),
+        alternatives=tuple(
+            replace(found, text=matcher.replace_spellings(found.text)) for found in transcript.alternatives
+        ),
+        hotwords=spotted,
+    )
+
+
+def _join_words(words: Sequence[Word], phrase: str | None) -> Word:
+    if phrase is None:
+        return words[0]
+    sure = [word.confidence for word in words if word.confidence is not None]
+    return Word(phrase, words[0].start, words[-1].end, min(sure, default=None))
 
 
 def _read_recording(recording: Path | str | np.ndarray, name: str) -> torch.Tensor:

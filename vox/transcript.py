@@ -34,12 +34,23 @@ class Alternative:
 
 
 @dataclass(frozen=True)
+class SpottedHotword:
+    """A hotword in a text: how the text shows it, what it was recognised as, and when, as in Word."""
+
+    phrase: str
+    spelling: str
+    start: float | None
+    end: float | None
+
+
+@dataclass(frozen=True)
 class Transcript:
     """The text of one recording.
 
     audio: the recording's path, or "" for an array. seconds: its length. decoder: the search's name.
-    confidence: the mean of the words'; of a text without words, that nothing was said; None without times.
+    confidence: the smallest of the words'; of an empty text, that nothing was said; None without times.
     alternatives: the texts that were asked for, best first; the first is this one.
+    hotwords: those that are in the text, overlapping ones too.
     """
 
     audio: str
@@ -49,6 +60,7 @@ class Transcript:
     words: tuple[Word, ...]
     confidence: float | None
     alternatives: tuple[Alternative, ...]
+    hotwords: tuple[SpottedHotword, ...] = ()
 
 
 def to_json(transcript: Transcript) -> str:
@@ -69,11 +81,14 @@ def to_tsv(transcript: Transcript) -> str:
 def to_ctm(transcript: Transcript) -> str:
     """Write NIST's CTM: recording, channel, start, duration, word, confidence; no word without times."""
     name = transcript.audio.replace(" ", "_") or "-"
-    return "".join(
-        f"{name} 1 {word.start:.3f} {word.end - word.start:.3f} {word.text} {word.confidence:.3f}\n"
-        for word in transcript.words
-        if word.start is not None and word.end is not None and word.confidence is not None
-    )
+    lines = []
+    for word in transcript.words:
+        if word.start is not None and word.end is not None and word.confidence is not None:
+            text = word.text.replace(" ", "_")  # a hotword's phrase may have spaces
+            lines.append(
+                f"{name} 1 {word.start:.3f} {word.end - word.start:.3f} {text} {word.confidence:.3f}\n"
+            )
+    return "".join(lines)
 
 
 def to_srt(transcript: Transcript) -> str:

@@ -18,6 +18,7 @@ from vox.hotword_list import (
     FoundHotword,
     Hotword,
     HotwordMatcher,
+    as_in_transcripts,
     parse_hotwords,
     read_hotwords,
 )
@@ -97,6 +98,8 @@ def test_the_bonus_of_every_string_is_what_a_naive_matcher_counts(hotwords: list
         # Where nothing was earned, whatever was advanced has come back to the last bit.
         assert not totals_N[torch.tensor(expected) == 0].any() or any(h.weight < 0 for h in hotwords)
         seen |= set(expected)
+        rows_NV = scorer.scores(torch.arange(len(scorer.shorter_S)))
+        assert scorer.bounds[0] <= rows_NV.min() <= rows_NV.max() <= scorer.bounds[1] <= 5
     assert len(seen) > 2
 
 
@@ -143,6 +146,17 @@ def test_a_phrase_is_worth_as_much_however_long_and_its_word_mark_nothing() -> N
     assert steps("_a", "_", "b") == [1, 0, 0.25, -0.25]
     assert steps("_a", "a") == [1, -1, 0]
     assert steps("b", "_a") == [0.25, 0.75, 0]
+
+
+def test_what_is_given_back_leaves_nothing() -> None:
+    """Not even the rounding of thirds and sevenths, summed over many ways that were begun and left."""
+    hotwords = words("abababa", "aab", "bba bbb bbbbb")
+    scorer, draw = build(hotwords), random.Random(0)
+    strings = [[draw.randrange(4, ALPHABET.vocab_size) for _ in range(30)] for _ in range(200)]
+    totals_N = total_bonuses(scorer, torch.tensor(strings))
+    is_plain_N = torch.tensor([match_naively(ALPHABET.decode(ids), hotwords) == 0 for ids in strings])
+    assert is_plain_N.sum() > 50
+    assert not totals_N[is_plain_N].any()
 
 
 def test_special_tokens_change_nothing() -> None:
@@ -234,6 +248,14 @@ def test_spellings_are_replaced_by_their_phrase() -> None:
     assert replace("nicks went new nix go knicks nix") == "Nyx went New Nyx go knicks Nyx"
     assert replace("") == ""
     assert HotwordMatcher([]).replace_spellings("as it is") == "as it is"
+
+
+def test_phrases_as_transcripts_have_them() -> None:
+    lines = ["New  Nyx: nicks", "2B: two bee, two b", "go @2"]
+    phrases = [
+        hotword.phrase for hotword in as_in_transcripts(parse_hotwords([("", line) for line in lines]))
+    ]
+    assert phrases == ["new nyx", "two bee", "go"]
 
 
 def test_where_hotwords_are() -> None:

@@ -24,7 +24,7 @@ from vox.decode import (
 from vox.decode.attention import greedy_attention
 from vox.decode.label_beam import search_labels
 from vox.decode.rescore import score_texts
-from vox.decode.scorer import LengthBonus
+from vox.decode.scorer import LengthBonus, Scorers
 from vox.errors import ConfigError
 from vox.model.decoder import Decoder
 from vox.model.encoded import Encoded
@@ -148,20 +148,34 @@ def test_without_bound_a_search_over_labels_is_enumeration(kind: str, ctc_weight
 
 
 def test_an_early_end_is_not_the_answer_where_labels_gain_more_later() -> None:
-    """One ends at once, and well; only the third label gains, and more than was lost by then."""
+    """Ending at once is worth 20; a pair of labels is worth 60 more, and nothing shows it at the first."""
     recogniser = make_tiny()
     encoded = encode(recogniser, [6])
     scorer = PairScorer(VOCAB_SIZE, seed=0, scale=0.0)
-    scorer.table_VV[:, EOS_ID] = 2.0
-    scorer.table_VV[4, 6] = 40.0
-    scorer.bounds = (0.0, 40.0)
+    scorer.table_VV[:, EOS_ID] = 20.0
+    scorer.table_VV[4, 6] = 60.0
+    scorer.bounds = (0.0, 60.0)
     options = SearchOptions(beam=UNBOUNDED, scorers=((scorer, 1.0),))
     without_bounds = SimpleNamespace(
         name="pairs", start=scorer.start, scores=scorer.scores, advance=scorer.advance
     )
     for used in (options, replace(options, scorers=((without_bounds, 1.0),))):
         ((best,),) = search_labels(recogniser.decoder, encoded, torch.tensor([3]), used, 0.0)
-        assert best.parts["pairs"] > 40.0
+        assert best.parts["pairs"] == 80.0
+
+
+def test_the_most_that_scorers_can_give_counts_the_sign_of_their_weights() -> None:
+    scorer = PairScorer(VOCAB_SIZE, seed=0)
+    scorer.bounds = (-3.0, 2.0)
+    bonus, unknown = LengthBonus(VOCAB_SIZE), SimpleNamespace(name="unknown")
+    cases: list[tuple[Any, float]] = [
+        ((), 0.0),
+        (((scorer, 1.0), (bonus, 0.5)), 2.5),
+        (((scorer, -0.5), (bonus, -0.4)), 1.5),
+        (((unknown, 0.1),), math.inf),
+        (((unknown, 0.0),), 0.0),
+    ]
+    assert [Scorers(scorers).most_gain() for scorers, _ in cases] == [gain for _, gain in cases]
 
 
 def test_rescoring_is_brute_force_over_the_n_best() -> None:

@@ -140,7 +140,9 @@ def test_the_alignment_shown_gives_the_counts_shown(rows: list[tuple[str, str, s
 
 
 def test_what_a_corpus_or_a_model_says_is_never_markup(tmp_path: Path) -> None:
-    pairs = {name: [(f"a {HOSTILE}", f"{HOSTILE} b c")] * 2 for name in ("ctc", HOSTILE)}
+    # Right, inserted, deleted, substituted.
+    texts = [(f"a {HOSTILE}", f"{HOSTILE} b"), ("a", f"a {HOSTILE}"), (f"a {HOSTILE}", "a")]
+    pairs = {name: [*texts, ("<script>a", "<script>b")] for name in ("ctc", HOSTILE)}
     html, _ = make_page(pairs, tmp_path, name=HOSTILE, speakers=(HOSTILE, "other"))
     page = Page(html)
     tags = Counter(tag for tag, _ in page.elements)
@@ -149,8 +151,8 @@ def test_what_a_corpus_or_a_model_says_is_never_markup(tmp_path: Path) -> None:
     shown = " ".join(page.data)
     # The checkpoint, the decoder, a speaker, the excluded one, an id: each shown as it is.
     assert shown.count(HOSTILE) >= 8
-    (card, _) = [attributes for _, attributes in page.elements if attributes.get("class") == "card"]
-    assert f"a {HOSTILE}" in card["data-text"]
+    cards = [attributes for _, attributes in page.elements if attributes.get("class") == "card"]
+    assert all(f"a {HOSTILE}" in card["data-text"] for card in cards[:3])
 
 
 def test_utterances_with_the_most_errors_come_first(tmp_path: Path) -> None:

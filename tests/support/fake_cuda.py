@@ -234,13 +234,18 @@ def _attend(
 
 
 def _ctc_loss(
-    log_probs: Tensor, targets: Tensor, input_lengths: Tensor, target_lengths: Tensor, **_: object
+    log_probs: Tensor,
+    targets: Tensor,
+    input_lengths: Tensor,
+    target_lengths: Tensor,
+    reduction: str = "mean",
+    **_: object,
 ) -> Tensor:
     """Check what torch's CTC for CUDA asks of its arguments; its own copies of the lengths are not noted."""
     assert log_probs.device.type == targets.device.type == "cuda"
     assert input_lengths.device.type == target_lengths.device.type == "cpu", "lengths that are waited for"
     assert log_probs.dtype is torch.float32 and targets.dtype is torch.int64
-    return log_probs.mean()
+    return log_probs.mean((0, 2)) if reduction == "none" else log_probs.mean()
 
 
 @contextlib.contextmanager

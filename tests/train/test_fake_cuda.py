@@ -238,11 +238,29 @@ ATTENTION_WAITS = [
         "index_B = torch.tensor(kept, dtype=torch.int64, device=token_B.device)",
     ),
 ]
+# None for a frame: what a search does there, it does on the GPU.
+CTC_BEAM_WAITS = [
+    ("vox/decode/ctc_beam.py", "lengths = num_frames_B.tolist()"),
+    (
+        "vox/decode/ctc_beam.py",
+        "yield rows[position], beam.select(torch.tensor([position], device=log_probs_BTV.device))",
+    ),
+    (
+        "vox/decode/ctc_beam.py",
+        "is_live = (torch.logaddexp(beam.blank_BK[0], beam.label_BK[0]) > NEVER).tolist()",
+    ),
+    (
+        "vox/decode/ctc_beam.py",
+        "row[:n] for row, n in zip(beam.labels_BKU[0].tolist(), beam.num_labels_BK[0].tolist(), strict=True)",
+    ),
+    ("vox/decode/ctc_beam.py", "padded_NU.to(log_probs_TV.device),"),
+    ("vox/decode/ctc_beam.py", "return (-loss_N).tolist()"),
+]
 NO_TOKENIZER = Tokenizer.__new__(Tokenizer)  # only a length bonus asks for its size
-DECODING_WAITS = {"ctc": CTC_WAITS, "attention": ATTENTION_WAITS}
+DECODING_WAITS = {"ctc": CTC_WAITS, "attention": ATTENTION_WAITS, "ctc_beam": CTC_BEAM_WAITS}
 
 
-@pytest.mark.parametrize("name", VALIDATION_DECODERS)
+@pytest.mark.parametrize("name", DECODING_WAITS)
 def test_decoding(name: str) -> None:
     with fake_gpu() as gpu:
         recogniser = make_recogniser().eval()

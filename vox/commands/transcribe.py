@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from vox.options import BEAM_OPTION
+from vox.options import BEAM_OPTION, add_scorer_options
 from vox.transcript import FORMATS
 
 STDIN = Path("/dev/stdin")
@@ -25,6 +25,7 @@ STDIN = Path("/dev/stdin")
     "[default: the greedy one with the lower dev WER in training]",
 )
 @BEAM_OPTION
+@add_scorer_options
 @click.option(
     "--nbest",
     type=click.IntRange(min=1),
@@ -47,6 +48,11 @@ def transcribe(
     checkpoint: Path | None,
     decoder: str | None,
     beam: int | None,
+    lm: Path | None,
+    lm_weight: float | None,
+    hotwords: Path | None,
+    hotword: tuple[str, ...],
+    hotword_weight: float | None,
     nbest: int,
     format_name: str,
     device: str,
@@ -60,7 +66,18 @@ def transcribe(
 
     if format_name in ("srt", "vtt") and len(files) > 1:
         raise click.UsageError(f"--format {format_name} is for one FILE: captions have no place for a name")
-    transcriber = vox.load(checkpoint, decoder=decoder, beam=beam, nbest=nbest, device=device)
+    transcriber = vox.load(
+        checkpoint,
+        decoder=decoder,
+        beam=beam,
+        nbest=nbest,
+        lm=lm,
+        lm_weight=lm_weight,
+        hotwords=hotword,
+        hotword_file=hotwords,
+        hotword_weight=hotword_weight,
+        device=device,
+    )
     for transcript in transcriber.transcribe(STDIN if str(path) == "-" else path for path in files):
         if format_name != "text":
             click.echo(FORMATS[format_name](transcript), nl=False)

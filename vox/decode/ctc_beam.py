@@ -269,7 +269,7 @@ def sum_alignments(log_probs_TV: Tensor, labels: list[list[int]]) -> list[float]
         padded_NU.to(log_probs_TV.device),
         torch.full((count,), len(log_probs_TV)),
         torch.tensor([len(text) for text in labels]),
-        BLANK_ID,
+        blank=BLANK_ID,
         reduction="none",
     )
     return (-loss_N).tolist()

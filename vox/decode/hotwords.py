@@ -29,7 +29,7 @@ from vox.text import EOS_ID, NUM_SPECIAL_IDS, UNK_ID, WORD_MARK, Tokenizer
 ADVANCE_STEP = 1 / 1024
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class HotwordScorer:
     """The automaton of a list of phrases over a tokenizer's pieces. State 0 is inside a word of no phrase."""
 

@@ -4,7 +4,6 @@ Letters: T frames, V vocabulary.
 """
 
 from collections.abc import Sequence
-from statistics import fmean
 
 from torch import Tensor
 
@@ -18,7 +17,7 @@ from vox.units import FRAME_RATE
 def find_words(
     log_probs_TV: Tensor, labels: Sequence[int], tokenizer: Tokenizer, temperature: float = 1.0
 ) -> tuple[tuple[Word, ...], float | None]:
-    """Return the words of a text, and the confidence of the whole.
+    """Return the words of a text, and the confidence of the whole: the smallest of the words'.
 
     log_probs_TV: log-probabilities of the CTC head for this utterance, its real frames only.
     A word lasts from the first frame of its first label to the end of the last frame of its last label.
@@ -42,4 +41,4 @@ def find_words(
         )
         for text, group in zip(texts, groups, strict=True)
     )
-    return words, fmean(word.confidence for word in words if word.confidence is not None)
+    return words, min(min(sure[k] for k in group) for group in groups)

@@ -124,7 +124,7 @@ class _Reader:
                 raise self._error(f"the word {error.args[0]!r} is not among the unigrams") from None
             probs.append(self._to_number(fields[0], may_be_positive=False))
             backoffs.append(self._to_number(fields[-1]) if len(fields) == order + 2 else 0.0)
-        if line := self._next_line(blank_at_end=True):
+        if line := self._next_line():
             raise self._error(f"more than the {count} {order}-grams that are announced: {line[:40]!r}")
         return NgramTable(
             np.array(words, dtype=np.int32).reshape(-1, order),
@@ -149,11 +149,9 @@ class _Reader:
             raise self._error(f"the positive log-probability {field}")
         return number
 
-    def _next_line(self, blank_at_end: bool = False) -> str:
+    def _next_line(self) -> str:
         line = next(self._lines, None)
         if line is None:
-            if blank_at_end:
-                return ""
             what = "a cut ARPA file" if self._place_of else "not an ARPA file, or a cut one"
             raise LanguageModelError(
                 f"{what} (it ends at line {self.number})", where=self.where, remedy="make or copy it again"

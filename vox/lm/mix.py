@@ -91,7 +91,7 @@ def _score_ngrams(model: Ngram, words_Mk: Words) -> Floats:
 
 def _find_places(words_Mk: Words, keys: Sequence[NDArray[np.int64]], size: int) -> NDArray[np.int64]:
     places_M = words_Mk[:, 0].astype(np.int64)
-    for column, keys_of_order in enumerate(keys[: words_Mk.shape[1] - 1], start=1):
+    for column, keys_of_order in enumerate(keys, start=1):
         places_M = np.searchsorted(keys_of_order, places_M * size + words_Mk[:, column])
     return places_M
 

@@ -30,14 +30,16 @@ NO_UNK_LOG10 = -100.0  # for words that a model without <unk> does not know; fin
 Integers = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Ngram:
     """An n-gram model over labels; a scorer for the searches where the labels are a tokenizer's pieces."""
 
     name: str
     eos: int
     max_backoffs: int  # from any state to the empty context
-    labels_V: Tensor  # int64 [V]: each label itself, or the label of <unk>
+    unk: int
+    labels_V: Tensor  # int64 [V]: each label itself, or <unk> where the model does not know it
+    missing_labels: Tensor  # int64: those that it does not know
     root_logps_V: Tensor  # float32, natural log of each label's unigram
     root_targets_V: Tensor  # int64: the state after each label from the empty context
     arcs: Arcs
@@ -79,7 +81,8 @@ class Ngram:
         for context_N, paid_N in reversed(contexts):
             rows_K, places_K = self.arcs.list_all(context_N)
             rows_NV[rows_K, self.arcs.labels_A[places_K]] = self.logps_A[places_K] + paid_N[rows_K]
-        return rows_NV[:, self.labels_V]
+        rows_NV[:, self.missing_labels] = rows_NV[:, self.unk].clone()[:, None]
+        return rows_NV
 
     def advance(self, states_N: Tensor, labels_N: Tensor) -> Tensor:
         """Return the state after a label each, int64 [N]."""
@@ -236,7 +239,9 @@ class _Builder:
             name=name,
             eos=self.label_of[EOS],
             max_backoffs=len(self.arpa.tables) - 1,
+            unk=self.label_of[UNK],
             labels_V=torch.from_numpy(labels),
+            missing_labels=torch.from_numpy(np.flatnonzero(labels != np.arange(num_unigrams))),
             root_logps_V=torch.from_numpy(root_logps.astype(np.float32)),
             root_targets_V=torch.from_numpy(state_of[unigrams]),
             arcs=arcs,

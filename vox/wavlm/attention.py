@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from vox.wavlm.derived import Derived
+from vox.wavlm.flex import attend_by_distance, uses_flex_attention
 from vox.wavlm.linear import Linear
 
 BIAS_ALIGNMENT = 16  # elements a row: the CUDA kernels copy a bias whose rows begin anywhere else
@@ -88,26 +89,30 @@ class Attention(nn.Module):
             self.rel_attn_embed = nn.Embedding(config.num_buckets, self.num_heads)
         self._position_bias: Derived[Tensor] = Derived()
 
-    def position_bias(self, num_frames: int) -> Tensor:
+    def position_bias(self, num_frames: int, *, by_distance: bool = False) -> Tensor:
         """Return the ungated bias, float32, from this layer's table: [H, T, T], query by key.
 
-        Where T is long it is [H, 2T-1], by distance from 1-T to T-1 frames. The last one is kept while the
-        table is frozen: batches sorted by length are often equally long.
+        Where T is long, or when asked, it is [H, 2T-1], by distance from 1-T to T-1 frames. The last one is
+        kept while the table is frozen: batches sorted by length are often equally long.
         """
         table = self.rel_attn_embed.weight
         if table.requires_grad:
             self._position_bias.clear()
-            return self._make_position_bias(table, num_frames)
+            return self._make_position_bias(table, num_frames, by_distance)
         return self._position_bias.get(
-            [table], lambda: self._make_position_bias(table, num_frames), num_frames
+            [table],
+            lambda: self._make_position_bias(table, num_frames, by_distance),
+            num_frames,
+            by_distance,
         )
 
-    def _make_position_bias(self, table: Tensor, num_frames: int) -> Tensor:
+    def _make_position_bias(self, table: Tensor, num_frames: int, by_distance: bool) -> Tensor:
         distances = torch.arange(1 - num_frames, num_frames, device=table.device)
         buckets = distance_to_bucket(distances, table.shape[0], self.max_distance)
         # Contiguous: heads innermost in memory, every layer would read it ten times as slowly.
         bias_HR = table[buckets].T.contiguous()
-        return bias_HR if num_frames > ONE_PASS_FRAMES else spread_bias(bias_HR, 0, num_frames)
+        is_kept_short = by_distance or num_frames > ONE_PASS_FRAMES
+        return bias_HR if is_kept_short else spread_bias(bias_HR, 0, num_frames)
 
     def _gates(self, heads_BHTK: Tensor) -> Tensor:
         """Return what multiplies the bias of each query: [B, H, T], float32.
@@ -136,15 +141,20 @@ class Attention(nn.Module):
         `position_bias` is what the method of that name returns. `scratch_BHQT` is overwritten; only without
         gradients, which would need its content again.
         """
-        gates_BHT1 = self._gates(self._split_heads(hidden_BTD))[..., None]
-        mask_BT = position_bias.new_zeros(is_valid_BT.shape).masked_fill_(~is_valid_BT, -math.inf)
+        gates_BHT = self._gates(self._split_heads(hidden_BTD))
         query_BHTK, key_BHTK, value_BHTK = (
             self._split_heads(project(hidden_BTD)) for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        attend = self._attend if position_bias.dim() == 3 else self._attend_in_blocks
-        mixed_BHTK = attend(
-            query_BHTK, key_BHTK, value_BHTK, gates_BHT1, mask_BT, position_bias, scratch_BHQT
-        )
+        if position_bias.dim() == 2 and uses_flex_attention() and not self.training:
+            mixed_BHTK = attend_by_distance(
+                query_BHTK, key_BHTK, value_BHTK, gates_BHT, is_valid_BT, position_bias
+            )
+        else:
+            mask_BT = position_bias.new_zeros(is_valid_BT.shape).masked_fill_(~is_valid_BT, -math.inf)
+            attend = self._attend if position_bias.dim() == 3 else self._attend_in_blocks
+            mixed_BHTK = attend(
+                query_BHTK, key_BHTK, value_BHTK, gates_BHT[..., None], mask_BT, position_bias, scratch_BHQT
+            )
         return self.out_proj(mixed_BHTK.transpose(1, 2).flatten(2))
 
     def _attend(

@@ -129,11 +129,11 @@ class Encoder(nn.Module):
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.layers = nn.ModuleList(EncoderLayer(config, index) for index in range(config.num_hidden_layers))
 
-    def position_bias(self, num_frames: int) -> Tensor:
+    def position_bias(self, num_frames: int, *, by_distance: bool = False) -> Tensor:
         """Return the ungated bias that all layers share, from the first one's table."""
         first = self.layers[0]
         assert isinstance(first, EncoderLayer)
-        return first.attention.position_bias(num_frames)
+        return first.attention.position_bias(num_frames, by_distance=by_distance)
 
     def add_positions(self, hidden_BTD: Tensor, is_valid_BT: Tensor) -> Tensor:
         """Return the first layer's input [B, T, D], float32, from projected frames."""

@@ -24,6 +24,7 @@ from vox.units import samples_to_frames
 from vox.wavlm.attention import make_bias_scratch
 from vox.wavlm.derived import clear_derived
 from vox.wavlm.encoder import Encoder
+from vox.wavlm.flex import uses_flex_attention
 from vox.wavlm.linear import ACTIVATIONS
 from vox.wavlm.stem import ConvStem, FeatureProjection, clean_waveforms
 
@@ -159,9 +160,9 @@ class WavLM(nn.Module):
         self, hidden_BTD: Tensor, is_valid_BT: Tensor, first: int, wanted: Sequence[int]
     ) -> list[Tensor]:
         """Return the wanted hidden states, from hidden state `first`."""
-        device = hidden_BTD.device
+        device, is_flex = hidden_BTD.device, uses_flex_attention()
         with self._gradient(0 in self.trainable_layers):
-            position_bias_HTT = self.encoder.position_bias(hidden_BTD.shape[1])
+            position_bias = self.encoder.position_bias(hidden_BTD.shape[1], by_distance=is_flex)
         first_trainable = min(self.trainable_layers, default=self.num_layers)
         kept = {first: hidden_BTD} if first in wanted else {}
         scratch_BHTT = None
@@ -170,13 +171,11 @@ class WavLM(nn.Module):
             # Without gradients no layer needs bfloat16, and a validation hears what the cache would hold.
             is_learning = is_above and torch.is_grad_enabled()
             with self._gradient(is_above), nullcontext() if is_learning else frozen_autocast(device):
-                if torch.is_grad_enabled():
+                if torch.is_grad_enabled() or is_flex:
                     scratch_BHTT = None
                 elif scratch_BHTT is None:
                     scratch_BHTT = make_bias_scratch(hidden_BTD, self.config.num_attention_heads)
-                hidden_BTD = self.encoder.layers[index](
-                    hidden_BTD, position_bias_HTT, is_valid_BT, scratch_BHTT
-                )
+                hidden_BTD = self.encoder.layers[index](hidden_BTD, position_bias, is_valid_BT, scratch_BHTT)
             if index + 1 in wanted:
                 kept[index + 1] = hidden_BTD
         return [kept[state] for state in wanted]
