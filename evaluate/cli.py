@@ -1,6 +1,5 @@
 """`vox evaluate`: error rates of a checkpoint on a split, decoder by decoder."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -92,7 +91,7 @@ def evaluate(
         write_report,
     )
     from evaluate.run import evaluate_split
-    from vox.additions import read_additions
+    from vox.additions import plan_search
     from vox.checkpoint.files import load_recogniser
     from vox.checkpoint.series import newest_checkpoint
     from vox.corpus import load_split_and_problems
@@ -100,15 +99,25 @@ def evaluate(
     from vox.device import pick_device
 
     # Whatever can be wrong is met before the work: names, folders, headers of the recordings, weights.
-    names = tuple(dict.fromkeys(decoders)) or VALIDATION_DECODERS
-    additions = read_additions(lm, lm_weight, hotwords, hotword, hotword_weight)
-    options = make_options(names, beam, others=additions.options)
+    if decoders:
+        make_options(decoders, beam)
     place = pick_device(device)
     folder = checkpoint or newest_checkpoint()
+    plan = plan_search(
+        folder,
+        decoders,
+        beam=beam,
+        lm=lm,
+        lm_weight=lm_weight,
+        hotword_file=hotwords,
+        hotwords=hotword,
+        hotword_weight=hotword_weight,
+    )
+    names = tuple(dict.fromkeys(decoders or (*VALIDATION_DECODERS, *plan.decoders)))
     # Resolved, because training moves the link `best` to another checkpoint, perhaps just now.
     loaded = load_recogniser(folder.resolve(), place)
     identity = describe_checkpoint(folder, loaded)
-    options = replace(options, scorers=additions.make_scorers(loaded.tokenizer, place))
+    options = plan.options_for(loaded, place)
     utterances, problems = load_split_and_problems(root, split, skip_bad=skip_bad)
     earlier = None if against is None else read_earlier(against, names, utterances)
     out_dir = prepare_out_dir(out or default_out_dir(folder, split))
@@ -119,7 +128,8 @@ def evaluate(
         split,
         names,
         options,
-        hotwords=additions.hotwords,
+        hotwords=plan.additions.hotwords,
+        temperature=plan.temperature,
         batch_seconds=batch_seconds,
         workers=workers,
         left_out={problem.name: problem.reason for problem in problems},

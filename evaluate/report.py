@@ -189,7 +189,14 @@ def _search_figures(name: str, options: SearchOptions) -> dict[str, Any]:
 
 
 def _hypothesis_rows(evaluation: Evaluation, result: DecoderResult) -> list[dict[str, Any]]:
-    rows = zip(evaluation.ids, evaluation.references, result.hypotheses, result.score.utterances, strict=True)
+    rows = zip(
+        evaluation.ids,
+        evaluation.references,
+        result.hypotheses,
+        result.score.utterances,
+        result.confidences,
+        strict=True,
+    )
     return [
         {
             "id": utterance_id,
@@ -198,8 +205,9 @@ def _hypothesis_rows(evaluation: Evaluation, result: DecoderResult) -> list[dict
             "errors": counts.num_errors,
             "words": counts.num_words,
             "alignment": counts.alignment,
+            "confidence": confidence,
         }
-        for utterance_id, reference, hypothesis, counts in rows
+        for utterance_id, reference, hypothesis, counts, confidence in rows
     ]
 
 

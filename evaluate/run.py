@@ -17,6 +17,7 @@ from vox.corpus import Utterance
 from vox.data.batch import AudioBatch, AudioFailure
 from vox.data.sources import iterate_by_length
 from vox.decode import Search, SearchOptions, make_search
+from vox.decode.words import find_words
 from vox.device import autocast, pick_precision, synchronize
 from vox.errors import CorpusError
 from vox.hear import device_of, hear
@@ -24,7 +25,6 @@ from vox.hotword_list import Hotword, HotwordMatcher, as_in_transcripts
 from vox.progress import AudioProgress
 from vox.score import Score, score
 from vox.score_hotwords import HotwordScore, score_hotwords
-from vox.text import Tokenizer
 from vox.units import samples_to_seconds
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,7 @@ class DecoderResult:
 
     score: Score  # its `utterances` are in the order of Evaluation.ids
     hypotheses: list[str]  # in the order of Evaluation.ids
+    confidences: list[float | None]  # in that order: how sure the model is of each hypothesis
     truncated_ids: list[str]  # decoding was cut off at the most labels
     real_time_factor: float  # seconds of computing for a second of audio
     hotwords: HotwordScore | None = None  # where hotwords were asked for
@@ -61,10 +62,12 @@ class _Tally:
 
     texts: dict[str, dict[str, str]]  # decoder: id: hypothesis
     truncated: dict[str, list[str]]
+    confidences: dict[str, dict[str, float | None]] = field(default_factory=dict)  # as texts
     excluded: dict[str, str] = field(default_factory=dict)  # id: why it could not be read
     seconds: dict[str, float] = field(default_factory=dict)  # of computing, by decoder; "" is the encoder
     num_samples: int = 0
     precision: torch.dtype = torch.float32
+    temperature: float = 1.0
 
 
 def evaluate_split(
@@ -75,6 +78,7 @@ def evaluate_split(
     options: SearchOptions | None = None,
     *,
     hotwords: Sequence[Hotword] = (),
+    temperature: float = 1.0,
     batch_seconds: float = 120.0,
     workers: int = 0,
     left_out: Mapping[str, str] | None = None,
@@ -91,6 +95,7 @@ def evaluate_split(
     """
     tally = _Tally(texts={name: {} for name in decoders}, truncated={name: [] for name in decoders})
     tally.precision = pick_precision("auto", device_of(loaded.recogniser))
+    tally.temperature = temperature
     options = options or SearchOptions()
     searches = {name: make_search(name, options, loaded.tokenizer) for name in decoders}
     batches = iterate_by_length(utterances, batch_seconds, workers)
@@ -118,18 +123,20 @@ def _decode_batch(
     batch = batch.to(device)
     with autocast(device, tally.precision), _count_seconds(tally.seconds, "", device):
         encoded = hear(recogniser, batch)
+    num_frames = encoded.num_frames_B.tolist()
     for name, search in searches.items():
         with autocast(device, tally.precision), _count_seconds(tally.seconds, name, device):
             found = search(recogniser, encoded)
-        for utterance_id, (hypothesis, *_) in zip(batch.ids, found, strict=True):
-            tally.texts[name][utterance_id] = _ids_to_text(loaded.tokenizer, hypothesis.ids)
+        confidences = tally.confidences.setdefault(name, {})
+        for row, (utterance_id, (hypothesis, *_)) in enumerate(zip(batch.ids, found, strict=True)):
+            log_probs_TV = encoded.ctc_log_probs_BTV[row, : num_frames[row]]
+            _, confidences[utterance_id] = find_words(
+                log_probs_TV, hypothesis.ids, loaded.tokenizer, tally.temperature
+            )
+            tally.texts[name][utterance_id] = loaded.tokenizer.decode(hypothesis.ids)
             if hypothesis.is_truncated:
                 tally.truncated[name].append(utterance_id)
     tally.num_samples += int(batch.num_samples_B.sum())
-
-
-def _ids_to_text(tokenizer: Tokenizer, ids: list[int]) -> str:
-    return " ".join(tokenizer.decode(ids).split())
 
 
 def _score_tally(
@@ -162,6 +169,7 @@ def _score_tally(
             score=score(references, hypotheses),
             hotwords=score_hotwords(references, hypotheses, phrases) if hotwords else None,
             hypotheses=hypotheses,
+            confidences=[tally.confidences.get(name, {}).get(utterance.id) for utterance in scored],
             truncated_ids=sorted(tally.truncated[name]),
             real_time_factor=(tally.seconds[""] + tally.seconds[name]) / audio_seconds,
         )

@@ -33,14 +33,12 @@ def load(
     """Load a checkpoint to write down recordings with; see `vox.transcribe.Transcriber`.
 
     checkpoint: a folder, such as runs/stage2/best; None for the newest stage's best under runs/.
-    decoder, beam, nbest, lm, lm_weight, hotword_weight: as `vox transcribe` has them. hotwords: lines as
-    in such a file. device: auto, cpu, cuda or cuda:N.
+    decoder, beam, nbest, lm, lm_weight, hotword_weight: as `vox transcribe` has them; None for what
+    `vox tune` chose, or the default. hotwords: lines as in such a file. device: auto, cpu, cuda or cuda:N.
     Imports torch. Raises CheckpointError, ConfigError, DeviceError, LanguageModelError or TextError, each a
     VoxError of one line.
     """
-    from dataclasses import replace
-
-    from vox.additions import read_additions
+    from vox.additions import plan_search
     from vox.checkpoint.files import load_recogniser
     from vox.checkpoint.series import newest_checkpoint
     from vox.decode import make_options
@@ -48,9 +46,26 @@ def load(
     from vox.transcribe import Transcriber
 
     names: Sequence[str] = [] if decoder is None else [decoder]
-    additions = read_additions(lm, lm_weight, hotword_file, hotwords, hotword_weight)
-    options = make_options(names, beam, nbest, additions.options)
-    folder, place = newest_checkpoint() if checkpoint is None else Path(checkpoint), pick_device(device)
+    if names:
+        make_options(names, beam, nbest)  # a typo is found before the weights are read
+    place = pick_device(device)
+    folder = (newest_checkpoint() if checkpoint is None else Path(checkpoint)).resolve()
+    plan = plan_search(
+        folder,
+        names,
+        beam=beam,
+        nbest=nbest,
+        lm=lm,
+        lm_weight=lm_weight,
+        hotword_file=hotword_file,
+        hotwords=hotwords,
+        hotword_weight=hotword_weight,
+    )
     loaded = load_recogniser(folder, place)
-    options = replace(options, scorers=additions.make_scorers(loaded.tokenizer, place))
-    return Transcriber(loaded, decoder, options, additions.hotwords)
+    return Transcriber(
+        loaded,
+        next(iter(plan.decoders), None),
+        plan.options_for(loaded, place),
+        plan.additions.hotwords,
+        temperature=plan.temperature,
+    )

@@ -1,17 +1,20 @@
-"""What a command line adds to a search: a language model and hotwords."""
+"""How a checkpoint is searched: what the user asks for, over what `vox tune` chose, over the defaults."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from vox.checkpoint.files import Checkpoint
+from vox.decode import DEFAULT_SEARCH, GREEDY_DECODERS, SearchOptions, make_options
 from vox.decode.hotwords import make_hotword_scorer
 from vox.decode.scorer import Scorer
 from vox.errors import ConfigError
 from vox.hotword_list import Hotword, list_lines, parse_hotwords
 from vox.lm.ngram import load_ngram
 from vox.text import Tokenizer
+from vox.tuned import read_tuned
 
 DEFAULT_LM_WEIGHT = 0.5
 DEFAULT_HOTWORD_WEIGHT = 3.0  # nats a phrase
@@ -71,3 +74,56 @@ def read_additions(
         tuple(parse_hotwords(lines)),
         DEFAULT_HOTWORD_WEIGHT if hotword_weight is None else hotword_weight,
     )
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """The decoders to run, with everything that they read but the scorers, which need the tokenizer."""
+
+    decoders: tuple[str, ...]  # none: the greedy one with the lower dev WER
+    options: SearchOptions
+    additions: Additions
+    temperature: float  # of confidences
+
+    def options_for(self, loaded: Checkpoint, device: torch.device) -> SearchOptions:
+        """Return the options with the language model and the hotwords as scorers."""
+        return replace(self.options, scorers=self.additions.make_scorers(loaded.tokenizer, device))
+
+
+def plan_search(
+    checkpoint: Path,
+    decoders: Sequence[str],
+    *,
+    beam: int | None = None,
+    nbest: int = 1,
+    lm: Path | str | None = None,
+    lm_weight: float | None = None,
+    hotword_file: Path | str | None = None,
+    hotwords: Sequence[str] = (),
+    hotword_weight: float | None = None,
+) -> SearchPlan:
+    """Choose the decoders and their options; None and nothing mean: not asked for.
+
+    Without a named decoder it is the one that `vox tune` chose for this checkpoint and this language model;
+    and `rescore`, where there is something to search for. Raises ConfigError for options that contradict each
+    other and for an unknown decoder, and what `read_additions` and `read_tuned` raise.
+    """
+    if lm is not None and not Path(lm).is_file():
+        raise ConfigError("no such language model", where=lm, remedy="make one with `vox lm`")
+    tuned = read_tuned(checkpoint, lm)
+    if tuned is not None and lm is not None and lm_weight is None:
+        lm_weight = tuned.lm_weight
+    additions = read_additions(lm, lm_weight, hotword_file, hotwords, hotword_weight)
+    names = tuple(decoders) or (() if tuned is None else (tuned.decoder,))
+    is_search_wanted = beam is not None or nbest > 1 or bool(additions.options)
+    if not decoders and is_search_wanted and not set(names) - set(GREEDY_DECODERS):
+        names = (DEFAULT_SEARCH,)
+    options = make_options(names, beam, nbest, additions.options)
+    if tuned is not None:
+        options = replace(
+            options,
+            beam=max(nbest, tuned.beam) if beam is None else beam,
+            ctc_weight=tuned.ctc_weight,
+            length_bonus=tuned.length_bonus,
+        )
+    return SearchPlan(names, options, additions, 1.0 if tuned is None else tuned.temperature)

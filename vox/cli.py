@@ -50,6 +50,7 @@ COMMANDS = {
     "cache": LazyCommand("vox.commands.cache", "cache", "List and verify cached features."),
     "train": LazyCommand("train.cli", "train", "Phase 2: train a recogniser, stage by stage."),
     "evaluate": LazyCommand("evaluate.cli", "evaluate", "Measure WER and CER on a split."),
+    "tune": LazyCommand("evaluate.tune_cli", "tune", "Choose the weights of the search on a dev split."),
     "transcribe": LazyCommand(
         "vox.commands.transcribe", "transcribe", "Write down what is said in audio files."
     ),

@@ -52,12 +52,16 @@ class Transcriber:
         decoder: str | None = None,
         options: SearchOptions | None = None,
         hotwords: Sequence[Hotword] = (),
+        temperature: float = 1.0,
     ) -> None:
         """Choose the decoder; None is the greedy one with the lower dev WER when the checkpoint was saved.
 
         options: None for the defaults. hotwords: what options.scorers prefers, if anything; in a text their
-        spellings become their phrases. Raises ConfigError for an unknown decoder.
+        spellings become their phrases. temperature: of confidences.
+
+        Raises ConfigError for an unknown decoder.
         """
+        self.temperature = temperature
         self.loaded = loaded
         self.decoder = decoder or preferred_decoder(loaded.state)
         check_decoder(self.decoder)
@@ -112,7 +116,7 @@ class Transcriber:
         recognised = _recognise(self.loaded.recogniser, waveform_S, self._search)
         best, tokenizer = recognised.hypotheses[0], self.loaded.tokenizer
         self._warn(name, best, recognised.ctc)
-        words, confidence = find_words(recognised.ctc_log_probs_TV, best.ids, tokenizer)
+        words, confidence = find_words(recognised.ctc_log_probs_TV, best.ids, tokenizer, self.temperature)
         transcript = Transcript(
             audio=name,
             seconds=seconds,

@@ -93,7 +93,9 @@ def make_page(
     decoders = {}
     for decoder, some in pairs.items():
         hypotheses = [hypothesis for _, hypothesis in some]
-        decoders[decoder] = DecoderResult(score(references, hypotheses), hypotheses, [], 0.5)
+        decoders[decoder] = DecoderResult(
+            score(references, hypotheses), hypotheses, [None] * len(hypotheses), [], 0.5
+        )
     evaluation = Evaluation(
         "test", list(utterances), references, {f"{name}x": name}, 60.0, "float32", decoders, SearchOptions()
     )

@@ -181,8 +181,11 @@ def test_an_empty_list_changes_no_byte(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--lm", "LM"], "--lm is for a search, and these decoders are greedy; add --decoder .*"),
-        (["--hotword", "go"], "--hotwords is for a search, and these decoders are greedy; add --decoder .*"),
+        (["--lm", "LM"], "no such language model: LM; make one with `vox lm`"),
+        (
+            ["--decoder", "ctc", "--hotword", "go"],
+            "--hotwords is for a search, and these decoders are greedy; add --decoder .*",
+        ),
         (["--lm-weight", "1"], "--lm-weight without a language model; add --lm FILE"),
         (["--hotword-weight", "1"], "--hotword-weight without hotwords; add .*"),
         (["--hotword", "level 9"], r"the hotword 'level 9': --hotword; characters outside .*\(9\).*"),

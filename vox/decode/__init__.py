@@ -26,6 +26,7 @@ from vox.text import Tokenizer
 
 __all__ = [
     "DECODERS",
+    "DEFAULT_SEARCH",
     "GREEDY_DECODERS",
     "VALIDATION_DECODERS",
     "Hypothesis",
@@ -63,6 +64,7 @@ DECODERS: dict[str, Callable[[Recogniser, Encoded, SearchOptions], list[list[Hyp
     ),
 }
 GREEDY_DECODERS = ("ctc", "attention")  # they read no option
+DEFAULT_SEARCH = "rescore"  # where an option asks for a search and no decoder is named
 # What validation runs, and so what `best` means. Apart from DECODERS: a new decoder must change neither.
 VALIDATION_DECODERS = ("ctc", "attention")
 

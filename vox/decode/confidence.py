@@ -70,15 +70,3 @@ def fit_temperature(
         return float(-np.log(np.where(right_W, word_W, 1 - word_W)).mean())
 
     return float(np.exp(min(LOG_TEMPERATURES, key=cross_entropy)))
-
-
-def calibration_error(confidences: Sequence[float], is_right: Sequence[bool], num_bins: int = 10) -> float:
-    """Return the expected calibration error: |mean confidence - share that is right|, over equal-sized bins.
-
-    Bins hold equally many words, most alike in confidence; each counts by its words (Naeini et al. 2015).
-    """
-    order = np.argsort(np.asarray(confidences), kind="stable")
-    confidence_W, right_W = np.asarray(confidences)[order], np.asarray(is_right, float)[order]
-    bins = [part for part in np.array_split(np.arange(len(order)), num_bins) if len(part)]
-    gaps = [abs(confidence_W[part].mean() - right_W[part].mean()) * len(part) for part in bins]
-    return float(sum(gaps) / len(order))

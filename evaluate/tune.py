@@ -1,0 +1,213 @@
+"""Weights for rescoring, chosen on a dev split; and the temperature of confidences.
+
+The encoder runs once. A wide CTC beam lists texts for each utterance, with every part of their scores. A set
+of weights only reorders these lists, which takes no model, so a thousand sets can be tried. What this cannot
+show is a text that other weights would have brought into the beam, so the split is decoded once more with the
+weights that were chosen: the WERs that are compared are those of real decoding.
+
+Letters: B utterances, K texts of each, P parts, C choices of weights, U labels, V vocabulary.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+
+import jiwer
+import numpy as np
+import torch
+
+from evaluate.run import evaluate_split
+from vox.checkpoint.files import Checkpoint
+from vox.corpus import Utterance
+from vox.data.batch import AudioBatch, AudioFailure
+from vox.data.sources import iterate_by_length
+from vox.decode import DEFAULT_SEARCH, VALIDATION_DECODERS, Hypothesis, Search, SearchOptions, make_search
+from vox.decode.align import align_labels
+from vox.decode.confidence import fit_temperature, label_rows
+from vox.device import autocast, pick_precision
+from vox.errors import CorpusError
+from vox.hear import device_of, hear
+from vox.progress import AudioProgress
+from vox.text import Tokenizer
+from vox.tuned import Tuned
+from vox.units import samples_to_seconds
+
+log = logging.getLogger(__name__)
+
+CTC_WEIGHTS = tuple(k / 10 for k in range(11))
+LENGTH_BONUSES = tuple(k / 4 for k in range(-2, 7))
+LM_WEIGHTS = tuple(k / 10 for k in range(11))
+MAX_CONFIDENCE_LABELS = 20_000  # as many as a temperature needs, and as little memory
+
+
+@dataclass
+class _Lists:
+    """What one pass over the split collects."""
+
+    errors_BK: list[list[int]] = field(default_factory=list)  # word errors of each text
+    parts_BKP: list[list[list[float]]] = field(default_factory=list)  # ctc, attention, labels, and lm if any
+    rows_UV: list[torch.Tensor] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    words: list[int] = field(default_factory=list)
+    is_right: list[bool] = field(default_factory=list)
+    num_words: int = 0
+
+
+def tune(
+    loaded: Checkpoint,
+    utterances: Sequence[Utterance],
+    split: str,
+    options: SearchOptions,
+    *,
+    batch_seconds: float = 120.0,
+    workers: int = 0,
+) -> Tuned:
+    """Choose weights for `rescore`, and the best of it, `joint` and the greedy decoders, on a split (probed).
+
+    options: the beam, and a language model among the scorers with the weight that its search begins with.
+    Raises CorpusError if no recording can be read.
+    """
+    lists = _collect(loaded, utterances, split, options, batch_seconds, workers)
+    if not lists.errors_BK:
+        raise CorpusError("no recording could be read", where=split, remedy="see the reasons above")
+    ctc_weight, length_bonus, lm_weight, errors = choose_weights(
+        lists.errors_BK, lists.parts_BKP, has_lm=bool(options.scorers)
+    )
+    log.info("%s: %.2f %% WER in the lists, by the best weights", split, 100 * errors / lists.num_words)
+    chosen = replace(
+        options,
+        ctc_weight=ctc_weight,
+        length_bonus=length_bonus,
+        scorers=tuple((scorer, lm_weight) for scorer, _ in options.scorers),
+    )
+    decoders = (*VALIDATION_DECODERS, DEFAULT_SEARCH, "joint")
+    evaluation = evaluate_split(
+        loaded, utterances, split, decoders, chosen, batch_seconds=batch_seconds, workers=workers
+    )
+    wer = {name: result.score.wer for name, result in evaluation.decoders.items()}
+    return Tuned(
+        decoder=min(wer, key=lambda name: wer[name]),  # of equals the first: the cheapest
+        beam=options.beam,
+        ctc_weight=ctc_weight,
+        length_bonus=length_bonus,
+        lm_weight=lm_weight,
+        temperature=_fit_temperature(lists),
+        split=split,
+        wer=wer,
+    )
+
+
+def choose_weights(
+    errors_BK: Sequence[Sequence[int]], parts_BKP: Sequence[Sequence[Sequence[float]]], *, has_lm: bool
+) -> tuple[float, float, float, int]:
+    """Return the CTC weight, the bonus a label and the weight of the language model, and their word errors.
+
+    parts: of each text its scores by CTC and by attention, its labels, and its score by the language model.
+    Of equally good weights, those nearest to the middle of all such: a plateau's edge is a matter of luck.
+    """
+    choices_CP = np.array(
+        [
+            (ctc, 1 - ctc, bonus, lm)
+            for ctc, bonus, lm in product(CTC_WEIGHTS, LENGTH_BONUSES, LM_WEIGHTS if has_lm else (0.0,))
+        ]
+    )
+    errors_C = np.zeros(len(choices_CP), np.int64)
+    for errors_K, parts_KP in zip(errors_BK, parts_BKP, strict=True):
+        parts = np.array(parts_KP)
+        totals_CK = choices_CP[:, : parts.shape[1]] @ parts.T
+        errors_C += np.array(errors_K)[totals_CK.argmax(axis=1)]
+    best_CP = choices_CP[errors_C == errors_C.min()]
+    middle = best_CP[np.abs(best_CP - best_CP.mean(axis=0)).sum(axis=1).argmin()]
+    return float(middle[0]), float(middle[2]), float(middle[3]), int(errors_C.min())
+
+
+def _collect(
+    loaded: Checkpoint,
+    utterances: Sequence[Utterance],
+    split: str,
+    options: SearchOptions,
+    batch_seconds: float,
+    workers: int,
+) -> _Lists:
+    lists = _Lists()
+    texts = {utterance.id: utterance.text for utterance in utterances}
+    seconds = {utterance.id: samples_to_seconds(utterance.num_samples or 0) for utterance in utterances}
+    num_labels = sum(len(loaded.tokenizer.encode(text)) for text in texts.values())
+    step = -(-num_labels // MAX_CONFIDENCE_LABELS)  # one utterance in so many fits the temperature
+    sampled = set(sorted(texts)[::step])
+    search = make_search(DEFAULT_SEARCH, replace(options, nbest=options.beam), loaded.tokenizer)
+    with AudioProgress(sum(seconds.values()), f"listing {split}") as progress:
+        for item in iterate_by_length(utterances, batch_seconds, workers):
+            if isinstance(item, AudioFailure):
+                log.warning("excluded %s: %s", item.id, item.reason)
+                progress.add(seconds[item.id])
+                continue
+            _collect_batch(loaded, item, search, texts, sampled, lists)
+            progress.add(sum(seconds[utterance_id] for utterance_id in item.ids))
+    return lists
+
+
+@torch.inference_mode()
+def _collect_batch(
+    loaded: Checkpoint,
+    batch: AudioBatch,
+    search: Search,
+    texts: Mapping[str, str],
+    sampled: set[str],
+    lists: _Lists,
+) -> None:
+    recogniser, tokenizer = loaded.recogniser, loaded.tokenizer
+    device = device_of(recogniser)
+    batch = batch.to(device)
+    with autocast(device, pick_precision("auto", device)):
+        encoded = hear(recogniser, batch)
+        found = search(recogniser, encoded)
+    for row, utterance_id in enumerate(batch.ids):
+        reference = texts[utterance_id]
+        lists.num_words += len(reference.split())
+        hypotheses_K = found[row]
+        lists.errors_BK.append([_count_errors(reference, tokenizer.decode(h.ids)) for h in hypotheses_K])
+        lists.parts_BKP.append([_list_parts(hypothesis) for hypothesis in hypotheses_K])
+        if utterance_id in sampled:
+            log_probs_TV = encoded.ctc_log_probs_BTV[row, : int(encoded.num_frames_B[row])]
+            _collect_words(log_probs_TV, hypotheses_K[0].ids, reference, tokenizer, lists)
+
+
+def _list_parts(hypothesis: Hypothesis) -> list[float]:
+    parts = dict(hypothesis.parts)
+    return [parts.pop("ctc"), parts.pop("attention"), float(len(hypothesis.ids)), *parts.values()]
+
+
+def _count_errors(reference: str, hypothesis: str) -> int:
+    found = jiwer.process_words(reference, hypothesis)
+    return found.substitutions + found.deletions + found.insertions
+
+
+def _collect_words(
+    log_probs_TV: torch.Tensor, labels: list[int], reference: str, tokenizer: Tokenizer, lists: _Lists
+) -> None:
+    """Add the labels of a text, and which of its words are right, to what the temperature is fitted to."""
+    spans, groups = align_labels(log_probs_TV, labels), tokenizer.group_words(labels)
+    if spans is None or not groups:
+        return
+    first = len(lists.is_right)
+    hypothesis = " ".join(tokenizer.decode([labels[k] for k in group]) for group in groups)
+    is_right = [False] * len(groups)
+    for chunk in jiwer.process_words(reference, hypothesis).alignments[0]:
+        if chunk.type == "equal":
+            is_right[chunk.hyp_start_idx : chunk.hyp_end_idx] = [True] * (
+                chunk.hyp_end_idx - chunk.hyp_start_idx
+            )
+    rows_UV = label_rows(log_probs_TV, labels, spans).cpu()
+    for number, group in enumerate(groups):
+        lists.rows_UV.append(rows_UV[group])
+        lists.labels += [labels[k] for k in group]
+        lists.words += [first + number] * len(group)
+    lists.is_right += is_right
+
+
+def _fit_temperature(lists: _Lists) -> float:
+    if not lists.rows_UV:
+        return 1.0
+    return fit_temperature(torch.cat(lists.rows_UV), lists.labels, lists.words, lists.is_right)

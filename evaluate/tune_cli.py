@@ -1,0 +1,80 @@
+"""`vox tune`: weights of the search, chosen on a dev split and kept with the checkpoint."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from vox.options import batch_seconds_option, device_option, root_option, skip_bad_option, workers_option
+
+
+@click.command()
+@click.option("--split", required=True, help="A dev split: never the one that is tested on.")
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="A checkpoint folder. [default: the newest stage's best under runs/]",
+)
+@click.option(
+    "--beam", type=click.IntRange(1, 1000), default=8, show_default=True, help="Texts of an utterance."
+)
+@click.option(
+    "--lm",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Tune with this language model: an entry of its own.",
+)
+@root_option
+@device_option
+@batch_seconds_option("120")
+@workers_option("2")
+@skip_bad_option
+def tune(
+    split: str,
+    checkpoint: Path | None,
+    beam: int,
+    lm: Path | None,
+    root: Path,
+    device: str,
+    batch_seconds: float | None,
+    workers: int | None,
+    skip_bad: bool,
+) -> None:
+    """Choose how a checkpoint is searched.
+
+    Finds the weights of rescoring (CTC's, a bonus a label, the language model's) with the lowest WER on a
+    split, compares it with `joint` and the greedy decoders, and fits the temperature of the confidences.
+    Writes tuned.json into the checkpoint's folder, where `vox transcribe` and `vox evaluate` look for it.
+    """
+    from evaluate.tune import tune as tune_weights
+    from vox.additions import read_additions
+    from vox.checkpoint.files import load_recogniser
+    from vox.checkpoint.series import newest_checkpoint
+    from vox.corpus import load_split
+    from vox.decode import SearchOptions
+    from vox.device import pick_device
+    from vox.tuned import read_tuned, write_tuned
+
+    place = pick_device(device)
+    folder = (checkpoint or newest_checkpoint()).resolve()
+    loaded = load_recogniser(folder, place)
+    read_tuned(folder, lm)  # what cannot be written to is found before the work
+    scorers = read_additions(lm, None, None, (), None).make_scorers(loaded.tokenizer, place)
+    utterances = load_split(root, split, skip_bad=skip_bad)
+    tuned = tune_weights(
+        loaded,
+        utterances,
+        split,
+        replace(SearchOptions(), beam=beam, scorers=scorers),
+        batch_seconds=batch_seconds or 120.0,
+        workers=2 if workers is None else workers,
+    )
+    for name, wer in tuned.wer.items():
+        click.echo(f"{name:<12}{100 * wer:>8.2f} % WER{'  <- taken' if name == tuned.decoder else ''}")
+    lm_weight = f", language model {tuned.lm_weight:g}" if lm is not None else ""
+    click.echo(
+        f"rescore: CTC weight {tuned.ctc_weight:g}, {tuned.length_bonus:g} a label{lm_weight}; "
+        f"temperature {tuned.temperature:.2f}"
+    )
+    click.echo(f"written: {write_tuned(folder, lm, tuned)}")

@@ -1,0 +1,92 @@
+"""vox tune: weights from lists of texts, the temperature, and who takes them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import vox
+from evaluate.tune import choose_weights
+from tests.support.speech import make_speech, write_split
+from tests.support.untrained import save_arbitrary_checkpoint
+from vox.additions import plan_search
+from vox.cli import main
+from vox.errors import CheckpointError
+from vox.tuned import TUNED, Tuned, read_tuned, write_tuned
+
+TUNING = Tuned("rescore", 6, 0.7, 0.5, 0.2, 1.5, "dev", {"ctc": 0.1, "rescore": 0.05})
+
+
+def test_weights_are_those_that_put_the_right_texts_first() -> None:
+    """The right text is first from a CTC weight of 0.35 to 0.65 on; the middle of the plateau is 0.5."""
+    errors_BK = [[0, 2], [0, 1]]
+    parts_BKP = [
+        [[-1.0, -2.0, 3.0], [-1.65, -1.65, 3.0]],  # CTC prefers the right one, attention the other
+        [[-2.0, -1.0, 3.0], [-1.65, -1.65, 3.0]],  # the other way round
+    ]
+    ctc_weight, _, lm_weight, errors = choose_weights(errors_BK, parts_BKP, has_lm=False)
+    assert (ctc_weight, lm_weight, errors) == (0.5, 0.0, 0)
+
+
+def test_the_bonus_and_the_language_model_are_found() -> None:
+    longer_is_right = [[[-1.0, -1.0, 3.0, -2.0], [-0.6, -0.6, 2.0, -2.0]]]
+    _, bonus, _, errors = choose_weights([[0, 1]], longer_is_right, has_lm=True)
+    assert (bonus > 0.4, errors) == (True, 0)
+    known_is_right = [[[-1.0, -1.0, 3.0, -1.0], [-0.9, -0.9, 3.0, -3.0]]]
+    _, _, lm_weight, errors = choose_weights([[0, 1]], known_is_right, has_lm=True)
+    assert (lm_weight > 0, errors) == (True, 0)
+
+
+def test_tune_writes_what_transcribe_and_evaluate_take(
+    tiny_wavlm_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = save_arbitrary_checkpoint(tmp_path / "run" / "arbitrary", tiny_wavlm_dir)
+    write_split(tmp_path / "data", "dev", 4, speaker=8, first_seed=100)
+    where = ["--checkpoint", str(checkpoint), "--root", str(tmp_path / "data"), "--device", "cpu"]
+    assert main(["tune", "--split", "dev", "--beam", "4", *where, "--workers", "0"]) == 0
+    assert capsys.readouterr().out.endswith(f"written: {checkpoint / TUNED}\n")
+    tuned = read_tuned(checkpoint, None)
+    assert (
+        tuned is not None and tuned.beam == 4 and set(tuned.wer) == {"ctc", "attention", "rescore", "joint"}
+    )
+    assert tuned.decoder == min(tuned.wer, key=lambda name: tuned.wer[name])
+    # Among the texts of the beam none is better, so the weights cannot lose to the default ones.
+    out = tmp_path / "out"
+    assert main(["evaluate", "--split", "dev", "--decoder", "rescore", *where, "--out", str(out)]) == 0
+    figures = json.loads((out / "report.json").read_text())["decoders"]["rescore"]
+    assert (figures["beam"], figures["ctc_weight"]) == (4, tuned.ctc_weight)
+    assert figures["wer"] == pytest.approx(tuned.wer["rescore"])
+
+
+def test_what_was_tuned_is_the_default_and_options_go_before_it(tiny_wavlm_dir: Path, tmp_path: Path) -> None:
+    checkpoint = save_arbitrary_checkpoint(tmp_path / "run" / "arbitrary", tiny_wavlm_dir)
+    assert plan_search(checkpoint, []).decoders == ()
+    assert plan_search(checkpoint, [], hotwords=["go"]).decoders == ("rescore",)
+    write_tuned(checkpoint, None, TUNING)
+    plan = plan_search(checkpoint, [])
+    assert (plan.decoders, plan.temperature) == (("rescore",), 1.5)
+    assert (plan.options.beam, plan.options.ctc_weight, plan.options.length_bonus) == (6, 0.7, 0.5)
+    assert plan_search(checkpoint, ["joint"], beam=3).options.beam == 3
+    transcriber = vox.load(checkpoint, device="cpu")
+    (transcript,) = transcriber.transcribe([make_speech(16_000, 1)])
+    assert (transcript.decoder, transcriber.temperature) == ("rescore", 1.5)
+
+
+def test_each_language_model_has_its_own_weights(tmp_path: Path) -> None:
+    lm = tmp_path / "lm.arpa"
+    lm.write_text("one model")
+    write_tuned(tmp_path, None, TUNING)
+    assert read_tuned(tmp_path, lm) is None
+    write_tuned(tmp_path, lm, Tuned("ctc", 8, 0.1, 0.0, 0.9, 1.0, "dev", {}))
+    assert read_tuned(tmp_path, None) == TUNING
+    assert plan_search(tmp_path, ["rescore"], lm=lm).additions.lm_weight == 0.9
+    assert plan_search(tmp_path, ["rescore"], lm=lm, lm_weight=0.4).additions.lm_weight == 0.4
+    lm.write_text("another model")
+    assert read_tuned(tmp_path, lm) is None
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"format": 1, "entries": {"a": {}}}', '{"format": 2}'])
+def test_a_file_of_weights_that_cannot_be_read_is_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / TUNED).write_text(content)
+    with pytest.raises(CheckpointError, match=r"tuned.json; (delete it|update Vox)"):
+        read_tuned(tmp_path, None)
