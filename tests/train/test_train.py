@@ -314,7 +314,8 @@ def test_saves_inside_an_epoch_and_skipped_updates_are_counted(
         save(run, name, **keywords)
 
     monkeypatch.setattr("train.loop.run_update", slow_update)
-    monkeypatch.setattr("train.loop.save_run", note_save)
+    for module in ("train.run", "train.loop", "train.judge.best"):
+        monkeypatch.setattr(f"{module}.save_run", note_save)
     monkeypatch.setattr("train.loop.time", SimpleNamespace(monotonic=lambda: clock.seconds))
     overrides = ("train.epochs=1", "data.utterances_per_update=1", "train.checkpoint_minutes=5")
     options = stage1_options(tiny_root, tiny_wavlm_dir, tmp_path / "run", overrides=overrides)
