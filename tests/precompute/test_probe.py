@@ -17,6 +17,7 @@ from precompute.probe.layers import LayerFeatures, open_scratch
 from precompute.probe.report import recommend_layers
 from precompute.probe.run import measure_layers, plan_heads
 from precompute.probe.select import NUM_LABELS, labels_to_text, select_utterances, text_to_labels
+from tests.support.precomputing import override
 from tests.support.speech import make_text
 from vox.audio import read_audio
 from vox.cli import main
@@ -180,7 +181,7 @@ def command(root: Path, wavlm: Path, features: Path, *more: str) -> list[str]:
     """Return a short `vox probe` of the tiny corpus."""
     options = "--split train-tiny --dev-split dev-tiny --updates 3 --workers 0"
     places = ["--root", str(root), "--wavlm", str(wavlm), "--features", str(features)]
-    return ["probe", *options.split(), *places, *more]
+    return ["probe", *override([*options.split(), *places], more)]
 
 
 def test_the_command_prints_every_layer_and_leaves_only_its_report(

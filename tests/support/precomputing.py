@@ -1,6 +1,6 @@
 """A tiny `vox precompute`, for the tests of phase 1."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,7 +15,17 @@ def command(root: Path, wavlm: Path, features: Path, *more: str) -> list[str]:
     """Return a `vox precompute` of the tiny split into several small shards."""
     options = f"--split {SPLIT} --layers 3,4 --shard-gb 0.000012 --batch-seconds {BATCH_SECONDS} --workers 0"
     places = ["--root", str(root), "--wavlm", str(wavlm), "--features", str(features)]
-    return ["precompute", *options.split(), *places, *more]
+    return ["precompute", *override([*options.split(), *places], more)]
+
+
+def override(options: list[str], more: Sequence[str]) -> list[str]:
+    """Return options (each a name and a value) and then `more`, whose values go before theirs.
+
+    --split may be repeated, and is.
+    """
+    pairs = zip(options[::2], options[1::2], strict=True)
+    kept = [pair for pair in pairs if pair[0] == "--split" or pair[0] not in more]
+    return [*(word for pair in kept for word in pair), *more]
 
 
 def read_files(features: Path) -> dict[str, bytes]:
