@@ -31,7 +31,7 @@ from vox.wavlm.extractor import FeatureExtractor
 TIMED_BATCHES = 4  # after one to warm up
 MAX_TIMED_SECONDS = 4.0
 WRITTEN_BYTES = 64_000_000
-CPU_BATCH_SECONDS = 10.0  # of audio: a CPU's speed hardly depends on it, and nobody waits for an estimate
+CPU_BATCH_SECONDS = 10.0  # of audio: a CPU's speed hardly depends on it, and an estimate must be quick
 
 
 def estimate_time(

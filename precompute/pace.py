@@ -1,4 +1,4 @@
-"""How the work is cut up for a device when nobody says otherwise."""
+"""How the work is cut up for a device by default."""
 
 import os
 from dataclasses import dataclass

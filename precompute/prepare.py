@@ -118,8 +118,8 @@ def inspect_cache(
 def prepare_folder(state: CacheState, *, rank: int, rebuild: bool = False) -> None:
     """Make the folder ready for this rank's shards: plan written, leftovers of dead runs removed.
 
-    A shard that is to be computed again stays until the new one takes its name, unless it is not what is
-    planned, or of other recordings: a run killed in between would leave it to be taken for the new one. A
+    A shard that is computed again is kept until it is replaced, unless it is stale (not as planned, or of
+    other recordings): after a kill a stale shard would look finished. A
     rank removes its own shards only, and the first one also those that are no longer planned: the others may
     be at work already.
     """
@@ -207,8 +207,8 @@ def _find_shards_to_redo(shards: Sequence[Shard], work: CacheWork) -> set[str]:
 def _choose_stamps(state: CacheState, recorded: Mapping[str, Recorded]) -> dict[str, Recorded]:
     """Return what to record: this rank's recordings as they are now, others' as they are recorded.
 
-    Another rank may have read a recording already that has changed since, and its own stamp is the one that
-    tells; where it has none, nothing of that shard was read before ours was taken.
+    Prefer another rank's stamp for its recordings: it was taken before that rank read the file. Where
+    there is none, ours was taken first.
     """
     chosen: dict[str, Recorded] = {}
     mine = set(state.mine)
@@ -250,12 +250,12 @@ def _check_plan(folder: Path, work: CacheWork) -> None:
     if old is None or _is_as_planned(old, work.plan):
         return
     if len(missing_shards(folder, old)) == len(old.shards):
-        return  # a plan without a shard binds nobody
+        return  # a plan without a shard can be replaced
     if old.utterances_sha256 != work.plan.utterances_sha256:
         what = f"the corpus has changed since this cache was begun ({_describe_changes(folder, old, work)})"
-        remedy = "make it anew with --rebuild"
+        remedy = "compute it again with --rebuild"
     else:
-        remedy = "give the same --shard-gb as then, make it anew with --rebuild"
+        remedy = "give the same --shard-gb as then, compute it again with --rebuild"
         what = f"this cache was cut into {len(old.shards)} shards, and would now be {len(work.plan.shards)}"
     raise CacheError(
         what,
@@ -268,7 +268,7 @@ def _describe_changes(folder: Path, old: CachePlan, work: CacheWork) -> str:
     try:
         before = read_utterances(folder, old)
     except CacheError:
-        return "how cannot be told: its list of utterances is damaged"
+        return "how is unknown: its list of utterances is damaged"
     now = {utterance.id: utterance.num_samples for shard in work.shards for utterance in shard.utterances}
     came, went = len(now.keys() - before.keys()), len(before.keys() - now.keys())
     changed = sorted(name for name in before.keys() & now.keys() if before[name] != now[name])

@@ -44,7 +44,7 @@ class Recordings:
 
 
 def recall_stamps(folder: Path) -> dict[str, Recorded]:
-    """Read a cache's stamps; none where they are missing or damaged, so that all are made anew."""
+    """Read a cache's stamps; none where they are missing or damaged, so that all are made again."""
     try:
         return read_stamps(folder)
     except CacheError:
@@ -57,7 +57,7 @@ def may_be_mended(skipped: str) -> bool:
 
 
 def find_readable(utterances: Sequence[Utterance]) -> list[str]:
-    """Name the utterances whose recordings decode to their length; raise OSError where one cannot be told."""
+    """Name the utterances whose recordings decode to their length; raise OSError if the disk fails."""
 
     def is_readable(utterance: Utterance) -> bool:
         try:
@@ -74,7 +74,7 @@ def refuse_changed(folder: Path, shards: Sequence[Shard], recordings: Recordings
     """Raise CacheError if a recording behind one of these shards is another than when it was computed.
 
     A recording whose stamp is as recorded is not opened; of the others, the content decides. One that could
-    not be decoded then may have been mended.
+    not be decoded then may have been repaired.
     """
     expected = {
         name: (shard.audio_sha256(row), shard.path.name)
@@ -94,6 +94,6 @@ def refuse_changed(folder: Path, shards: Sequence[Shard], recordings: Recordings
         raise CacheError(
             f"{len(changed)} recordings have changed since this cache was begun ({name_first(changed)})",
             where=folder,
-            remedy=f"delete their shards ({name_first(stale)}) and run this again, make all anew with "
+            remedy=f"delete their shards ({name_first(stale)}) and run this again, compute all again with "
             "--rebuild, or beside this cache with another --features folder",
         )

@@ -70,18 +70,18 @@ class Computer:
     device: "torch.device"
     model: ModelIdentity
     folder: Path | None  # that the model came from; None if it has only just been fetched
-    stamps: list[FileStamp] | None  # of its files, taken before they were read; None if they cannot be told
+    stamps: list[FileStamp] | None  # of its files, taken before they were read; None if there are none
 
 
 def run(options: Options) -> None:
     """Compute the features of some splits that are not there yet.
 
-    Raises VoxError for whatever a user can mend, and OSError when the disk is full or not writable.
+    Raises VoxError for whatever a user can fix, and OSError when the disk is full or not writable.
     """
     if not re.fullmatch(DEVICE_NAMES, options.device):
         raise DeviceError("unknown device", where=options.device, remedy="use auto, cpu, cuda or cuda:N")
     for split in options.splits:
-        find_split(options.root, split)  # a name misspelt is told before WavLM is loaded
+        find_split(options.root, split)  # fail on a misspelt split before loading WavLM
     known = _recall_model(options)
     states = [] if known is None else _inspect_variants(options, known)
     computer = None
@@ -209,5 +209,5 @@ def _report_skipped(state: CacheState, skipped: list[Problem]) -> None:
         raise CacheError(
             f"no utterance of split {split}{whose} has features ({skipped[0].reason})",
             where=state.folder,
-            remedy="correct what is said above, then run this again with --rebuild",
+            remedy="correct what is listed above, then run this again with --rebuild",
         )

@@ -42,7 +42,7 @@ class ComputedBatch:
 class WriterThread:
     """Writes computed batches in the background, one shard after the other.
 
-    An error in a thread is raised to whoever puts the next batch or leaves the context. Leaving it with an
+    An error in a thread is raised when the next batch is put, or on leaving the context. Leaving it with an
     error removes the shard that is not finished.
     """
 
@@ -79,7 +79,7 @@ class WriterThread:
         self._queue.put(batch)
 
     def _run(self) -> None:
-        # After an error the queue is still emptied, so that nobody waits to put something into it.
+        # After an error the queue is still emptied, so that no caller waits to put something into it.
         try:
             while (batch := self._queue.get()) is not None:
                 if self._error is None and not self._is_cancelled:

@@ -50,7 +50,7 @@ class Parts:
 def build_parts(options: TrainOptions, config: Config, device: torch.device, ranks: Ranks) -> Parts:
     """Read the corpus, open the cache or the audio, and build or load model and tokenizer.
 
-    Raises VoxError for anything that a user can mend, before any update.
+    Raises VoxError for anything that a user can fix, before any update.
     """
     torch.manual_seed(config.train.seed)
     origin = _load_origin(options, ranks)
@@ -110,7 +110,7 @@ def count_trainable(recogniser: Recogniser) -> int:
 def _load_origin(options: TrainOptions, ranks: Ranks) -> Checkpoint | None:
     """Load the checkpoint to start from: --from's, the run's last (--resume), or an earlier stage's best."""
     if options.resume:
-        # The first rank looks alone: what it finds damaged it says once.
+        # Only rank 0 looks, so that damage is logged once.
         folder = ranks.gather(find_last(options.run_dir) if ranks.is_first else None)[0]
         assert folder is not None
         return load_recogniser(folder, as_trained=True)
@@ -171,7 +171,7 @@ def _wanted_fingerprint(
 def _adopt(config: Config, loaded: Config) -> Config:
     """Take the model's and the features' sections from the checkpoint; refuse others that were asked for.
 
-    A value that was asked for and equals the default cannot be told from one left out: it is not refused,
+    A value that was asked for and equals the default looks like one left out: it is not refused,
     and the checkpoint's counts.
     """
     defaults = Config()
@@ -201,7 +201,7 @@ def _make_tokenizer(
     options: TrainOptions, config: Config, utterances: list[Utterance]
 ) -> tuple[Config, Tokenizer]:
     """Load or train the tokenizer; return it and the config with the vocabulary's size as a number."""
-    once = config.data.speeds[0]  # or every transcript would count as often as it is heard
+    once = config.data.speeds[0]  # or every transcript would count once for each speed
     texts = [utterance.text for utterance in utterances if utterance.speed == once]
     fitting = choose_vocab_size(texts)
     if config.model.vocab_size == "auto":

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def train_epochs(run: Run) -> None:
-    """Train until the run's last update. Raises Interrupted after saving, when a signal asked for it."""
+    """Train until the run's last update. Raises Interrupted after saving, on a signal."""
     while not _is_complete(run):
         _train_epoch(run)
         save_run(run, checkpoint_name(run.progress.update))  # validation takes long
@@ -38,7 +38,7 @@ def train_epochs(run: Run) -> None:
 
 
 def _is_complete(run: Run) -> bool:
-    """Tell whether the last update is done and validated (a checkpoint inside an epoch is neither)."""
+    """Say whether the last update is done and validated (a checkpoint inside an epoch is neither)."""
     progress = run.progress
     if progress.epoch >= run.parts.config.train.epochs:
         return True
@@ -67,7 +67,7 @@ def _train_epoch(run: Run) -> None:
             raise AudioError(
                 f"not one recording of epoch {progress.epoch + 1} could be read",
                 where=run.parts.train.name,
-                remedy="the first reasons are above; restore the audio, then go on with --resume",
+                remedy="the first reasons are above; restore the audio, then continue with --resume",
             )
         if progress.window:
             run.meter.write_line(bar)
@@ -83,7 +83,7 @@ def _run_updates(run: Run, bar: "tqdm[NoReturn]") -> bool:
         try:
             _update(run, update, totals, batches)
         except MicroBatchTooLargeError:
-            return False  # the error holds on to tensors: the caller goes on without it
+            return False  # the error keeps tensors alive: the caller continues without it
         bar.update()
         run.writer.check()
         if progress.update % config.train.log_updates == 0:
@@ -121,7 +121,7 @@ def _update(
     totals: LabelTotals,
     batches: Iterator[tuple[AudioBatch | FeatureBatch, LabelBatch]],
 ) -> None:
-    """Run one update; what it came to is read later, so that the device is not waited for."""
+    """Run one update; its result is read later, so that the host does not wait for the device."""
     progress, config = run.progress, run.parts.config
     ctc_weight = ctc_weight_at(progress.update, run.total_updates, config.train)
     learning_rate = learning_rate_at(progress.update, run.total_updates, config.optimizer)
@@ -195,7 +195,7 @@ def _validate_if_due(run: Run, epoch_updates: int) -> None:
 
 
 def _validate_and_record(run: Run, *, is_epoch_end: bool) -> None:
-    """Validate the weights, and their average if one is kept; raise Interrupted if that was given up."""
+    """Validate the weights, and their average if one is kept; raise Interrupted if a signal ended it."""
     try:
         results = validate_weights(run, run.signals.agree)
     except Stopped:
@@ -207,7 +207,7 @@ def _validate_and_record(run: Run, *, is_epoch_end: bool) -> None:
 
 
 def report_failures(run: Run) -> None:
-    """Tell the first rank which recordings the others could not read; it says so, once each."""
+    """Gather which recordings could not be read; rank 0 logs those of the other ranks, once each."""
     for split in (run.parts.train, run.parts.dev):
         mine: dict[str, str] = getattr(split.source, "failures", {})
         for theirs in run.ranks.gather(dict(mine))[1:]:

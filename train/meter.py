@@ -1,6 +1,7 @@
-"""What updates came to: read when it is needed, summed up, and written as lines of metrics.
+"""The results of updates: read when they are needed, summed up, and written as lines of metrics.
 
-The device is not waited for at each update: results stay there until a line or a checkpoint needs them.
+The host does not wait for the device at each update: results stay there until a line or a checkpoint needs
+them.
 """
 
 import logging

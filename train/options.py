@@ -111,7 +111,7 @@ def save_options(options: TrainOptions) -> None:
 
 
 def find_run_id(content: bytes) -> str | None:
-    """Find what tells a run from others of its name, in its options' file; None in older runs.
+    """Find the id of a run in its options' file; None in older runs.
 
     Raises ValueError for what is no such file.
     """

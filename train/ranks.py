@@ -1,6 +1,6 @@
 """The processes of one run: who this one is, and what they agree on.
 
-torchrun starts them and tells each its number through the environment. Alone, everything here is a
+torchrun starts them and sets each one's rank in the environment. Alone, everything here is a
 no-op, so that the loop reads the same with one process or with many.
 """
 
@@ -103,7 +103,7 @@ class Ranks:
             return True
         try:
             return bool(self.store.add(_FAILED, 1) == 1)
-        except (RuntimeError, OSError):  # the process that kept the store is gone, and has said why
+        except (RuntimeError, OSError):  # the process that kept the store has ended, and reported why
             return False
 
 
@@ -151,5 +151,5 @@ def refuse_shared_gpu(device_name: str) -> None:
 
 
 def _is_peer_loss(error: RuntimeError) -> bool:
-    """Say whether a collective failed because another process has gone."""
+    """Say whether a collective failed because another process has ended."""
     return isinstance(error, dist.DistError) or any(sign in str(error) for sign in _PEER_LOSS)

@@ -1,4 +1,4 @@
-"""How a run goes on: which checkpoint, whether it is the same run, its links, optimizer and random states."""
+"""How a run resumes: which checkpoint, whether it is the same run, its links, optimizer and random states."""
 
 import logging
 import shutil
@@ -71,7 +71,7 @@ def find_progress(options: TrainOptions, parts: Parts, fresh: Progress, ranks: R
             keep = parts.config.train.keep_checkpoints
             restore_links(options.run_dir, parts.origin.folder, progress, keep)
             rank_best(options.run_dir, progress)
-    # Where the best checkpoint is lost, the first rank has found the next best one.
+    # Where the best checkpoint is lost, rank 0 has found the next best one.
     progress.best, progress.best_checkpoint = ranks.gather((progress.best, progress.best_checkpoint))[0]
     return progress
 
@@ -98,7 +98,7 @@ def restore_links(run_dir: Path, last: Path, progress: Progress, keep: int = 0) 
             if is_fallback:  # or it would have been taken
                 set_aside(checkpoints_dir / newer)
             else:
-                log.info("deleting %s: the run goes on from %s and makes it anew", newer, last.name)
+                log.info("deleting %s: the run continues from %s and makes it again", newer, last.name)
                 shutil.rmtree(checkpoints_dir / newer)
         replace_link(run_dir / LAST, last)
     if progress.best is None:
@@ -113,9 +113,9 @@ def restore_links(run_dir: Path, last: Path, progress: Progress, keep: int = 0) 
 
 
 def _find_best(run_dir: Path, progress: Progress, last: Path) -> str | None:
-    """Return the best checkpoint's name; where it is gone or damaged, the newest that was best when saved.
+    """Return the best checkpoint's name; where it is missing or damaged, the newest that was best when saved.
 
-    Then `progress` is told. Checkpoints newer than the run's state must be gone before; `last` is whole.
+    In that case `progress` is updated. Delete checkpoints newer than the run's state first; `last` is whole.
     """
     wanted = progress.best_checkpoint
     for name in sorted(list_checkpoints(run_dir), key=lambda name: (name == wanted, name), reverse=True):

@@ -46,7 +46,7 @@ BACKUP_PATIENCE_TORCHRUN_SECONDS = 15.0
 def run_training(options: TrainOptions) -> None:
     """Train one stage from start, or from where it stopped, to its end.
 
-    Under torchrun, as one of several processes. Raises VoxError for what a user can mend, and Interrupted
+    Under torchrun, as one of several processes. Raises VoxError for what a user can fix, and Interrupted
     after SIGTERM or Ctrl-C.
     """
     with join_ranks() as ranks:

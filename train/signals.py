@@ -1,4 +1,4 @@
-"""Signals: heard at once, obeyed between two updates, by all ranks at the same one."""
+"""Signals: noted at once, acted on between two updates, by all ranks at the same one."""
 
 import signal
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from typing import Any
 
 from train.ranks import Ranks
 
-# Ctrl-C; a machine that is taken away, by hand or by a scheduler; a terminal that is gone.
+# Ctrl-C; a machine that is taken away, by hand or by a scheduler; a closed terminal.
 HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -36,13 +36,13 @@ class Signals:
         self._previous: dict[int, Any] = {}
 
     def agree(self, *, is_save_due: bool = False) -> bool:
-        """Exchange what each rank has heard, and say if there was a signal; all must call it at one point."""
+        """Exchange the signals of all ranks; return whether there was one. Every rank must call it."""
         self.number, due = self._ranks.highest([self._heard, is_save_due])
         self.is_save_due = bool(due)
         return self.number > 0
 
     def stop_if_heard(self) -> None:
-        """Raise Interrupted on all ranks if one of them has heard a signal."""
+        """Raise Interrupted on all ranks if one of them got a signal."""
         if self.agree():
             raise Interrupted(self.number)
 

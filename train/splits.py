@@ -115,7 +115,7 @@ def variant_prefix(speed: float) -> str:
 def open_dev_source(
     options: TrainOptions, split: str, fingerprint: Fingerprint | None, *, workers: int, pin: bool
 ) -> tuple[list[Utterance], Source]:
-    """Open the dev split from its cache where there is one, else from audio, said once."""
+    """Open the dev split from its cache where there is one, else from audio, which is logged."""
     if fingerprint is not None and not cache_dir(options.features_dir, split, fingerprint).exists():
         log.info(
             "%s is not cached: validating from live audio (`%s` would make it faster)",

@@ -7,7 +7,7 @@ from vox.errors import ConfigError
 
 @dataclass(frozen=True)
 class Stage:
-    """What tells one stage from the others; everything else is in its config."""
+    """What distinguishes a stage; everything else is in its config."""
 
     number: int
     summary: str  # for --help

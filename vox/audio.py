@@ -52,7 +52,7 @@ _MP3_SEARCH_BYTES = 8192
 # Channels whose mean has less than this share of the louder one's energy cancel each other (20 dB).
 CANCELLED_ENERGY = 0.01
 
-# Of a file that is not there or that nobody may read: the corpus's fault, and so an AudioError. Any other
+# Of a file that is missing or not readable: the corpus's fault, and so an AudioError. Any other
 # error of the operating system says nothing about the recording.
 _MENDABLE_ERRNOS = {
     errno.ENOENT,
@@ -381,7 +381,7 @@ def _explain_unopened(path: Path | str, error: Exception) -> AudioError:
 
 
 def _check_size(sound: soundfile.SoundFile, source: _Source, path: Path | str) -> None:
-    """Raise AudioError for a file cut short, where its header tells; libsndfile reads what is left."""
+    """Raise AudioError for a file cut short, where its header shows it; libsndfile reads what is left."""
     if sound.format not in (*_WAV_FORMATS, "RF64", "W64", "AIFF", "AU"):
         return
     with io.BytesIO(source.getvalue()) if isinstance(source, io.BytesIO) else Path(path).open("rb") as file:

@@ -106,7 +106,7 @@ def cli(quiet: bool, traceback: bool) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit status.
 
-    Prints one line on stderr for what a user can mend (status 2) and for an interrupt (130). Raises
+    Prints one line on stderr for what a user can fix (status 2) and for an interrupt (130). Raises
     whatever else went wrong, so that a defect keeps its traceback.
     """
     context = None
@@ -263,7 +263,7 @@ def _is_out_of_device_memory(error: BaseException) -> bool:
 
 
 def _close_broken_stdout() -> bool:
-    """Say whether it is stdout that nobody reads any more, and if so leave nothing to flush into it.
+    """Say whether stdout lost its reader, and if so discard what is buffered for it.
 
     A pipe to a worker process that died raises the same error, and is no reason to be quiet.
     """

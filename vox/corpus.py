@@ -165,11 +165,11 @@ def _warn_of_shared_recordings(split: str, utterances: Sequence[Utterance]) -> N
 def _report(split: str, problems: Sequence[Problem], num_left: int, skip_bad: bool) -> None:
     shown = name_first([f"{problem.name} ({problem.reason})" for problem in problems])
     if num_left == 0:
-        raise CorpusError(f"nothing in split {split} can be used: {shown}", remedy="mend the corpus")
+        raise CorpusError(f"nothing in split {split} can be used: {shown}", remedy="correct the corpus")
     if not skip_bad:
         raise CorpusError(
             f"{len(problems)} problems in split {split}: {shown}",
-            remedy="mend them, or leave these out with --skip-bad",
+            remedy="correct them, or leave these out with --skip-bad",
         )
     log.warning("%s: %d problems; %d utterances are left", split, len(problems), num_left)
     for problem in problems:

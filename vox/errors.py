@@ -1,4 +1,4 @@
-"""Errors that a user can cause or mend: one line on stderr, exit status 2.
+"""Errors that a user can cause or fix: one line on stderr, exit status 2.
 
 Everything else that is raised is a defect in Vox and keeps its traceback.
 """

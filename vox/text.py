@@ -45,7 +45,7 @@ _ELISIONS = frozenset(
 # A word whose last letters are left out, or a plural's genitive: its apostrophe is no closing quotation mark.
 _ENDS_WITH_APOSTROPHE = re.compile(r".*(?:s|x|z|in)'|(?:an|o|ol|th|wi|t|i|a|d|mo|po|fo|ha|gi|fu)'")
 
-# Not spoken, and not to be told from what is: noises, speakers, editor's remarks.
+# Not spoken, and not distinguishable from what is: noises, speakers, editor's remarks.
 _TAG = re.compile(r"\[[^\]]*\]|\([^)]*\)|<[^>]*>|\{[^}]*\}|\*\w[^*]*\*")
 
 # Latin letters that Unicode does not decompose into a letter and a mark.

@@ -60,7 +60,7 @@ class ProbeOptions:
 def run_probe(options: ProbeOptions) -> None:
     """Measure what a linear CTC head hears in each layer, and say which layers to cache.
 
-    Raises VoxError for whatever a user can mend, and OSError when the disk is full or not writable.
+    Raises VoxError for whatever a user can fix, and OSError when the disk is full or not writable.
     """
     split = options.split
     if split == options.dev_split:
@@ -204,7 +204,7 @@ def _compute(
     if not features.ids:
         raise CorpusError(
             f"no chosen utterance of split {selection.split} has features ({problems[0].reason})",
-            remedy="mend the recordings",
+            remedy="repair the recordings",
         )
     return features
 

@@ -68,7 +68,7 @@ def select_utterances(split: str, utterances: Sequence[Utterance], hours: float,
     if not kept:
         raise CorpusError(
             f"no chosen utterance of split {split} can be used ({too_short[0].name}: {too_short[0].reason})",
-            remedy="mend the transcripts, or take more with --hours",
+            remedy="correct the transcripts, or take more with --hours",
         )
     return Selection(split, tuple(kept), tuple(too_short))
 

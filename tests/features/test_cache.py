@@ -237,7 +237,7 @@ def test_a_lock_that_cannot_be_looked_at_is_told(folder: Path, monkeypatch: pyte
 
     monkeypatch.setattr(fcntl, "flock", have_no_locks)
     (fault,) = verify_cache(folder)
-    assert "cannot be told (No locks available)" in fault
+    assert "cannot be found out whether its run is dead (No locks available)" in fault
     assert remove_leftovers(folder) == []
 
 

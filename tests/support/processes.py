@@ -22,7 +22,7 @@ PATIENCE_SECONDS = 120.0
 def run_ranks(world_size: int, work: Callable[[int], None]) -> list[int]:
     """Call work(rank) in a process for each rank; return their exit statuses (negative: a signal's number).
 
-    An error that a user could mend goes to stderr and gives status 2; any other, with its traceback, 1.
+    An error that a user could fix goes to stderr and gives status 2; any other, with its traceback, 1.
     """
     environment = {
         "MASTER_ADDR": "127.0.0.1",

@@ -4,7 +4,7 @@ Every other test of training compares two runs of the same code with each other.
 what the code did when the curves were recorded: a refactor that changes the learning rate, the losses,
 their normalisation, dropout, SpecAugment or the order of the data fails here, and one that does not passes.
 
-Record them anew, after a change that is meant to change learning, and say why in the commit:
+Record them again, after a change that is meant to change learning, and say why in the commit:
 
     python -m tests.train.test_golden
 """

@@ -35,10 +35,10 @@ def average_at_the_end(run: Run) -> None:
 def average_checkpoints(run: Run, count: int) -> dict[Weights, DevResult]:
     """Put the mean of the newest validated checkpoints' weights into the recogniser, and validate it.
 
-    The mean is over the weights that learn, as training left them. A damaged checkpoint is left out and
-    said. Returns nothing where fewer than two are left.
+    The mean is over the weights that learn, as training left them. A damaged checkpoint is left out, with
+    a warning. Returns nothing where fewer than two are left.
     """
-    # The first rank looks alone: every one must average the same, and what is damaged is said once.
+    # Only rank 0 looks: all ranks must average the same checkpoints, and damage is logged once.
     folders: list[Path] = run.ranks.gather(_list_whole(run.run_dir, count) if run.ranks.is_first else [])[0]
     if len(folders) < 2:
         log.info("%d whole validated checkpoints are there: nothing to average", len(folders))
@@ -53,7 +53,7 @@ def average_checkpoints(run: Run, count: int) -> dict[Weights, DevResult]:
 
 
 def _list_whole(run_dir: Path, count: int) -> list[Path]:
-    """List those of the newest validated checkpoints that are whole; say which are not."""
+    """List the newest validated checkpoints that are whole; warn of the others."""
     damages = {folder: find_damage(folder) for folder in list_validated(run_dir)[-count:]}
     for folder, damage in damages.items():
         if damage is not None:

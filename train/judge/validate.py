@@ -78,7 +78,7 @@ def rank_result(wer: Mapping[str, float], losses: float) -> tuple[float, float]:
 
 
 class Stopped(Exception):  # noqa: N818 - an event, no error
-    """Validation was told to stop before its end."""
+    """Validation was stopped before its end."""
 
 
 @dataclass
@@ -115,7 +115,7 @@ def validate_weights(run: Run, is_stopped: Callable[[], bool] = lambda: False) -
 
 
 def validate_run(run: Run, is_stopped: Callable[[], bool] = lambda: False) -> DevResult:
-    """Validate the recogniser as it stands; raises Stopped when `is_stopped` says so in between."""
+    """Validate the recogniser as it stands; raises Stopped when `is_stopped` becomes true."""
     parts = run.parts
     with run.heartbeat.during("validating"):
         return validate(
@@ -143,7 +143,7 @@ def validate(
 ) -> DevResult:
     """Compute losses and decode a whole split, in eval mode; the mode it found is restored.
 
-    Ranks share the batches, and all return the same result. Raises Stopped when `is_stopped` says so
+    Ranks share the batches, and all return the same result. Raises Stopped when `is_stopped` becomes true
     between two batches (on every rank alike), AudioError when nothing could be read.
     """
     started = time.monotonic()

@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 POINTERS = (LAST, BEST)  # NAME.json holds the name of a folder below checkpoints/
 NUM_TRIES = 3  # of each copy
-# Errors that another try will not mend.
+# Errors that another try will not fix.
 LASTING = (PermissionError, FileExistsError, NotADirectoryError, ConfigError)
 RETRY_SECONDS = 4.0  # before the second try; each further wait is four times as long
 
@@ -61,7 +61,7 @@ def open_target(url: str, option: str) -> tuple[fsspec.AbstractFileSystem, str]:
 def start_backup(url: str | None, run_dir: Path) -> "Backup | None":
     """Start copying a run's checkpoints to a URL, if there is one; raises ConfigError as `Backup` does.
 
-    A backup that is resumed where it lies is told to copy itself onto itself: it does not, and says so.
+    A backup that is resumed where it lies would be copied onto itself: it is not, with a warning.
     """
     if url is None:
         return None
@@ -174,7 +174,7 @@ class Backup:
     def _refuse_another_run(self, *, is_new: bool = False) -> None:
         """Raise ConfigError if the copies of another run would be replaced; whatever the filesystem raises.
 
-        is_new: the run starts anew, so that any copies are another's. A run of an older version has no id,
+        is_new: the run is a new one, so any copies are of another. A run of an older version has no id,
         like others of its kind.
         """
         if not any(self._filesystem.exists(f"{self._root}/{name}.json") for name in POINTERS):

@@ -33,7 +33,7 @@ class Heartbeat:
     """A context manager with a thread that keeps a run's `alive.json` up to date.
 
     On leaving it writes "done"; "interrupted" for the exceptions named in `interruptions`; "failed" and
-    the error's first line for any other. What cannot be written is said once, and never stops training.
+    the error's first line for any other. The first failure to write is logged, and none stops training.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Heartbeat:
     def beat(self, *, state: State | None = None, **figures: float | str | None) -> None:
         """Note that the loop goes on, and its newest figures; returns at once.
 
-        figures: plain numbers and texts, kept until they are given anew. `vox status` reads update,
+        figures: plain numbers and texts, kept until they are given again. `vox status` reads update,
         total_updates, epoch (the one under way, counted from 1), epochs and updates_per_second.
         A new state is written at once, all else within seconds.
         """
@@ -99,7 +99,7 @@ class Heartbeat:
     def __enter__(self) -> "Heartbeat":
         """Write that the process starts, making the run's folder if it is not there yet."""
         if self._is_enabled:
-            with suppress(OSError):  # said when the file cannot be written
+            with suppress(OSError):  # logged when the file cannot be written
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 remove_leftovers(self._path.parent)
             self._write()
@@ -132,12 +132,12 @@ class Heartbeat:
             self._write()
 
     def _write(self) -> None:
-        """Replace the file; whatever goes wrong is said once."""
+        """Replace the file; log the first failure only."""
         try:
             # Not durable: it is written again in a few seconds, and a dead machine writes no heartbeat.
             content = f"{json.dumps(self._collect(), indent=1)}\n".encode()
             write_whole(self._path, content, is_durable=False)
-        except Exception as error:  # a full disk, a folder that is gone, a figure that is no JSON
+        except Exception as error:  # a full disk, a deleted folder, a figure that is no JSON
             if not self._has_complained:
                 log.warning("cannot write the heartbeat (%s): vox status will not know this run", error)
             self._has_complained = True

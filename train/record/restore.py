@@ -105,8 +105,8 @@ def restore_run(url: str, run_dir: Path, stage: int | None = None) -> None:
     """Copy a run's last and best checkpoints, its config, options and metrics into a folder without a run.
 
     `url` is the run's folder at the far side, or the folder above it that --backup was given. A damaged
-    checkpoint is passed over for the other one, and said. Raises CheckpointError when the folder holds a
-    run, no backup is there, or no checkpoint of it is whole; ConfigError when it is of another stage.
+    checkpoint is passed over for the other one, with a warning. Raises CheckpointError when the folder
+    holds a run, no backup is there, or no checkpoint of it is whole; ConfigError when it is of another stage.
     """
     if (run_dir / LAST).exists() or list_checkpoints(run_dir):
         raise CheckpointError(

@@ -179,8 +179,8 @@ def compute_losses(
 ) -> LossSums:
     """Compute both losses over encoded audio, summed, in float32 at least.
 
-    host_frames_B: the frame counts again, on the host, where CTC wants them: without them a GPU is waited
-    for. An utterance too short for its labels gives an infinite CTC loss: such utterances are refused
+    host_frames_B: the frame counts again, on the host, where CTC wants them: without them the host waits for
+    the GPU. An utterance too short for its labels gives an infinite CTC loss: such utterances are refused
     before training, never zeroed here.
     """
     ctc = F.ctc_loss(
@@ -276,13 +276,13 @@ def _weigh(sums: LossSums, totals: LabelTotals, settings: StepSettings) -> torch
 
 
 def _step_if(is_wanted: torch.Tensor, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
-    """Step where `is_wanted` (bool, on the device) says so, without reading it on the host."""
+    """Step where `is_wanted` (bool, on the device) is true, without reading it on the host."""
     if scaler.is_enabled():  # float16: the scaler has a verdict of its own, and its scale to adapt
         if bool(is_wanted):
             scaler.step(optimizer)
         scaler.update()
         return
-    # How the scaler itself tells a fused optimizer on the device to leave everything as it is.
+    # The scaler's own way to make a fused optimizer on the device skip a step.
     assert optimizer.defaults["fused"]
     optimizer.found_inf = (~is_wanted).float()  # type: ignore[attr-defined]
     optimizer.step()

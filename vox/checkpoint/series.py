@@ -43,8 +43,8 @@ def remove_unlinked(
 def find_last(run_dir: Path) -> Path:
     """Return the checkpoint that a run resumes from: `last`, or the newest whole one if that is damaged.
 
-    `last` may also be lost (some file systems and object stores keep no links). What is passed over is
-    said. Raises CheckpointError when there is none.
+    `last` may also be lost (some file systems and object stores keep no links). What is passed over
+    is logged. Raises CheckpointError when there is none.
     """
     last, checkpoints_dir = run_dir / LAST, checkpoints_of(run_dir)
     newest_first = [checkpoints_dir / name for name in reversed(list_checkpoints(run_dir))]

@@ -57,7 +57,7 @@ def list_command(root: Path, features: Path | None, split: str | None) -> None:
         raise CacheError(
             f"{len(faults)} of {len(rows) - 1 + len(faults)} caches cannot be read",
             where=features,
-            remedy="mend them as said above",
+            remedy="fix them as described above",
         )
 
 
@@ -96,7 +96,7 @@ def verify_command(root: Path, features: Path | None, split: str | None, audio: 
         raise CacheError(
             f"{num_faults} faults in {len(folders)} caches",
             where=features,
-            remedy="mend them as said above, then run vox cache verify again",
+            remedy="fix them as described above, then run vox cache verify again",
         )
 
 

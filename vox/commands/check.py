@@ -98,7 +98,7 @@ def check(
 
 
 def import_stages() -> list[ModuleType]:
-    """Import what the stages check; none of it where there is no checkout, and then it is said."""
+    """Import what the stages check; nothing where there is no checkout, which is logged."""
     found = [module for name in STAGE_CHECKS if (module := import_stage(name)) is not None]
     if len(found) < len(STAGE_CHECKS):
         log.warning("this is an installed package: what needs a checkout (extraction, training) is left out")

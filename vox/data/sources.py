@@ -83,7 +83,7 @@ class CachedSource:
         """Yield feature batches in order.
 
         An utterance is checked when this process reads it for the first time, and again after its shard
-        changed. Raises CacheError for a wrong checksum, and for a shard that is gone, truncated or replaced.
+        changed. Raises CacheError for a wrong checksum, and for a shard that is lost, cut or replaced.
         """
         make = partial(self._make, RecycledMemory())
         return map_ahead(make, (list(ids) for ids in batches if ids), self.threads)
@@ -103,8 +103,8 @@ class LiveSource:
     """Batches of waveforms, decoded in worker processes.
 
     A recording that cannot be read is left out of its batch and kept in `failures`: why, by its id, of all
-    that this object has read. Several ranks read different recordings, and only the first one's warnings are
-    heard: who reports must put the failures of all ranks together.
+    that this object has read. Ranks read different recordings and only rank 0 logs
+    warnings, so gather `failures` from all ranks before reporting.
     """
 
     def __init__(self, utterances: Iterable[Utterance], *, workers: int = 0, pin: bool = False) -> None:
@@ -160,7 +160,7 @@ def _load_batches(
         num_workers=min(workers, len(batches)),
         prefetch_factor=PREFETCHED_BATCHES if workers and batches else None,
         pin_memory=pin and torch.cuda.is_available(),  # in a thread of its own, if there are workers
-        worker_init_fn=_heed_only_the_parent,
+        worker_init_fn=_ignore_all_but_the_parent,
         generator=torch.Generator(),  # its own: the loader would draw from the global one
     )
     for decoded in _explain_dead_workers(loader):
@@ -200,13 +200,13 @@ def _start_workers(loader: DataLoader[Item]) -> Iterator[Item]:
         signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
 
-def _heed_only_the_parent(_: int) -> None:
-    """Make a worker process deaf to signals that do not come from its parent.
+def _ignore_all_but_the_parent(_: int) -> None:
+    """Ignore signals that do not come from the parent process, such as those sent to the process group.
 
-    What is sent to the whole group asks the parent to finish and to save, for which it needs its workers: one
-    that dies is an error. The parent itself ends those that it waits for in vain, and at its exit.
+    On SIGTERM the parent finishes the update and saves, and needs its workers for that: a dead worker is an
+    error. It terminates hung workers itself, and all of them when it exits.
     """
-    if not hasattr(signal, "sigwaitinfo"):  # not Linux: it could not tell the parent's
+    if not hasattr(signal, "sigwaitinfo"):  # not Linux: the sender is unknown
         signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
@@ -311,7 +311,7 @@ class _DecodedBatch:
 class _BatchDataset(Dataset[_DecodedBatch | VoxError | OSError]):
     """One item is one planned batch, decoded, or the error that ends the work.
 
-    The loader would raise an error anew with the worker's traceback for a message.
+    The loader would raise an error again with the worker's traceback for a message.
     """
 
     def __init__(

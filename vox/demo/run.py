@@ -25,7 +25,7 @@ from vox.runs.layout import BEST, METRICS, STATE
 
 LAYERS = "1,2,3,4"  # of the tiny WavLM; configs/demo-stage1.yaml says the same
 ON_CPU = ("--device", "cpu")  # everywhere, so that the figures do not depend on having a GPU
-MARK = "demo.json"  # in the demo's folder: what is beside it may be made anew
+MARK = "demo.json"  # in the demo's folder: what is beside it may be replaced
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def make_filters() -> "torch.Tensor":
     filters = []
     for band in range(NUM_BANDS):
         hz = _mel_to_hz(low + (high - low) * band / (NUM_BANDS - 1))
-        phase = 2.4 * band  # spread out, lest all bands peak together
+        phase = 2.4 * band  # spread out, so that the bands do not peak together
         wave_K = window_K * torch.cos(2 * math.pi * hz * seconds_K + phase)
         wave_K -= window_K * (wave_K.sum() / window_K.sum())
         filters.append(wave_K / wave_K.norm() * GAIN * (hz / 1000) ** EMPHASIS)

@@ -55,7 +55,7 @@ class FeatureCache:
     def read(self, name: str) -> np.ndarray:
         """Return an utterance's features, [T, C] float16, checked against their crc32.
 
-        Raises CacheError naming the shard and the utterance when they are damaged or gone, or when the
+        Raises CacheError naming the shard and the utterance when they are damaged or missing, or when the
         cache does not hold the utterance.
         """
         shard, row = self.locate(name)

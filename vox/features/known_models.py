@@ -1,8 +1,8 @@
 """Which WavLM a folder's files hold, remembered: a run with nothing to do need not read the weights for it.
 
-`models.json` lies beside the splits in the features folder. What it says holds while no file of the model's
-folder has changed; it decides nothing but whether there is something to compute, and what is computed is
-described by the weights that compute it. Without it, or with one that is damaged, a run is slower by what
+`models.json` lies beside the splits in the features folder. An entry is valid while no file of the model's
+folder has changed. It only answers whether there is work; fingerprints always come from the loaded weights.
+Without it, or with one that is damaged, a run is slower by what
 loading WavLM takes.
 """
 
@@ -23,7 +23,7 @@ from vox.wavlm.files import FileStamp, stamp_files
 MODELS_NAME = "models.json"
 MAX_MODELS = 32
 # A file changed twice within a tick of the file system's clock looks as if once: too young is not
-# remembered, nor is a time in whole seconds (of a read-only image, where somebody may have chosen it).
+# remembered, nor is a time in whole seconds (of a read-only image, where it may have been set by hand).
 MIN_AGE_SECONDS = 2.0
 NS = 1_000_000_000
 

@@ -51,7 +51,7 @@ class OpenFiles:
         return opened
 
     def forget(self) -> None:
-        """Begin anew, as a forked process must: another thread may have held the lock just then."""
+        """Forget all files, as a forked process must: another thread may have held the lock."""
         self._lock = threading.Lock()
         self._files = OrderedDict()
 

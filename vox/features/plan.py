@@ -117,7 +117,7 @@ def read_utterances(folder: Path, plan: CachePlan) -> dict[str, int]:
         raise CacheError(
             "the list of a cache's utterances is damaged",
             where=path,
-            remedy="run vox precompute again: it writes this file anew",
+            remedy="run vox precompute again: it writes this file again",
         )
     return dict(json.loads(line) for line in content.decode().splitlines())
 

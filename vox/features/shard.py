@@ -3,7 +3,7 @@
 Any HDF5 tool opens it. Inside are `frames` [N, C] float16, contiguous and uncompressed, utterance after
 utterance; `offsets` [U+1] int64, the first frame of each; `num_samples` [U] int64 at 16 kHz; `crc32` [U]
 uint32 of each utterance's little-endian bytes; `ids` [U] and `skipped` [U], UTF-8 (a reason, or empty);
-`audio_sha256` [U], hex, of the recordings' files (empty where there was none to be had). The frames of a
+`audio_sha256` [U], hex, of the recordings' files (empty where it could not be read). The frames of a
 skipped utterance are zeros and are never given out. Attributes: the fingerprint's parts, how the features
 were computed, and a sha256 over the fingerprint and the small arrays.
 
@@ -105,14 +105,14 @@ class Shard:
         return int(self.offsets.item(row + 1) - self.offsets.item(row))
 
     def audio_sha256(self, row: int) -> str:
-        """Return the sha256 of an utterance's recording, as hex; empty where it was not to be had."""
+        """Return the sha256 of an utterance's recording, as hex; empty where it could not be read."""
         return self._audio_sha256[row].decode()
 
     def read(self, row: int) -> np.ndarray:
         """Return the features of an utterance, [T, C] float16, after checking them.
 
         Raises CacheError naming shard and utterance when the bytes do not have their checksum, or the
-        shard has gone, shrunk or been replaced since it was opened.
+        shard was deleted, shortened or replaced since it was opened.
         """
         features_TC = np.empty((self.num_frames(row), self.feature_dim), FEATURE_DTYPE)
         self._copy(self._look(), row, features_TC)
@@ -144,14 +144,14 @@ class Shard:
             raise CacheError("missing shard", where=self.path, remedy="run vox precompute again") from None
         if status.st_size < self._frames_end:
             raise damaged(self.path, "it is truncated")
-        # By the time too: some network file systems number their files anew.
+        # By the time too: some network file systems give their files new numbers.
         if status.st_ino != self._status.st_ino and status.st_mtime_ns != self._status.st_mtime_ns:
             raise CacheError("shard replaced while it was in use", where=self.path, remedy="start again")
         return OPEN_FILES.get(self._name, (status.st_ino, status.st_mtime_ns, status.st_ctime_ns))
 
     def _checked_rows(self, version: Version) -> np.ndarray:
         """Return which rows were checked, [U] bool, in this version of the file."""
-        checked = self._checked  # once: another thread may find the file changed, and begin anew
+        checked = self._checked  # once: another thread may find the file changed, and start over
         if checked is None or checked[0] != version:
             self._checked = checked = (version, np.zeros(len(self.ids), np.bool_))
         return checked[1]
@@ -221,7 +221,7 @@ def make_seal(sha256: str, version: int = FORMAT_VERSION) -> bytes:
 
 
 def _read_seal(user_block: bytes) -> int | None:
-    """Return the format version that a user block tells, or None when it is not ours."""
+    """Return the format version in a user block, or None when it is not ours."""
     match = _SEAL_PATTERN.match(user_block)
     return None if match is None else int(match[1])
 
@@ -253,7 +253,7 @@ def _text(value: Any) -> str:
 def _hdf5_reading(path: Path) -> Iterator[None]:
     """Turn whatever h5py raises for a damaged file into one CacheError.
 
-    An error that is not the file's fault stays what it is: nobody should delete a shard because of it.
+    An error that is not the file's fault is raised as it is: it is no reason to delete the shard.
     """
     try:
         yield

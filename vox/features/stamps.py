@@ -1,10 +1,9 @@
-"""Stamps of the recordings behind a cache: has one changed since, told from names, sizes and times alone.
+"""Stamps of the recordings behind a cache: has one changed since, by names, sizes and times alone.
 
 `audio.jsonl` lies beside a cache's shards and never inside: times of files differ between two copies of
-a corpus, and shards do not. A stamp is taken before its recording is decoded, so that one which has
-changed since can look changed without being so, and never the other way round; the sha256 in the shard
-then decides. A recording's length stands beside the stamp that it was read under: what is kept in two files
-could be of two different runs.
+a corpus, and shards do not. A stamp is taken before its recording is decoded, so a false "changed" is
+possible and a false "unchanged" is not; the sha256 in the shard then decides. A recording's length stands
+beside the stamp that it was read under: in two files they could be of two different runs.
 """
 
 import json
@@ -57,7 +56,7 @@ def write_stamps(folder: Path, recordings: Mapping[str, Recorded]) -> None:
 def read_stamps(folder: Path) -> dict[str, Recorded]:
     """Read the stamps of a cache's recordings; raise CacheError when they are missing or damaged."""
     path = folder / STAMPS_NAME
-    remedy = "run vox precompute again: it compares the recordings with the shards, and mends this file"
+    remedy = "run vox precompute again: it compares the recordings with the shards, and repairs this file"
     try:
         content = strip_checksum(path.read_bytes())
     except FileNotFoundError:

@@ -108,7 +108,7 @@ def _verify_other(path: Path) -> Iterator[str]:
     except FileNotFoundError:  # finished, or removed, meanwhile
         return
     except OSError as error:
-        yield f"unfinished, and whether its run has died cannot be told ({error.strerror}): {path}"
+        yield f"unfinished, and it cannot be found out whether its run is dead ({error.strerror}): {path}"
 
 
 def _verify_shard(folder: Path, plan: CachePlan, planned: ShardPlan) -> Iterator[str]:

@@ -32,7 +32,7 @@ def judge_liveness(alive: Mapping[str, Any], now: float) -> Liveness:
 
 
 def identify_machine() -> dict[str, str | None]:
-    """Return what tells this machine, boot and set of process numbers from any other.
+    """Return what identifies this machine, boot and set of process numbers.
 
     Host names alone do not: rented machines share them, and containers number their own processes.
     """
@@ -46,7 +46,7 @@ def identify_machine() -> dict[str, str | None]:
 
 
 def read_process_start(pid: int) -> int | None:
-    """Return when a process started, in clock ticks after boot; None if it is gone, or there is no /proc."""
+    """Return when a process started, in clock ticks after boot; None without it or without /proc."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:

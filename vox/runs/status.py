@@ -72,8 +72,9 @@ class BackupFigures:
 class RunStatus:
     """Where a run stands. None is what the folder does not say; times are unix times, in seconds.
 
-    since: when the process started (alive), was last heard of (dead), or the folder last grew (unknown).
-    heard: when the training loop last said anything, which a hung one no longer does.
+    since: when the process started (alive), wrote its last heartbeat (dead), or the folder
+    last grew (unknown).
+    heard: when the training loop last reported; a hung loop does not.
     epoch: the one under way, counted from 1. dev: the newest result of each set of weights that is validated.
     seconds_left: None unless the run is alive.
     """

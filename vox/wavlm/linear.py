@@ -1,7 +1,7 @@
 """Linear layers whose weights, while they are frozen on a CPU, are kept as its matrix kernels want them.
 
 oneDNN multiplies by a weight that was cut into blocks for it beforehand: 1.1 to 1.4 times as fast as a
-product that packs its weight anew at each call, most where there are few rows, and an activation costs next
+product that packs its weight again at each call, most where there are few rows, and an activation costs next
 to nothing in it. torch has this for its own compiler (`torch.ops.mkldnn`); where a build lacks it, or a
 weight learns, a layer is an ordinary one. The numbers are the same, but for the order in which products are
 added up.
