@@ -136,6 +136,11 @@ def _read_audio(path: Path | str, speed: float, segment: Segment) -> np.ndarray:
     return resample(waveform_S, *resampling_rates(rate, speed))
 
 
+def read_channels(path: Path | str, segment: Segment | None = None) -> tuple[np.ndarray, int]:
+    """Decode a recording or a segment as it is: float32 [S, C], and its rate. Raises as `read_audio`."""
+    return _read_twice(lambda source: _decode(source, path, segment or WHOLE), path)
+
+
 def hash_recording(path: Path, segment: Segment | None = None) -> str:
     """Return the sha256 of a recording's file, as hex; empty where there is none that may be read.
 
