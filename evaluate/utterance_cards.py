@@ -4,16 +4,21 @@ Decoders that found the same text share one alignment.
 """
 
 import base64
+import io
 import os
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
+import soundfile
+
 from evaluate.run import Evaluation
+from vox.audio import read_audio
 from vox.corpus import Utterance
+from vox.errors import AudioError
 from vox.score import UtteranceScore, WordPair
-from vox.units import samples_to_seconds
+from vox.units import SAMPLE_RATE, samples_to_seconds
 
 MAX_EMBEDDED_BYTES = 20 * 2**20  # of all recordings together; above it they are linked
 
@@ -29,8 +34,8 @@ def render_cards(evaluation: Evaluation, recordings: Sequence[Utterance], out_di
     for index, utterance in enumerate(recordings):
         scores = [evaluation.decoders[name].score.utterances[index] for name in decoders]
         num_errors = sum(one.num_errors for one in scores)
-        source = _embed(utterance.audio_path) if embeds else None
-        card = _render_card(utterance, decoders, scores, source or _link(utterance.audio_path, out_dir))
+        source = _embed(utterance) if embeds else None
+        card = _render_card(utterance, decoders, scores, source or _link(utterance, out_dir))
         cards.append((-num_errors, utterance.id, card))
     return "\n".join(card for _, _, card in sorted(cards))
 
@@ -86,18 +91,35 @@ def _render_pair(pair: WordPair) -> str:
 
 
 def _total_bytes(recordings: Sequence[Utterance]) -> int:
-    return sum(path.stat().st_size for path in {one.audio_path for one in recordings} if path.exists())
+    whole = {one.audio_path for one in recordings if one.segment is None}
+    in_segments = sum(one.num_samples or 0 for one in recordings if one.segment is not None)
+    return sum(path.stat().st_size for path in whole if path.exists()) + 2 * in_segments  # of 16 bits
 
 
-def _embed(path: Path) -> str | None:
-    """Return a recording as a data URI; None if it cannot be read any more."""
+def _embed(utterance: Utterance) -> str | None:
+    """Return a recording as a data URI, a segment as a WAV file's; None if it cannot be read any more."""
     try:
-        data = path.read_bytes()
-    except OSError:
+        if utterance.segment is None:
+            data = utterance.audio_path.read_bytes()
+            kind = utterance.audio_path.suffix.lower().removeprefix(".")
+        else:
+            file, kind = io.BytesIO(), "wav"
+            samples_S = read_audio(utterance.audio_path, segment=utterance.segment)
+            soundfile.write(file, samples_S, SAMPLE_RATE, format="WAV", subtype="PCM_16")
+            data = file.getvalue()
+    except (OSError, AudioError):
         return None
-    return f"data:audio/{path.suffix.lower().removeprefix('.')};base64,{base64.b64encode(data).decode()}"
+    return f"data:audio/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def _link(path: Path, out_dir: Path) -> str:
-    """Return a recording's address relative to the page, which opens wherever both are moved together."""
-    return quote(os.fsencode(os.path.relpath(path.resolve(), out_dir.resolve())))
+def _link(utterance: Utterance, out_dir: Path) -> str:
+    """Return a recording's address relative to the page, which opens wherever both are moved together.
+
+    A segment's has its times (a media fragment): a browser plays that part.
+    """
+    path = os.path.relpath(utterance.audio_path.resolve(), out_dir.resolve())
+    segment = utterance.segment
+    if segment is None:
+        return quote(os.fsencode(path))
+    end = "" if segment.duration is None else f",{segment.end:g}"
+    return f"{quote(os.fsencode(path))}#t={segment.offset:g}{end}"

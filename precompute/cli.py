@@ -114,7 +114,7 @@ def precompute(
 
 def parse_speeds(text: str) -> tuple[float, ...]:
     """Read `0.9,1.0,1.1`; raise ConfigError unless these are different speeds that audio is played at."""
-    from vox.audio import check_speed
+    from vox.resample import check_speed
 
     try:
         speeds = tuple(float(part) for part in text.split(","))

@@ -32,7 +32,7 @@ class Recordings:
 
     def known_length(self, utterance: Utterance) -> int | None:
         """Take an utterance's stamp; return its length if that is as recorded, so that no header is read."""
-        stamp = take_stamp(utterance.audio_path, self._root)
+        stamp = take_stamp(utterance.audio_path, self._root, utterance.segment)
         if stamp is not None:
             self.stamps[utterance.id] = stamp
         return self.recorded[utterance.id].num_samples if self.is_as_recorded(utterance.id) else None
@@ -61,7 +61,8 @@ def find_readable(utterances: Sequence[Utterance]) -> list[str]:
 
     def is_readable(utterance: Utterance) -> bool:
         try:
-            return len(read_audio(utterance.audio_path, utterance.speed)) == utterance.num_samples
+            waveform_S = read_audio(utterance.audio_path, utterance.speed, utterance.segment)
+            return len(waveform_S) == utterance.num_samples
         except AudioError:
             return False
 
@@ -87,7 +88,7 @@ def refuse_changed(folder: Path, shards: Sequence[Shard], recordings: Recordings
     log.info("%s: comparing %d recordings with the cache", work.plan.title, len(expected))
     suspects = [u for shard in work.shards for u in shard.utterances if u.id in expected]
     with ThreadPoolExecutor(READING_THREADS) as pool:
-        found = pool.map(hash_recording, [utterance.audio_path for utterance in suspects])
+        found = pool.map(lambda u: hash_recording(u.audio_path, u.segment), suspects)
         changed = [u.id for u, sha256 in zip(suspects, found, strict=True) if sha256 != expected[u.id][0]]
     if changed:
         stale = sorted({expected[name][1] for name in changed})

@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from train.options import TrainOptions
-from vox.audio import format_speed
 from vox.corpus import Utterance, load_split
 from vox.data.batch import LabelBatch, make_label_batch
 from vox.data.sources import CachedSource, LiveSource, Source
@@ -22,6 +21,7 @@ from vox.features.cache import (
     precompute_command,
 )
 from vox.features.fingerprint import Fingerprint
+from vox.resample import format_speed
 from vox.text import UNK_ID, Tokenizer
 from vox.units import SAMPLE_RATE
 

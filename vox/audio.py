@@ -1,19 +1,19 @@
 """Recordings: their headers and their samples, converted to 16 kHz mono.
 
-Shape suffixes: S samples, C channels, N output samples, K kernel values.
+Shape suffixes: S samples, C channels.
 """
 
 import contextlib
 import errno
+import hashlib
 import io
 import logging
-import math
 import os
 import struct
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -21,25 +21,11 @@ import numpy as np
 import soundfile
 
 from vox.disk import hash_file
-from vox.errors import AudioError, ConfigError, VoxError
-from vox.units import SAMPLE_RATE
+from vox.errors import AudioError, VoxError
+from vox.resample import resample, resampled_length, resampling_rates
+from vox.segment import WHOLE, Segment
 
 log = logging.getLogger(__name__)
-
-# torchaudio tabulates its resampling kernel for a ratio in lowest terms: above this many values (32 MB),
-# which no usual rate reaches, each is computed where it is needed instead.
-MAX_KERNEL_VALUES = 2**22
-CHUNK_VALUES = 2**20  # of the kernel computed at once: 8 MB
-
-MIN_PADDING = 64  # input samples: more than one at any output rate
-
-# torchaudio's own: zero crossings of the sinc to each side, and the cut-off as a share of the lower rate's.
-SINC_ZERO_CROSSINGS = 6
-SINC_ROLLOFF = 0.99
-
-# Speeds are exact: 0.9 is 9/10. This many decimals keep their ratios small integers.
-SPEED_DECIMALS = 3
-MIN_SPEED, MAX_SPEED = 0.5, 2.0
 
 # What libsndfile reports where a header leaves the length open (a FLAC written to a pipe).
 _UNKNOWN_LENGTH = 2**62
@@ -48,6 +34,11 @@ BLOCK_SAMPLES = 2**20  # decoded at a time where the length is not known
 # The first frame of an MP3 that counts its frames holds one of these; else the length is a guess.
 _MP3_COUNTS = (b"Xing", b"Info", b"VBRI")
 _MP3_SEARCH_BYTES = 8192
+
+# Codings in which a sample does not depend on those before it (a FLAC file's are PCM as well).
+_EXACTLY_SEEKABLE = frozenset(
+    "PCM_S8 PCM_U8 PCM_16 PCM_24 PCM_32 FLOAT DOUBLE ULAW ALAW".split()  # noqa: SIM905
+)
 
 # Channels whose mean has less than this share of the louder one's energy cancel each other (20 dB).
 CANCELLED_ENERGY = 0.01
@@ -89,13 +80,13 @@ class AudioHeader:
     channels: int
 
 
-def read_header(path: Path | str, speed: float = 1.0) -> AudioHeader:
-    """Read a recording's length (played at a speed), rate and channels.
+def read_header(path: Path | str, speed: float = 1.0, segment: Segment | None = None) -> AudioHeader:
+    """Read the length of a recording or of a segment (played at a speed), its rate and channels.
 
     Decodes nothing but files whose header does not say how long they are (MP3 without a count of frames,
     streamed FLAC). Raises AudioError if the file is missing, unreadable or empty, or is shorter than its
-    header says (WAV, RF64, W64, AIFF, AU; a FLAC file's truncation shows only when it is decoded), and
-    OSError as `read_audio` does.
+    header says (WAV, RF64, W64, AIFF, AU; a FLAC file's truncation shows only when it is decoded), or does
+    not hold the segment, and OSError as `read_audio` does.
     """
 
     def read(source: _Source) -> AudioHeader:
@@ -104,83 +95,73 @@ def read_header(path: Path | str, speed: float = 1.0) -> AudioHeader:
             num_samples = sound.frames
             if num_samples >= _UNKNOWN_LENGTH:
                 num_samples = sum(len(block_SC) for block_SC in _read_blocks(sound, path))
+            if segment is not None:
+                _, num_samples = segment.locate(sound.samplerate, num_samples, sound.channels, path)
             num_samples = resampled_length(num_samples, *resampling_rates(sound.samplerate, speed))
             return AudioHeader(num_samples, sound.samplerate, sound.channels)
 
     return _read_twice(read, path)
 
 
-def read_audio(path: Path | str, speed: float = 1.0) -> np.ndarray:
+def read_audio(path: Path | str, speed: float = 1.0, segment: Segment | None = None) -> np.ndarray:
     """Decode a recording to float32 [S], 16 kHz mono: channels averaged, other rates resampled.
+
+    A segment is cut out first: the samples are those of a file that holds nothing else. Where its format can
+    seek without loss (PCM, FLAC), nothing before it is decoded.
 
     Of channels that cancel each other (one is another's negative) the loudest is taken, with a warning.
 
     speed: of playing it, as a tape's: 1.1 is 1.1 times faster, shorter, and higher in pitch.
 
-    S is `read_header(path, speed).num_samples`. Raises AudioError if the file is missing, unreadable, empty,
-    holds fewer samples than its header says, or holds NaN or infinite samples. What is not the file's fault
-    (a disk or a network that fails, too many open files) is an OSError, and too little memory a VoxError.
+    S is `read_header(path, speed, segment).num_samples`. Raises AudioError if the file is missing,
+    unreadable or empty, does not hold the segment, holds fewer samples than its header says, or holds NaN or
+    infinite samples. What is not the file's fault (a disk or a network that fails, too many open files) is an
+    OSError, and too little memory a VoxError.
     """
     try:
-        return _read_audio(path, speed)
+        return _read_audio(path, speed, segment or WHOLE)
     except MemoryError:
         remedy = "take fewer --workers, or leave this recording out"
         raise VoxError("too little memory to decode a recording", where=path, remedy=remedy) from None
 
 
-def _read_audio(path: Path | str, speed: float) -> np.ndarray:
-    waveform_SC, rate = _read_twice(lambda source: _decode(source, path), path)
-    waveform_S = _mix_channels(waveform_SC, path)
+def _read_audio(path: Path | str, speed: float, segment: Segment) -> np.ndarray:
+    waveform_SC, rate = _read_twice(lambda source: _decode(source, path, segment), path)
+    if segment.channel is None:
+        waveform_S = _mix_channels(waveform_SC, path)
+    else:
+        waveform_S = np.ascontiguousarray(waveform_SC[:, segment.channel])
     if not np.isfinite(waveform_S).all():
         raise AudioError("samples that are NaN or infinite", where=path, remedy="write the file again")
-    from_rate, to_rate = resampling_rates(rate, speed)
-    return waveform_S if from_rate == to_rate else _resample(waveform_S, from_rate, to_rate)
+    return resample(waveform_S, *resampling_rates(rate, speed))
 
 
-def resampled_length(num_samples: int, from_rate: int, to_rate: int = SAMPLE_RATE) -> int:
-    """Count the samples at one rate for a number of samples at another: exact, rounded up."""
-    return -(-num_samples * to_rate // from_rate)
+def read_channels(path: Path | str, segment: Segment | None = None) -> tuple[np.ndarray, int]:
+    """Decode a recording or a segment as it is: float32 [S, C], and its rate. Raises as `read_audio`."""
+    return _read_twice(lambda source: _decode(source, path, segment or WHOLE), path)
 
 
-def resampling_rates(sample_rate: int, speed: float = 1.0) -> tuple[int, int]:
-    """Return the two rates between which resampling plays a recording at a speed, at 16 kHz.
-
-    At speed 1 they are the recording's own and 16 kHz; otherwise integers whose ratio is exactly
-    `sample_rate * speed / 16000`. Raises ConfigError for a speed that `check_speed` refuses.
-    """
-    check_speed(speed)
-    if speed == 1:
-        return sample_rate, SAMPLE_RATE
-    ratio = Fraction(sample_rate, SAMPLE_RATE) * Fraction(format_speed(speed))
-    return ratio.numerator, ratio.denominator
-
-
-def check_speed(speed: float) -> None:
-    """Raise ConfigError unless a speed is from 0.5 to 2 and has three decimals at most."""
-    if not MIN_SPEED <= speed <= MAX_SPEED or round(speed, SPEED_DECIMALS) != speed:
-        raise ConfigError(
-            "a speed that audio cannot be played at",
-            where=speed,
-            remedy=f"choose from {MIN_SPEED:g} to {MAX_SPEED:g}, {SPEED_DECIMALS} decimals at most",
-        )
-
-
-def format_speed(speed: float) -> str:
-    """Write a speed as names and fingerprints have it: 0.9, 1.0."""
-    return str(float(speed))
-
-
-def hash_recording(path: Path) -> str:
+def hash_recording(path: Path, segment: Segment | None = None) -> str:
     """Return the sha256 of a recording's file, as hex; empty where there is none that may be read.
 
-    Raises OSError naming it where that is not the file's fault.
+    A segment's is the sha256 of its file's and of the segment. The file of many segments is hashed once as
+    long as its size and time stay the same. Raises OSError naming it where that is not the file's fault.
     """
     try:
-        return hash_file(path)
+        if segment is None:
+            return hash_file(path)
+        status = path.stat()
+        sha256 = _hash_file_once(path, status.st_size, status.st_mtime_ns)
+        return hashlib.sha256(f"{sha256} {segment}".encode()).hexdigest()
     except OSError as error:
         if error.errno in _MENDABLE_ERRNOS:
             return ""
         raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+@lru_cache(maxsize=64)
+def _hash_file_once(path: Path, num_bytes: int, mtime_ns: int) -> str:
+    return hash_file(path)
 
 
 def _mix_channels(waveform_SC: np.ndarray, path: Path | str) -> np.ndarray:
@@ -193,7 +174,9 @@ def _mix_channels(waveform_SC: np.ndarray, path: Path | str) -> np.ndarray:
         return mean_S
     loudest = int(energy_C.argmax())
     if energy_C.max() > 0:
-        log.warning("%s: its channels cancel each other; channel %d is used alone", path, loudest + 1)
+        log.warning(
+            "%s: its channels cancel each other; channel %d (counted from 0) is used alone", path, loudest
+        )
     return np.ascontiguousarray(waveform_SC[:, loudest])
 
 
@@ -220,14 +203,18 @@ def _read_twice(read: Callable[[_Source], _Found], path: Path | str) -> _Found:
         return read(content)
 
 
-def _decode(source: _Source, path: Path | str) -> tuple[np.ndarray, int]:
-    """Return a recording's samples, float32 [S, C], and its own rate."""
+def _decode(source: _Source, path: Path | str, segment: Segment) -> tuple[np.ndarray, int]:
+    """Return a segment's samples, float32 [S, C], and the recording's own rate."""
     with _open_sound(source, path) as sound:
         _check_size(sound, source, path)
         num_promised, rate = sound.frames, sound.samplerate
         if num_promised >= _UNKNOWN_LENGTH:
-            return np.concatenate(list(_read_blocks(sound, path))), rate
+            whole_SC = np.concatenate(list(_read_blocks(sound, path)))
+            start, count = segment.locate(rate, len(whole_SC), sound.channels, path)
+            return whole_SC[start : start + count], rate
+        start, num_promised = segment.locate(rate, num_promised, sound.channels, path)
         try:
+            _skip(sound, start)
             waveform_SC = sound.read(num_promised, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
             raise _damaged(path, f"decoding fails: {error.error_string}") from None
@@ -243,6 +230,18 @@ def _decode(source: _Source, path: Path | str) -> tuple[np.ndarray, int]:
     return waveform_SC, rate
 
 
+def _skip(sound: soundfile.SoundFile, start: int) -> None:
+    """Go to a sample: by seeking where that is exact, else (MP3, Vorbis, GSM) by decoding up to it."""
+    if sound.subtype in _EXACTLY_SEEKABLE:
+        sound.seek(start)
+        return
+    while start > 0:
+        block_SC = sound.read(min(start, BLOCK_SAMPLES), dtype="float32", always_2d=True)
+        if len(block_SC) == 0:
+            return
+        start -= len(block_SC)
+
+
 def _read_blocks(sound: soundfile.SoundFile, path: Path | str) -> Iterator[np.ndarray]:
     """Yield [S, C] float32 until the file ends: the way where its header does not know the length."""
     num_read = 0
@@ -254,49 +253,6 @@ def _read_blocks(sound: soundfile.SoundFile, path: Path | str) -> Iterator[np.nd
         raise _damaged(path, f"decoding fails: {error.error_string}") from None
     if num_read == 0:
         raise AudioError("an empty recording", where=path, remedy="record it again or leave it out")
-
-
-def _resample(waveform_S: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
-    divisor = math.gcd(from_rate, to_rate)
-    if (from_rate // divisor) * (to_rate // divisor) > MAX_KERNEL_VALUES:
-        return interpolate(waveform_S, from_rate, to_rate)
-    import torch  # a second or more, and needed only where the rate differs
-    from torchaudio.functional import resample
-
-    # torchaudio cuts its result to a length that it rounds up in float32: one sample too few from a few
-    # seconds on. Zeros appended (what it pads with itself) give it room; the cut here is exact.
-    padded_S = np.pad(waveform_S, (0, max(from_rate, MIN_PADDING)))
-    resampled_S = resample(torch.from_numpy(padded_S), from_rate, to_rate).numpy()
-    return np.ascontiguousarray(resampled_S[: resampled_length(len(waveform_S), from_rate, to_rate)])
-
-
-def interpolate(waveform_S: np.ndarray, from_rate: int, to_rate: int = SAMPLE_RATE) -> np.ndarray:
-    """Resample float32 [S] from any rate to another, in time and memory that the ratio does not change.
-
-    The windowed sinc of torchaudio's `resample` (its default width and roll-off), evaluated where each
-    output sample lies instead of tabulated for every fraction of a sample that can occur: 44,101 Hz has
-    16,000 of them, a table of 5.6 GB.
-    """
-    bandwidth_hz = min(from_rate, to_rate) * SINC_ROLLOFF
-    reach = math.ceil(SINC_ZERO_CROSSINGS * from_rate / bandwidth_hz)  # input samples to each side
-    offsets_K = np.arange(-reach, reach + 1)
-    padded_S = np.pad(waveform_S, (reach, reach + 1))
-    num_out = resampled_length(len(waveform_S), from_rate, to_rate)
-    resampled_N = np.empty(num_out, np.float32)
-    step = max(1, CHUNK_VALUES // len(offsets_K))
-    for start in range(0, num_out, step):
-        # In integers, so that hours from the start a sample still lies where it should.
-        numerators_N = np.arange(start, min(start + step, num_out), dtype=np.int64) * from_rate
-        positions_N, remainders_N = np.divmod(numerators_N, to_rate)
-        distances_NK = offsets_K - remainders_N[:, None] / to_rate
-        phases_NK = np.clip(
-            distances_NK * (bandwidth_hz / from_rate), -SINC_ZERO_CROSSINGS, SINC_ZERO_CROSSINGS
-        )
-        window_NK = np.cos(phases_NK * (np.pi / 2 / SINC_ZERO_CROSSINGS)) ** 2
-        kernel_NK = np.sinc(phases_NK) * window_NK * (bandwidth_hz / from_rate)
-        inputs_NK = padded_S[positions_N[:, None] + (offsets_K + reach)]
-        resampled_N[start : start + step] = (inputs_NK * kernel_NK).sum(axis=1)
-    return resampled_N
 
 
 class _Sound(soundfile.SoundFile):

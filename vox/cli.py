@@ -45,6 +45,7 @@ class LazyCommand:
 
 COMMANDS = {
     "download": LazyCommand("vox.commands.download", "download", "Fetch a LibriSpeech split and check it."),
+    "corpus": LazyCommand("vox.commands.corpus", "corpus", "Check a corpus, or import another tool's."),
     "precompute": LazyCommand("precompute.cli", "precompute", "Phase 1: compute WavLM's features once."),
     "probe": LazyCommand("precompute.probe.cli", "probe", "Measure which WavLM layers to cache."),
     "cache": LazyCommand("vox.commands.cache", "cache", "List and verify cached features."),

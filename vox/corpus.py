@@ -2,12 +2,9 @@
 
 LibriSpeech's layout is ROOT/LibriSpeech/<split>/<speaker>/<chapter>/<id>.flac (or another format, or at
 another depth) with the texts in the chapter's *.trans.txt, a line each: the id, a space, the text. A
-manifest is ROOT/<split>.jsonl, a JSON object a line: `audio` (absolute, or relative to the manifest's
-folder), `text`, and optionally `id` (default: the audio's name without its suffix) and `speaker`. A split
-that has both is refused.
+manifest is ROOT/<split>.jsonl, a JSON object a line (vox/manifest.py). A split that has both is refused.
 """
 
-import json
 import logging
 import os
 import unicodedata
@@ -17,10 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
 from vox.audio import AudioHeader, read_header
 from vox.errors import CorpusError, VoxError, escape_surrogates, name_first
+from vox.manifest import name_entries, parse_entry
+from vox.segment import WHOLE, Segment, find_overlaps
 from vox.text import normalise_text
 from vox.units import RECEPTIVE_FIELD_SAMPLES, SAMPLE_RATE, samples_to_frames
 
@@ -30,15 +28,14 @@ _AUDIO_SUFFIXES = frozenset(
     ".flac .wav .mp3 .ogg .opus .aif .aiff .aifc .au .snd .caf .w64 .rf64 .sph .nist".split()  # noqa: SIM905
 )
 _TRANSCRIPT_SUFFIX = ".trans.txt"
-_SEGMENT_KEYS = frozenset({"offset", "start", "end", "begin", "channel"})
 
 
 @dataclass(frozen=True)
 class Utterance:
-    """One recording and what is said in it.
+    """One recording (or a segment of one) and what is said in it.
 
     text: normalised. speaker: "" if a manifest does not say. num_samples: at 16 kHz after conversion;
-    None until the header is read. speed: at which the recording is played.
+    None until the header is read. speed: at which the recording is played. segment: None for all of it.
     """
 
     id: str
@@ -47,6 +44,7 @@ class Utterance:
     speaker: str
     num_samples: int | None = None
     speed: float = 1.0
+    segment: Segment | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,9 @@ class _Reading:
     def reject(self, name: object, reason: str) -> None:
         self.problems.append(Problem(escape_surrogates(str(name)), escape_surrogates(reason)))
 
-    def add(self, name: str, audio_path: Path, text: str, speaker: str) -> None:
+    def add(
+        self, name: str, audio_path: Path, text: str, speaker: str, segment: Segment | None = None
+    ) -> None:
         if _has_unwritable(name):
             return self.reject(ascii(name), "an id with control characters or half a surrogate pair")
         try:
@@ -81,7 +81,7 @@ class _Reading:
         if not normalised:
             return self.reject(name, "empty transcript")
         self.num_texts_changed += normalised != " ".join(text.lower().split())
-        self.utterances.append(Utterance(name, audio_path, normalised, speaker))
+        self.utterances.append(Utterance(name, audio_path, normalised, speaker, segment=segment))
         return None
 
 
@@ -89,9 +89,10 @@ def read_split(root: Path | str, split: str) -> tuple[list[Utterance], list[Prob
     """List a split's utterances, sorted by id, and what is wrong with the others; open no audio.
 
     Problems: a transcript without audio, audio without a transcript, an empty transcript, characters
-    outside the alphabet, an id that occurs more than once (none of its utterances is used), a line that
-    is malformed, an id that cannot be written down, a file that is not text. Raises CorpusError if the
-    split is missing, is empty, or exists in both layouts.
+    outside the alphabet, an id that occurs more than once (none of its utterances is used), segments of one
+    recording that overlap (none of them is used), a line that is malformed, an id that cannot be written
+    down, a file that is not text. Raises CorpusError if the split is missing, is empty, or exists in both
+    layouts.
     """
     reading = _read_split(Path(root), split)
     return reading.utterances, reading.problems
@@ -156,7 +157,7 @@ def load_split_and_problems(
 
 def _warn_of_shared_recordings(split: str, utterances: Sequence[Utterance]) -> None:
     """Say where one file is the recording of several texts: at most one of them can be right."""
-    counts = Counter(utterance.audio_path for utterance in utterances)
+    counts = Counter(utterance.audio_path for utterance in utterances if utterance.segment is None)
     shared = sorted(str(path) for path, count in counts.items() if count > 1)
     if shared:
         log.warning("%s: %d recordings have several texts each: %s", split, len(shared), name_first(shared))
@@ -193,7 +194,7 @@ def _probe(
         if known_length is not None and (length := known_length(utterance)) is not None:
             return length
         try:
-            header = read_header(utterance.audio_path, utterance.speed)
+            header = read_header(utterance.audio_path, utterance.speed, utterance.segment)
         except VoxError as error:
             return str(error)
         if samples_to_frames(header.num_samples) == 0:
@@ -246,6 +247,7 @@ def _read_split(root: Path, split: str) -> _Reading:
     else:
         _read_manifest(source, reading)
     _reject_duplicates(reading)
+    _reject_overlaps(reading)
     if not reading.utterances and not reading.problems:
         raise CorpusError(
             f"split {split} is empty", where=source, remedy="put recordings and transcripts there"
@@ -272,6 +274,24 @@ def _reject_duplicates(reading: _Reading) -> None:
     for name, count in counts.items():
         if count > 1:
             reading.reject(name, f"the id occurs {count} times")
+
+
+def _reject_overlaps(reading: _Reading) -> None:
+    """Drop segments of one recording that overlap: each holds words of the other's text."""
+    by_path: dict[Path, list[tuple[str, Segment]]] = {}
+    for utterance in reading.utterances:
+        by_path.setdefault(utterance.audio_path, []).append((utterance.id, utterance.segment or WHOLE))
+    reasons: dict[str, str] = {}
+    for segments in by_path.values():
+        if any(segment != WHOLE for _, segment in segments):
+            for first, second, seconds in find_overlaps(segments):
+                shared = "all that follows" if seconds == float("inf") else f"{seconds:.2f} s"
+                reasons.setdefault(first, f"overlaps {second} ({shared})")
+                reasons.setdefault(second, f"overlaps {first} ({shared})")
+    if reasons:
+        reading.utterances = [utterance for utterance in reading.utterances if utterance.id not in reasons]
+        for name, reason in reasons.items():
+            reading.reject(name, reason)
 
 
 def _read_librispeech(split_dir: Path, reading: _Reading) -> None:
@@ -326,19 +346,19 @@ def _list_chapter(chapter_dir: Path) -> tuple[dict[str, list[str]], list[str]]:
 
 
 def _read_manifest(manifest_path: Path, reading: _Reading) -> None:
+    entries = []
     for number, line in enumerate(_read_lines(manifest_path, reading), start=1):
         if not line.strip():
             continue
-        where = f"{manifest_path.name} line {number}"
         try:
-            entry = _parse_entry(line)
+            entries.append(parse_entry(line))
         except ValueError as error:
-            reading.reject(where, f"malformed line: {error}")
-            continue
-        audio_path = manifest_path.parent / entry["audio"]
-        name = entry.get("id", audio_path.stem)
+            reading.reject(f"{manifest_path.name} line {number}", f"malformed line: {error}")
+    for entry in name_entries(entries):
+        audio_path = manifest_path.parent / entry.audio
+        name = entry.id or ""
         if _has_unwritable(name) or audio_path.is_file():
-            reading.add(name, audio_path, entry["text"], entry.get("speaker", ""))
+            reading.add(name, audio_path, entry.text, entry.speaker, entry.segment)
         else:
             reading.reject(name, f"transcript without audio: {audio_path}")
 
@@ -346,34 +366,6 @@ def _read_manifest(manifest_path: Path, reading: _Reading) -> None:
 def _has_unwritable(name: str) -> bool:
     """Say whether a name holds what a file or a line of a log cannot: it would fail after the work."""
     return any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name)
-
-
-def _parse_entry(line: str) -> dict[str, str]:
-    """Check a manifest line; return its keys as strings, without those that are null."""
-    try:
-        entry: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error.msg})") from None
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    if isinstance(entry, list):
-        raise ValueError("a JSON array; write one object a line")
-    if not isinstance(entry, dict):
-        raise ValueError("not an object of keys and values")
-    if "audio" not in entry and "audio_filepath" in entry:  # NeMo's name
-        entry["audio"] = entry.pop("audio_filepath")
-    unread = sorted(key for key in _SEGMENT_KEYS & entry.keys() if entry[key] not in (None, 0))
-    if unread:
-        raise ValueError(
-            f"`{unread[0]}` asks for a part of the recording, which Vox does not cut out; cut it into files"
-        )
-    for key, kinds in (("audio", (str,)), ("text", (str,)), ("id", (str, int)), ("speaker", (str, int))):
-        value = entry.get(key)
-        if value is None and key in ("id", "speaker"):
-            entry.pop(key, None)
-        elif type(value) not in kinds or (value == "" and key in ("audio", "id")):
-            raise ValueError(f"no `{key}`" if value in (None, "") else f"`{key}` is not a string")
-    return {key: str(entry[key]) for key in ("audio", "text", "id", "speaker") if key in entry}
 
 
 def _read_lines(path: Path, reading: _Reading) -> list[str]:

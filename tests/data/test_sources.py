@@ -130,7 +130,7 @@ def test_a_recording_of_another_length_than_its_header_is_left_out(difference, t
     utterances = load_split(tiny_root, "dev-tiny")
     wrong = utterances[1]
 
-    def read(path: Path, speed: float = 1.0) -> np.ndarray:
+    def read(path: Path, speed: float = 1.0, segment: object = None) -> np.ndarray:
         waveform = read_audio(path, speed)
         if path != wrong.audio_path:
             return waveform
@@ -150,7 +150,7 @@ def test_a_recording_is_hashed_before_it_is_decoded(tiny_root, tmp_path, monkeyp
     copy.write_bytes(utterance.audio_path.read_bytes())
     before = hash_recording(copy)
 
-    def read_and_replace(path: Path, speed: float = 1.0) -> np.ndarray:
+    def read_and_replace(path: Path, speed: float = 1.0, segment: object = None) -> np.ndarray:
         waveform = read_audio(path, speed)
         path.write_bytes(path.read_bytes() + b"replaced")
         return waveform

@@ -259,3 +259,20 @@ def test_an_id_that_names_another_file_is_another_recording(
     manifest.write_text('{"audio": "1.wav", "text": "go", "id": "a"}\n')
     assert precompute(tmp_path, tiny_wavlm_dir) == 2
     assert "1 recordings have changed" in capsys.readouterr().err
+
+
+def test_another_part_of_the_same_recording_is_another_recording(
+    tmp_path: Path, tiny_wavlm_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    soundfile.write(tmp_path / "a.wav", make_speech(32_000, 0), SAMPLE_RATE)
+    manifest = tmp_path / f"{SPLIT}.jsonl"
+    line = '{"audio": "a.wav", "text": "go", "id": "a", "offset": %s, "duration": 1.0}\n'
+    manifest.write_text(line % 0.5)
+    assert precompute(tmp_path, tiny_wavlm_dir) == 0
+    assert precompute(tmp_path, tiny_wavlm_dir) == 0
+    audio = ["cache", "verify", "--audio", "--root", str(tmp_path), "--features", str(tmp_path / "features")]
+    assert main(audio) == 0
+    manifest.write_text(line % 0.75)
+    assert main(audio) == 2
+    assert precompute(tmp_path, tiny_wavlm_dir) == 2
+    assert "1 recordings have changed" in capsys.readouterr().err

@@ -259,13 +259,13 @@ def test_what_a_user_gets_wrong_is_one_line(
     assert not any(tmp_path.iterdir())
 
 
-def kill_decoder(path: Path, speed: float) -> np.ndarray:
+def kill_decoder(path: Path, speed: float, segment: object) -> np.ndarray:
     """Die as a worker does when the system is short of memory."""
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError(path)
 
 
-def fail_to_decode(path: Path, speed: float) -> np.ndarray:
+def fail_to_decode(path: Path, speed: float, segment: object) -> np.ndarray:
     """Fail in a way that ends the work, not only this recording."""
     raise CorpusError("the corpus went away", where=path)
 

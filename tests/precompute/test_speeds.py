@@ -14,7 +14,7 @@ from tests.support.speech import make_speech, write_split
 from tests.support.training import stage1_options
 from train.options import TrainOptions
 from train.splits import open_source
-from vox.audio import interpolate, read_audio, read_header, resampling_rates
+from vox.audio import read_audio, read_header
 from vox.cli import main
 from vox.corpus import load_split
 from vox.data.batch import FeatureBatch
@@ -22,6 +22,7 @@ from vox.data.sources import LiveSource
 from vox.errors import CacheError, CorpusError
 from vox.features.fingerprint import Fingerprint, make_fingerprint
 from vox.features.verify import verify_cache
+from vox.resample import interpolate, resampling_rates
 from vox.units import SAMPLE_RATE
 from vox.wavlm.extractor import FeatureExtractor, build_extractor
 

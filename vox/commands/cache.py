@@ -3,12 +3,16 @@
 from collections.abc import Iterator
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from vox.errors import CacheError, CorpusError
 from vox.options import features_option, root_option
 from vox.units import SAMPLE_RATE
+
+if TYPE_CHECKING:
+    from vox.features.verify import Recording
 
 
 @click.group()
@@ -75,7 +79,7 @@ def verify_command(root: Path, features: Path | None, split: str | None, audio: 
     num_faults = 0
     folders = find_cache_dirs(features, split)
     find_recordings = lru_cache(partial(_find_recordings, root))
-    hashes: dict[Path, tuple[str, str]] = {}
+    hashes: dict[Recording, tuple[str, str]] = {}
 
     def find_faults(folder: Path) -> Iterator[str]:
         yield from verify_cache(folder)
@@ -100,7 +104,7 @@ def verify_command(root: Path, features: Path | None, split: str | None, audio: 
         )
 
 
-def _find_recordings(root: Path, split: str) -> dict[str, Path]:
+def _find_recordings(root: Path, split: str) -> "dict[str, Recording]":
     from vox.corpus import read_split
 
-    return {utterance.id: utterance.audio_path for utterance in read_split(root, split)[0]}
+    return {each.id: (each.audio_path, each.segment) for each in read_split(root, split)[0]}

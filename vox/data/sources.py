@@ -335,9 +335,9 @@ class _BatchDataset(Dataset[_DecodedBatch | VoxError | OSError]):
         for utterance in self.batches[index]:
             if self.is_hashed:
                 # Before decoding: a recording replaced in between is found changed, never taken for the same.
-                audio_sha256[utterance.id] = hash_recording(utterance.audio_path)
+                audio_sha256[utterance.id] = hash_recording(utterance.audio_path, utterance.segment)
             try:
-                waveform = read_audio(utterance.audio_path, utterance.speed)
+                waveform = read_audio(utterance.audio_path, utterance.speed, utterance.segment)
                 if utterance.num_samples is not None and len(waveform) != utterance.num_samples:
                     raise AudioError(f"decoded {len(waveform)} samples, header says {utterance.num_samples}")
             except AudioError as error:

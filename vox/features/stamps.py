@@ -13,6 +13,7 @@ from pathlib import Path
 
 from vox.disk import add_checksum, strip_checksum, write_whole
 from vox.errors import CacheError
+from vox.segment import Segment
 
 STAMPS_NAME = "audio.jsonl"
 
@@ -24,6 +25,7 @@ class Stamp:
     path: str  # relative to the corpus's root, unless the recording lies elsewhere
     num_bytes: int
     mtime_ns: int
+    segment: str = ""  # `Segment` written out; empty for the whole recording
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,14 @@ class Recorded:
     num_samples: int  # at 16 kHz and the cache's speed
 
 
-def take_stamp(path: Path, root: Path) -> Stamp | None:
+def take_stamp(path: Path, root: Path, segment: Segment | None = None) -> Stamp | None:
     """Look at a file; None where there is none to look at."""
     try:
         status = path.stat()
     except OSError:
         return None
-    return Stamp(str(path).removeprefix(f"{root}/"), status.st_size, status.st_mtime_ns)
+    name = str(path).removeprefix(f"{root}/")
+    return Stamp(name, status.st_size, status.st_mtime_ns, "" if segment is None else str(segment))
 
 
 def write_stamps(folder: Path, recordings: Mapping[str, Recorded]) -> None:
@@ -48,7 +51,8 @@ def write_stamps(folder: Path, recordings: Mapping[str, Recorded]) -> None:
     lines = []
     for name, recorded in sorted(recordings.items()):
         stamp = recorded.stamp
-        row = [name, stamp.path, stamp.num_bytes, stamp.mtime_ns, recorded.num_samples]
+        segment = [stamp.segment] if stamp.segment else []
+        row = [name, stamp.path, stamp.num_bytes, stamp.mtime_ns, *segment, recorded.num_samples]
         lines.append(f"{json.dumps(row)}\n")
     write_whole(folder / STAMPS_NAME, add_checksum("".join(lines).encode()))
 

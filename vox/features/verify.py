@@ -19,8 +19,11 @@ from vox.features.plan import (
 )
 from vox.features.shard import Shard, check_bytes, damaged
 from vox.features.stamps import STAMPS_NAME, read_stamps
+from vox.segment import Segment
 
 HASHING_THREADS = 4
+
+Recording = tuple[Path, Segment | None]  # a file, and which part of it
 
 
 def verify_cache(folder: Path) -> Iterator[str]:
@@ -58,29 +61,29 @@ def verify_cache(folder: Path) -> Iterator[str]:
 
 
 def verify_audio(
-    folder: Path, recordings: Mapping[str, Path], hashes: dict[Path, tuple[str, str]]
+    folder: Path, recordings: Mapping[str, Recording], hashes: dict[Recording, tuple[str, str]]
 ) -> Iterator[str]:
     """Hash a cache's recordings again and say every one that is not what its features were made from.
 
-    recordings: the split's, by utterance. hashes: of files that were hashed before, and what to call each if
+    recordings: the split's, by utterance. hashes: of those that were hashed before, and what to call each if
     another is expected; it is added to. A plan or a shard that is missing or damaged is `verify_cache`'s to
     report.
     """
     for shard in _open_readable(folder):
-        paths = [recordings.get(name) for name in shard.ids]
+        found = [recordings.get(name) for name in shard.ids]
         with ThreadPoolExecutor(HASHING_THREADS) as pool:
-            wanted = list({path for path in paths if path is not None and path not in hashes})
+            wanted = list({each for each in found if each is not None and each not in hashes})
             hashes.update(zip(wanted, pool.map(_hash_or_explain, wanted), strict=True))
-        for row, (name, path) in enumerate(zip(shard.ids, paths, strict=True)):
-            if path is None:
+        for row, (name, recording) in enumerate(zip(shard.ids, found, strict=True)):
+            if recording is None:
                 yield f"missing recording: {name} is not in the split any more ({shard.path})"
-            elif hashes[path][0] != shard.audio_sha256(row):
-                yield f"{hashes[path][1]} recording: {name}: {path} ({shard.path})"
+            elif hashes[recording][0] != shard.audio_sha256(row):
+                yield f"{hashes[recording][1]} recording: {name}: {recording[0]} ({shard.path})"
 
 
-def _hash_or_explain(path: Path) -> tuple[str, str]:
+def _hash_or_explain(recording: Recording) -> tuple[str, str]:
     try:
-        sha256 = hash_recording(path)
+        sha256 = hash_recording(*recording)
     except OSError as error:
         return "", f"unreadable ({error.strerror})"
     return sha256, "changed" if sha256 else "missing"

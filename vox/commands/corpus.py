@@ -1,0 +1,52 @@
+"""`vox corpus check` and `vox corpus import`."""
+
+from pathlib import Path
+
+import click
+
+from vox.options import root_option
+
+
+@click.group()
+def corpus() -> None:
+    """Check a corpus, or take over one that was made for another tool."""
+
+
+@corpus.command("check")
+@click.option("--split", "splits", multiple=True, required=True, help="The split; repeatable.")
+@root_option
+@click.option(
+    "--workers", type=click.IntRange(1, 256), default=4, show_default=True, help="Threads that decode audio."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.jsonl",
+    help="Also write every finding there, a JSON object a line.",
+)
+def check_command(splits: tuple[str, ...], root: Path, workers: int, out: Path | None) -> None:
+    """Read every recording and text once, and print what is there and what to look at.
+
+    Exit status 0, also with findings; 2 where nothing in a split can be used.
+    """
+    from vox.corpora.check import check_split, describe, find_shared, list_findings, summarise
+    from vox.disk import write_whole
+
+    names = list(dict.fromkeys(splits))
+    checked = [check_split(root, split, workers) for split in names]
+    found = []
+    for each in checked:
+        click.echo(each.split)
+        for row in describe(each):
+            click.echo(f"  {row[0]:<12}{row[1]}")
+        found.append((each.split, each.findings))
+    found.append((", ".join(names), list(find_shared(checked, workers))))
+    findings = [finding for _, some in found for finding in some]
+    if not findings:
+        click.echo("nothing to look at")
+    for kind, count, hours, examples, remedy in summarise(findings):
+        amount = f"{count}, {hours} hours" if hours else count
+        click.echo(f"{kind} ({amount}): {examples}\n  -> {remedy}")
+    if out is not None:
+        write_whole(out, "".join(list_findings(*each) for each in found).encode())
+        click.echo(f"{len(findings)} findings: {out}")

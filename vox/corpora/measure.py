@@ -1,0 +1,78 @@
+"""What one utterance sounds like, in numbers: S samples, C channels."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vox.audio import read_channels
+from vox.corpus import Utterance
+from vox.decode.ctc import min_ctc_frames
+from vox.errors import AudioError
+from vox.resample import resampled_length
+from vox.units import samples_to_frames, samples_to_seconds
+
+CLIPPING_LEVEL = 0.99  # of full scale
+CLIPPING_RUN = 3  # samples in a row at one value: a peak that only touches the limit is not clipped
+
+
+@dataclass(frozen=True)
+class Measured:
+    """An utterance and the measurements of its samples at the file's own rate.
+
+    peak, offset: of full scale; the offset is the mean of the channel where it is farthest from 0.
+    rms: of the loudest channel. clipped: share of the samples that are cut off. cancels: the channels'
+    mean loses nearly everything.
+    """
+
+    utterance: Utterance
+    seconds: float
+    sample_rate: int
+    channels: int
+    peak: float
+    rms: float
+    offset: float
+    clipped: float
+    cancels: bool
+
+    @property
+    def words_per_second(self) -> float:
+        """How fast it was spoken, if the text is all of it."""
+        return len(self.utterance.text.split()) / self.seconds
+
+    @property
+    def is_too_long_for_ctc(self) -> bool:
+        """Whether the letters do not fit into WavLM's frames, even one a frame.
+
+        Pieces of several letters need fewer: training may still take such a text, but nobody speaks so fast.
+        """
+        letters = [ord(letter) for letter in self.utterance.text if letter != " "]
+        return min_ctc_frames(letters) > samples_to_frames(self.utterance.num_samples or 0)
+
+
+def measure(utterance: Utterance) -> Measured:
+    """Decode an utterance and measure it. Raises as `read_audio` does."""
+    waveform_SC, rate = read_channels(utterance.audio_path, utterance.segment)
+    if not np.isfinite(waveform_SC).all():
+        raise AudioError("samples that are NaN or infinite", where=utterance.audio_path)
+    energy_C = np.square(waveform_SC, dtype=np.float64).mean(axis=0)
+    mixed_energy = float(np.square(waveform_SC.mean(axis=1), dtype=np.float64).mean())
+    return Measured(
+        utterance,
+        samples_to_seconds(resampled_length(len(waveform_SC), rate)),
+        rate,
+        waveform_SC.shape[1],
+        float(np.abs(waveform_SC).max()),
+        float(np.sqrt(energy_C.max())),
+        float(max(waveform_SC.mean(axis=0, dtype=np.float64), key=abs)),
+        float(max(_clipped_share(waveform_SC[:, channel]) for channel in range(waveform_SC.shape[1]))),
+        bool(mixed_energy < 0.01 * energy_C.max()),
+    )
+
+
+def _clipped_share(samples_S: np.ndarray) -> float:
+    """Return the share of samples in runs of one value near full scale."""
+    changes = np.flatnonzero(np.diff(samples_S)) + 1
+    starts = np.concatenate([[0], changes])
+    lengths = np.diff(np.concatenate([starts, [len(samples_S)]]))
+    is_clipped = (np.abs(samples_S[starts]) >= CLIPPING_LEVEL) & (lengths >= CLIPPING_RUN)
+    return lengths[is_clipped].sum() / len(samples_S)
