@@ -23,11 +23,12 @@ from vox.decode import (
     preferred_decoder,
 )
 from vox.decode.ctc import decode_ctc
-from vox.decode.words import find_words
+from vox.decode.words import find_words, join_labels, lowest_confidence
 from vox.device import autocast, pick_precision
 from vox.errors import AudioError, name_first
 from vox.hear import device_of, hear
 from vox.hotword_list import Hotword, HotwordMatcher
+from vox.long import DEFAULT_LONGEST_SAMPLES, recognise_long
 from vox.model.recogniser import Recogniser
 from vox.transcript import Alternative, SpottedHotword, Transcript, Word
 from vox.units import samples_to_frames, samples_to_seconds
@@ -71,16 +72,18 @@ class Transcriber:
             else make_search(self.decoder, options or SearchOptions(), loaded.tokenizer)
         )
         self._matcher = HotwordMatcher(hotwords) if hotwords else None
-        self._longest_seconds = samples_to_seconds(loaded.state.get("longest_train_samples", 0))
+        self._nbest = (options or SearchOptions()).nbest
+        self._longest_samples = loaded.state.get("longest_train_samples") or DEFAULT_LONGEST_SAMPLES
 
     def transcribe(self, recordings: Iterable[Path | str | np.ndarray]) -> Iterator[Transcript]:
         """Yield a Transcript for each recording, in order, as soon as it is known.
 
         A recording is a file, or an array: float32 [S], 16 kHz, one channel.
 
-        Warns of a recording longer than any that the model was trained on, and of a text by attention that is
-        much longer or shorter than CTC's (a text by CTC is compared with nothing). A recording that cannot be
-        read does not stop the others: it is logged, and when all are done an AudioError counts them.
+        A recording longer than any that the model was trained on is encoded in windows and decoded in pieces
+        (vox/long.py). Warns of a text by attention that is much longer or shorter than CTC's (a text by CTC
+        is compared with nothing). A recording that cannot be read does not stop the others: it is logged, and
+        when all are done an AudioError counts them.
         """
         failures: list[AudioError] = []
         num_recordings = 0
@@ -104,32 +107,50 @@ class Transcriber:
             )
 
     def _transcribe(self, waveform_S: torch.Tensor, name: str) -> Transcript:
-        seconds = samples_to_seconds(len(waveform_S))
-        if 0 < self._longest_seconds < seconds:
-            log.warning(
-                "%s is %.1f s long, and no recording of the training was longer than %.1f s: words may be "
-                "missing; cut it at pauses",
-                name,
-                seconds,
-                self._longest_seconds,
+        if len(waveform_S) <= self._longest_samples:
+            recognised = _recognise(self.loaded.recogniser, waveform_S, self._search)
+            hypotheses, ctc = recognised.hypotheses, recognised.ctc
+            words, confidence = find_words(
+                recognised.ctc_log_probs_TV, hypotheses[0].ids, self.loaded.tokenizer, self.temperature
             )
-        recognised = _recognise(self.loaded.recogniser, waveform_S, self._search)
-        best, tokenizer = recognised.hypotheses[0], self.loaded.tokenizer
-        self._warn(name, best, recognised.ctc)
-        words, confidence = find_words(recognised.ctc_log_probs_TV, best.ids, tokenizer, self.temperature)
+        else:
+            hypotheses, ctc, words, confidence = self._recognise_long(waveform_S, name)
+        best, tokenizer = hypotheses[0], self.loaded.tokenizer
+        self._warn(name, best, ctc)
         transcript = Transcript(
             audio=name,
-            seconds=seconds,
+            seconds=samples_to_seconds(len(waveform_S)),
             decoder=self.decoder,
             text=tokenizer.decode(best.ids),
             words=words,
             confidence=confidence,
             alternatives=tuple(
                 Alternative(tokenizer.decode(found.ids), found.score, dict(found.parts))
-                for found in recognised.hypotheses
+                for found in hypotheses
             ),
         )
         return transcript if self._matcher is None else show_hotwords(transcript, self._matcher)
+
+    @torch.inference_mode()
+    def _recognise_long(
+        self, waveform_S: torch.Tensor, name: str
+    ) -> tuple[list[Hypothesis], Hypothesis, tuple[Word, ...], float | None]:
+        """Return the n-best, CTC's text, the best one's words, and the confidence of the whole."""
+        recogniser, tokenizer = self.loaded.recogniser, self.loaded.tokenizer
+        device = device_of(recogniser)
+        with autocast(device, pick_precision("auto", device)):
+            found = recognise_long(
+                recogniser,
+                waveform_S,
+                self._search,
+                self._longest_samples,
+                nbest=self._nbest,
+                temperature=self.temperature,
+                name=name,
+            )
+        words = join_labels(found.hypotheses[0].ids, found.times, tokenizer)
+        confidence = lowest_confidence(words) if words or None in found.times else found.silence
+        return found.hypotheses, found.ctc, words, confidence
 
     def _warn(self, name: str, best: Hypothesis, ctc: Hypothesis) -> None:
         if best.is_truncated:

@@ -41,7 +41,7 @@ Batch = AudioBatch | FeatureBatch
 # Where products are in float32 whatever the precision: WavLM's stem and the gates of its position bias.
 STEM = {f"vox/wavlm/stem.py {name}" for name in ("ConvLayer.run_batch", "FeatureProjection.forward")}
 GATES = {"vox/wavlm/attention.py Attention._gates"}
-STATISTICS = {"vox/wavlm/stem.py fold_group_norm"}  # in float64
+STATISTICS = {"vox/wavlm/stem.py fold_group_norm", "vox/wavlm/stem.py fold_moments"}  # in float64
 
 
 def make_recogniser(

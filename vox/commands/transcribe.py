@@ -84,5 +84,5 @@ def transcribe(
             continue
         name = f"{click.format_filename(transcript.audio)}\t" if len(files) > 1 else ""
         for found in transcript.alternatives:
-            score = "" if nbest == 1 else f"{found.score:.3f}\t"
+            score = "" if nbest == 1 or found.score is None else f"{found.score:.3f}\t"
             click.echo(f"{name}{score}{found.text}")

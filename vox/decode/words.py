@@ -4,6 +4,7 @@ Letters: T frames, V vocabulary.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -24,21 +25,58 @@ def find_words(
     CTC is sure of a label in one or two frames, so a word may have begun a little earlier and have
     ended a little later. Where the labels cannot be aligned, words have neither times nor confidences.
     """
-    groups = tokenizer.group_words(labels)
-    texts = [tokenizer.decode([labels[k] for k in group]).strip() for group in groups]
+    times = time_labels(log_probs_TV, labels, temperature)
+    words = join_labels(labels, times, tokenizer)
+    if not words and None not in times:
+        return (), silence_confidence(log_probs_TV, temperature)
+    return words, lowest_confidence(words)
+
+
+@dataclass(frozen=True)
+class LabelTime:
+    """The frames of one label, from `start` up to but not including `end`, and its confidence."""
+
+    start: int
+    end: int
+    confidence: float
+
+
+def time_labels(
+    log_probs_TV: Tensor, labels: Sequence[int], temperature: float = 1.0, first_frame: int = 0
+) -> list[LabelTime | None]:
+    """Return each label's time, as `find_words` has it; None for all where they cannot be aligned.
+
+    first_frame: the number of the frame that log_probs_TV begin with.
+    """
     spans = align_labels(log_probs_TV, labels)
     if spans is None:
-        return tuple(Word(text, None, None, None) for text in texts), None
-    if not groups:
-        return (), silence_confidence(log_probs_TV, temperature)
+        return [None] * len(labels)
+    if not labels:
+        return []
     sure = label_confidences(label_rows(log_probs_TV, labels, spans), labels, temperature).tolist()
-    words = tuple(
-        Word(
-            text,
-            start=spans[group[0]].start / FRAME_RATE,
-            end=spans[group[-1]].end / FRAME_RATE,
-            confidence=min(sure[k] for k in group),
-        )
-        for text, group in zip(texts, groups, strict=True)
-    )
-    return words, min(min(sure[k] for k in group) for group in groups)
+    return [
+        LabelTime(span.start + first_frame, span.end + first_frame, confidence)
+        for span, confidence in zip(spans, sure, strict=True)
+    ]
+
+
+def join_labels(
+    labels: Sequence[int], times: Sequence[LabelTime | None], tokenizer: Tokenizer
+) -> tuple[Word, ...]:
+    """Return the words of labels; a word of which a label has no time has none."""
+    words = []
+    for group in tokenizer.group_words(labels):
+        text = tokenizer.decode([labels[k] for k in group]).strip()
+        known = [time for k in group if (time := times[k]) is not None]
+        if len(known) < len(group):
+            words.append(Word(text, None, None, None))
+            continue
+        start, end = known[0].start / FRAME_RATE, known[-1].end / FRAME_RATE
+        words.append(Word(text, start, end, min(time.confidence for time in known)))
+    return tuple(words)
+
+
+def lowest_confidence(words: Sequence[Word]) -> float | None:
+    """Return the smallest confidence of the words; None where one has none, or there is no word."""
+    sure = [word.confidence for word in words if word.confidence is not None]
+    return min(sure) if sure and len(sure) == len(words) else None

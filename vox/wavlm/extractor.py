@@ -11,6 +11,7 @@ from vox.errors import ConfigError, WavLMError
 from vox.masks import lengths_to_mask, zero_padding
 from vox.units import SAMPLE_RATE, samples_to_frames
 from vox.wavlm.load import load_wavlm
+from vox.wavlm.measure import Measured
 from vox.wavlm.mix import LayerMix
 from vox.wavlm.model import WavLM
 
@@ -23,14 +24,20 @@ class FeatureExtractor(nn.Module):
         self.wavlm = wavlm
         self.mix = mix
 
-    def forward(self, waveforms_BS: Tensor, num_samples_B: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, waveforms_BS: Tensor, num_samples_B: Tensor, measured: Measured | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return features [B, T, C], float32, zero on padded frames, and num_frames [B], int64.
 
         Waveforms are 16 kHz float32 [B, S], `num_samples_B` int64; padding may hold anything. Layers that the
         mix does not need are not kept, and those above the last that it needs are not computed.
+
+        measured: of the recording of which this is a window, a batch of one without padding.
         """
         layers = self.mix.needed_layers()
-        layer_outputs, num_frames_B = self.wavlm(waveforms_BS, num_samples_B, [i + 1 for i in layers])
+        layer_outputs, num_frames_B = self.wavlm(
+            waveforms_BS, num_samples_B, [i + 1 for i in layers], measured
+        )
         return self._mix(layer_outputs, layers, num_frames_B)
 
     def continue_from(self, hidden_BTC: Tensor, num_frames_B: Tensor, layer: int) -> tuple[Tensor, Tensor]:

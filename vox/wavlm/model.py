@@ -26,6 +26,7 @@ from vox.wavlm.derived import clear_derived
 from vox.wavlm.encoder import Encoder
 from vox.wavlm.flex import uses_flex_attention
 from vox.wavlm.linear import ACTIVATIONS
+from vox.wavlm.measure import Measured
 from vox.wavlm.stem import ConvStem, FeatureProjection, clean_waveforms
 
 
@@ -113,7 +114,11 @@ class WavLM(nn.Module):
         return self
 
     def forward(
-        self, waveforms_BS: Tensor, num_samples_B: Tensor, states: Sequence[int] | None = None
+        self,
+        waveforms_BS: Tensor,
+        num_samples_B: Tensor,
+        states: Sequence[int] | None = None,
+        measured: Measured | None = None,
     ) -> tuple[list[Tensor], Tensor]:
         """Compute hidden states, float32 [B, T, D] each, and the number of valid frames [B], int64.
 
@@ -124,6 +129,8 @@ class WavLM(nn.Module):
         `states` names the ones to return, in that order (all by default). Layers above the highest are not
         computed, and what is not returned is not kept. Below the first trainable layer there is no gradient,
         and no bfloat16 (see `frozen_autocast`).
+
+        measured: of the recording of which this is a window, a batch of one without padding.
         """
         num_samples_B = num_samples_B.to(waveforms_BS.device)
         num_frames_B = self.num_frames(num_samples_B)
@@ -133,7 +140,7 @@ class WavLM(nn.Module):
         # is up to the kernel.
         is_valid_BT = lengths_to_mask(num_frames_B.clamp(min=1), num_steps)
         with frozen_autocast(waveforms_BS.device):
-            hidden_BTD = self._embed(waveforms_BS, num_samples_B, is_valid_BT)
+            hidden_BTD = self._embed(waveforms_BS, num_samples_B, is_valid_BT, measured)
         wanted = range(self.num_layers + 1) if states is None else states
         return self._run_layers(hidden_BTD, is_valid_BT, 0, wanted), num_frames_B
 
@@ -181,16 +188,21 @@ class WavLM(nn.Module):
         return [kept[state] for state in wanted]
 
     @torch.no_grad()
-    def _embed(self, waveforms_BS: Tensor, num_samples_B: Tensor, is_valid_BT: Tensor) -> Tensor:
+    def _embed(
+        self, waveforms_BS: Tensor, num_samples_B: Tensor, is_valid_BT: Tensor, measured: Measured | None
+    ) -> Tensor:
         """Return the first layer's input [B, T, D]: all that is never trained."""
         waveforms_BS = waveforms_BS.to(self.encoder.layer_norm.weight.dtype)
-        clean_BS = clean_waveforms(waveforms_BS, num_samples_B, self.do_normalize)
+        if measured is None:
+            clean_BS, folded = clean_waveforms(waveforms_BS, num_samples_B, self.do_normalize), None
+        else:
+            clean_BS, folded = measured.clean(waveforms_BS), measured.folded
         # The stem in half precision alone takes float16 features beyond 1e-3 of float32's, which is as far as
         # a cache may differ from live audio: 0.9e-3 to 1.3e-3 over kinds of audio with random weights of full
         # size, emulated on a CPU. With stem and projection in float32 0.6e-3. Its products are a third of
         # WavLM's; the last four convolutions, 7 % of all, would not be enough (0.8e-3 to 1.1e-3).
         with torch.autocast(waveforms_BS.device.type, enabled=False):
-            hidden_BTD = self.feature_projection(self.feature_extractor(clean_BS, num_samples_B))
+            hidden_BTD = self.feature_projection(self.feature_extractor(clean_BS, num_samples_B, folded))
         return self.encoder.add_positions(hidden_BTD, is_valid_BT)
 
     @staticmethod

@@ -22,6 +22,9 @@ from vox.wavlm.linear import ACTIVATIONS, Linear, is_packable, multiply_packed, 
 # Wav2Vec2FeatureExtractor's constant, under the root with the variance.
 NORMALISE_EPS = 1e-7
 
+# The first convolution's weight [B, K, 1, D] and bias [B, D] with the group norm in them; None without one.
+Folded = tuple[Tensor, Tensor] | tuple[None, None]
+
 BLOCK_FRAMES = 32  # of the stem's output at a time on a CPU: 4 MB after the first convolution of base
 SUM_PARTS = 64  # of a sum over all of an utterance's samples
 BATCH_FRAMES = 8192  # at a time on a GPU: 164 s, 1.1 GB after the first convolution of base in float32
@@ -52,7 +55,6 @@ def fold_group_norm(
     the largest activation of the whole model, is ever normalised. The statistics are float64; a bias of the
     convolution's own would be taken away again by the norm.
     """
-    kernel_CK = conv.weight[:, 0].double()
     num_steps = samples_to_frames(waveforms_BS.shape[1], conv.kernel_size, conv.stride)
     # More padding, for SUM_PARTS parts of equal length.
     waveforms_BS = F.pad(waveforms_BS, (0, -num_steps % SUM_PARTS * conv.stride[0]))
@@ -64,6 +66,14 @@ def fold_group_norm(
     # A GPU gives each small product to one of its many cores, however long the sum is.
     parts_BPTK = centred_BTK.unflatten(1, (SUM_PARTS, -1))
     covariance_BKK = (parts_BPTK.transpose(2, 3) @ parts_BPTK).sum(1) / count_B1[..., None]
+    return fold_moments(mean_BK, covariance_BKK, conv, norm)
+
+
+def fold_moments(
+    mean_BK: Tensor, covariance_BKK: Tensor, conv: nn.Conv1d, norm: nn.GroupNorm
+) -> tuple[Tensor, Tensor]:
+    """Return what `fold_group_norm` does, from the float64 mean and covariance of the input's windows."""
+    kernel_CK = conv.weight[:, 0].double()
     variance_BC = ((kernel_CK @ covariance_BKK) * kernel_CK).sum(2).clamp(min=0.0)
     scale_BC = norm.weight * torch.rsqrt(variance_BC + norm.eps)
     bias_BC = norm.bias - (mean_BK @ kernel_CK.T) * scale_BC
@@ -89,9 +99,7 @@ class ConvLayer(nn.Module):
             self.layer_norm = nn.GroupNorm(channels, channels)
         self._packed: Derived[Tensor] = Derived()
 
-    def fold_norm(
-        self, waveforms_BS: Tensor, num_samples_B: Tensor
-    ) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    def fold_norm(self, waveforms_BS: Tensor, num_samples_B: Tensor) -> Folded:
         """Return each utterance's own weight [B, K, 1, D] and bias [B, D], if the norm asks for them."""
         if not isinstance(self.layer_norm, nn.GroupNorm):
             return None, None
@@ -143,15 +151,19 @@ class ConvStem(nn.Module):
         self.conv_layers = nn.ModuleList(ConvLayer(config, index) for index in range(len(self.kernels)))
 
     @torch.no_grad()
-    def forward(self, waveforms_BS: Tensor, num_samples_B: Tensor) -> Tensor:
-        """Return frames [B, T, C] of clean waveforms [B, S] (zeros in the padding)."""
-        if waveforms_BS.device.type == "cpu":
-            return self.run_in_blocks(waveforms_BS, num_samples_B)
-        return self.run_batch(waveforms_BS, num_samples_B)
+    def forward(self, waveforms_BS: Tensor, num_samples_B: Tensor, folded: Folded | None = None) -> Tensor:
+        """Return frames [B, T, C] of clean waveforms [B, S] (zeros in the padding).
 
-    def run_batch(self, waveforms_BS: Tensor, num_samples_B: Tensor) -> Tensor:
+        folded: what `ConvLayer.fold_norm` returns, where it is not to be computed from these waveforms.
+        """
+        if waveforms_BS.device.type == "cpu":
+            return self.run_in_blocks(waveforms_BS, num_samples_B, folded)
+        return self.run_batch(waveforms_BS, num_samples_B, folded)
+
+    def run_batch(self, waveforms_BS: Tensor, num_samples_B: Tensor, folded: Folded | None = None) -> Tensor:
         """Compute the whole batch at once, what a GPU does best; very long recordings in a few parts."""
-        folded = self._layer(0).fold_norm(waveforms_BS, num_samples_B)
+        if folded is None:
+            folded = self._layer(0).fold_norm(waveforms_BS, num_samples_B)
         num_steps = samples_to_frames(waveforms_BS.shape[1], self.kernels, self.strides)
         hop, field = math.prod(self.strides), receptive_field(self.kernels, self.strides)
         parts = []
@@ -164,13 +176,15 @@ class ConvStem(nn.Module):
             parts.append(frames_BTC)
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
-    def run_in_blocks(self, waveforms_BS: Tensor, num_samples_B: Tensor) -> Tensor:
+    def run_in_blocks(
+        self, waveforms_BS: Tensor, num_samples_B: Tensor, folded: Folded | None = None
+    ) -> Tensor:
         """Compute each utterance's valid frames, a block at a time, each from the samples that it sees.
 
         What a CPU does best: a block's activations stay in its cache, and their memory is used again at once.
         Padded frames are zero.
         """
-        weight_BKCD, bias_BD = self._layer(0).fold_norm(waveforms_BS, num_samples_B)
+        weight_BKCD, bias_BD = folded or self._layer(0).fold_norm(waveforms_BS, num_samples_B)
         num_steps = samples_to_frames(waveforms_BS.shape[1], self.kernels, self.strides)
         hop, field = math.prod(self.strides), receptive_field(self.kernels, self.strides)
         frames_BTC = waveforms_BS.new_zeros(len(waveforms_BS), num_steps, self.width)

@@ -1,0 +1,233 @@
+"""Recordings longer than any that the model was trained on: encoded in windows, decoded in pieces.
+
+A window sees frames on both sides of those that it owns, and every frame is owned by exactly one window. What
+the windows own, in order, is one sequence for the whole recording. It is cut at the longest stretches of
+blank, and each piece is decoded alone. Only a window and a piece are in memory at any time.
+
+B batch, S samples, T frames, V vocabulary, D model width.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from vox.decode import Hypothesis, Search
+from vox.decode.confidence import silence_confidence
+from vox.decode.ctc import decode_ctc
+from vox.decode.words import LabelTime, time_labels
+from vox.model.encoded import Encoded
+from vox.model.label_clock import count_labels_begun
+from vox.model.recogniser import Recogniser
+from vox.progress import AudioProgress
+from vox.text import BLANK_ID
+from vox.units import FRAME_RATE, HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, samples_to_frames, samples_to_seconds
+from vox.wavlm.measure import Measured, measure
+
+DEFAULT_LONGEST_SAMPLES = 30 * 16_000  # where a checkpoint does not record what it was trained on
+
+# What a window sees, context included: as long as the model's training recordings, within these bounds.
+MIN_WINDOW_FRAMES = 16 * FRAME_RATE
+MAX_WINDOW_FRAMES = 32 * FRAME_RATE
+CONTEXT_FRAMES = 4 * FRAME_RATE  # on each side: docs/log.md, "long recordings"
+
+ENCODER_STEP = 4  # frames: the encoder's lowest rate is a quarter of WavLM's
+MIN_PIECE_SHARE = 1 / 3  # of the longest piece: an earlier pause would leave the decoder a short text
+
+
+@dataclass(frozen=True)
+class Window:
+    """Frames of a recording: those seen, [first, end), and among them those owned, [own_first, own_end)."""
+
+    first: int
+    own_first: int
+    own_end: int
+    end: int
+
+
+def plan_windows(num_frames: int, window_frames: int, context_frames: int = CONTEXT_FRAMES) -> list[Window]:
+    """Cut a recording into windows of at most `window_frames`, in order; each frame is owned by one of them.
+
+    Windows begin at multiples of 4 frames, where the encoder's lower rates begin too.
+    """
+    assert context_frames % ENCODER_STEP == 0, "a window would not begin where the encoder's steps do"
+    step = (window_frames - 2 * context_frames) // ENCODER_STEP * ENCODER_STEP
+    assert step > 0, "a window of context only"
+    return [
+        Window(
+            first=max(0, own_first - context_frames),
+            own_first=own_first,
+            own_end=min(own_first + step, num_frames),
+            end=min(own_first + step + context_frames, num_frames),
+        )
+        for own_first in range(0, num_frames, step)
+    ]
+
+
+def encode_windows(
+    recogniser: Recogniser, waveform_S: Tensor, measured: Measured, windows: Sequence[Window]
+) -> Iterator[Encoded]:
+    """Yield what each window owns, without label positions, which depend on where a piece begins.
+
+    waveform_S: float32, on the CPU. Where the model normalises features by utterance, a window is one.
+    """
+    device = next(recogniser.parameters()).device
+    for window in windows:
+        end_sample = (window.end - 1) * HOP_SAMPLES + RECEPTIVE_FIELD_SAMPLES
+        seen_BS = waveform_S[None, window.first * HOP_SAMPLES : end_sample].to(device)
+        num_samples_B = torch.tensor([seen_BS.shape[1]], device=device)
+        features_BTC, num_frames_B = recogniser.extractor(seen_BS, num_samples_B, measured)
+        encoded = recogniser.encode(features_BTC, num_frames_B)
+        yield slice_frames(encoded, window.own_first - window.first, window.own_end - window.first)
+
+
+def slice_frames(encoded: Encoded, start: int, end: int) -> Encoded:
+    """Return frames [start, end) of one utterance, a copy without label positions."""
+    return Encoded(
+        encoded.hidden_BTD[:, start:end].clone(),
+        torch.tensor([end - start], device=encoded.num_frames_B.device),
+        encoded.ctc_log_probs_BTV[:, start:end].clone(),
+        None,
+    )
+
+
+def cut_pieces(parts: Iterator[Encoded], max_frames: int) -> Iterator[Encoded]:
+    """Join consecutive parts of one utterance, and cut them anew into pieces of at most `max_frames`."""
+    kept: Encoded | None = None
+    for part in parts:
+        kept = part if kept is None else _join(kept, part)
+        while (num_frames := kept.hidden_BTD.shape[1]) > max_frames:
+            end = find_cut(kept.ctc_log_probs_BTV[0], max_frames)
+            yield slice_frames(kept, 0, end)
+            kept = slice_frames(kept, end, num_frames)
+    if kept is not None:
+        yield kept
+
+
+def _join(first: Encoded, second: Encoded) -> Encoded:
+    return Encoded(
+        torch.cat([first.hidden_BTD, second.hidden_BTD], 1),
+        first.num_frames_B + second.num_frames_B,
+        torch.cat([first.ctc_log_probs_BTV, second.ctc_log_probs_BTV], 1),
+        None,
+    )
+
+
+def find_cut(log_probs_TV: Tensor, max_frames: int) -> int:
+    """Return how many frames to cut off, at most `max_frames` and at least a third of them.
+
+    The cut is in the middle of the longest stretch of frames whose best label is the blank. Where there is no
+    such frame it is where the best label changes, so that none is found on both sides, and of those places
+    where the blank is likeliest.
+    """
+    first = max(1, int(max_frames * MIN_PIECE_SHARE))
+    searched_TV = log_probs_TV[first : max_frames + 1]
+    best_T = log_probs_TV[: max_frames + 1].argmax(1)
+    is_blank_T = best_T[first:] == BLANK_ID
+    values, counts = is_blank_T.unique_consecutive(return_counts=True)
+    if not bool(values.any()):
+        is_change_T = best_T[first:] != best_T[first - 1 : -1]
+        return first + int((searched_TV[:, BLANK_ID].exp() + is_change_T).argmax())
+    longest = int((counts * values).argmax())
+    before = int(counts[:longest].sum())
+    return first + before + int(counts[longest]) // 2
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found in a long recording.
+
+    hypotheses: of the whole, best first. ctc: by greedy CTC. times: of the first hypothesis's labels.
+    silence: how sure the model is that nothing was said.
+    """
+
+    hypotheses: list[Hypothesis]
+    ctc: Hypothesis
+    times: list[LabelTime | None]
+    silence: float
+
+
+def recognise_long(
+    recogniser: Recogniser,
+    waveform_S: Tensor,
+    search: Search | None,
+    longest_samples: int,
+    nbest: int = 1,
+    temperature: float = 1.0,
+    name: str = "audio",
+) -> Found:
+    """Recognise float32 [S], on the CPU, of any length; without a search, greedy CTC is the answer.
+
+    longest_samples: of a piece. A piece in which CTC's best path is blank throughout has no text, whatever
+    the search: an attention decoder can make one up. name: in the lines of progress.
+    """
+    max_frames = max(ENCODER_STEP, samples_to_frames(longest_samples))
+    window_frames = min(max(max_frames, MIN_WINDOW_FRAMES), MAX_WINDOW_FRAMES)
+    measured = measure(recogniser.extractor.wavlm, waveform_S)
+    windows = plan_windows(samples_to_frames(len(waveform_S)), window_frames)
+    found = Found([Hypothesis([])], Hypothesis([]), [], 1.0)
+    first_frame = 0
+    with AudioProgress(samples_to_seconds(len(waveform_S)), name) as progress:
+        for piece in cut_pieces(encode_windows(recogniser, waveform_S, measured, windows), max_frames):
+            found = _add_piece(found, recogniser, piece, search, nbest, temperature, first_frame)
+            num_frames = piece.hidden_BTD.shape[1]
+            first_frame += num_frames
+            progress.add(num_frames / FRAME_RATE)
+    return found
+
+
+def _add_piece(
+    found: Found,
+    recogniser: Recogniser,
+    piece: Encoded,
+    search: Search | None,
+    nbest: int,
+    temperature: float,
+    first_frame: int,
+) -> Found:
+    """Decode the next piece and add it to what was found before."""
+    log_probs_TV = piece.ctc_log_probs_BTV[0]
+    silence = min(found.silence, silence_confidence(log_probs_TV, temperature))
+    (ctc,) = decode_ctc(recogniser, piece)
+    if not ctc.ids:
+        return replace(found, silence=silence)
+    hypotheses = [ctc] if search is None else search(recogniser, _place(recogniser, piece))[0]
+    return Found(
+        join_hypotheses(found.hypotheses, hypotheses, nbest),
+        Hypothesis(found.ctc.ids + ctc.ids),
+        found.times + time_labels(log_probs_TV, hypotheses[0].ids, temperature, first_frame),
+        silence,
+    )
+
+
+def _place(recogniser: Recogniser, piece: Encoded) -> Encoded:
+    """Give a piece its label positions, counted from its own beginning, if the decoder reads any."""
+    if recogniser.config.cross_attention != "label_clock":
+        return piece
+    log_probs_BTV = piece.ctc_log_probs_BTV
+    is_valid_BT = torch.ones(log_probs_BTV.shape[:2], dtype=torch.bool, device=log_probs_BTV.device)
+    return replace(piece, label_positions_BT=count_labels_begun(log_probs_BTV, is_valid_BT))
+
+
+def join_hypotheses(
+    before: Sequence[Hypothesis], after: Sequence[Hypothesis], nbest: int
+) -> list[Hypothesis]:
+    """Return the `nbest` best of all pairs, best first: the n-best of the two parts together."""
+    pairs = [_join_pair(first, second) for first in before for second in after]
+    return sorted(pairs, key=lambda pair: -(pair.score or 0.0))[:nbest]
+
+
+def _join_pair(first: Hypothesis, second: Hypothesis) -> Hypothesis:
+    scores = [score for score in (first.score, second.score) if score is not None]
+    return Hypothesis(
+        first.ids + second.ids,
+        first.is_truncated or second.is_truncated,
+        sum(scores) if scores else None,
+        _add_parts(first.parts, second.parts),
+    )
+
+
+def _add_parts(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:
+    names = dict.fromkeys([*first, *second])
+    return {name: first.get(name, 0.0) + second.get(name, 0.0) for name in names}
