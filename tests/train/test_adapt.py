@@ -4,12 +4,15 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 import train.judge.adapt
 import train.judge.validate
+import train.loop
 from tests.support.speech import tiny_wavlm_kwargs, write_split
 from tests.support.training import (
     Killed,
@@ -23,10 +26,13 @@ from train.build import build_parts
 from train.judge.promise import keeps_promise, make_promise
 from train.judge.validate import DevResult
 from train.options import TrainOptions, resolve_config
+from train.progress import Progress
 from train.ranks import Ranks
 from train.run import run_training
 from vox.checkpoint.files import load_recogniser
+from vox.data.plan import positions_of
 from vox.errors import CacheError, CheckpointError, ConfigError, CorpusError
+from vox.features.cache import open_cache
 from vox.runs.layout import BEFORE, BEST
 
 
@@ -164,6 +170,31 @@ def test_the_promise_is_the_interval_s_end_or_the_tolerance():
     promise = make_promise(before, None)
     assert keeps_promise(promise, found(0.0, source=found(0.13)))
     assert not keeps_promise(promise, found(0.0, source=found(0.14)))
+
+
+@pytest.mark.parametrize("ratio", [1.0, 3.0])
+def test_an_update_hears_target_and_source_by_seconds(
+    ratio: float, target_root: Path, stage1: TrainOptions, tmp_path: Path
+):
+    """An id that both have means two recordings, each with its own features and labels."""
+    changes = {"overrides": (f"adapt.replay={ratio}",)}
+    options = stage3_options(target_root, tmp_path / "run", stage1.run_dir / BEST, **changes)
+    parts = build_parts(options, resolve_config(options), torch.device("cpu"), Ranks())
+    split = parts.train
+    progress = Progress(micro_batch_utterances=2)
+    plan = train.loop._plan_epoch(SimpleNamespace(parts=parts, progress=progress, ranks=Ranks()))
+    assert len(plan) == 2
+    seconds = {True: 0, False: 0}
+    for position in (position for update in plan for position in positions_of(update)):
+        seconds[split.ids[position].startswith("train-tiny/")] += split.lengths[position]
+    assert abs(seconds[True] - ratio * seconds[False]) <= max(split.lengths) / 2
+    ours, theirs = split.utterances[0].id, f"train-tiny/{split.utterances[0].id}"
+    assert split.labels[ours] != split.labels[theirs]
+    source_cache = open_cache(target_root / "features", "train-tiny", parts.fingerprint)
+    batch = next(split.source.read([[ours, theirs]]))
+    wanted = source_cache.read(ours)
+    assert np.array_equal(batch.features_BTC[1, : len(wanted)].numpy(), wanted)
+    assert not torch.equal(batch.features_BTC[0], batch.features_BTC[1])
 
 
 def test_without_replay_it_is_said_loudly_and_no_source_is_read(

@@ -17,7 +17,8 @@ def make_promise(before: DevResult, tolerance: float | None) -> Promise:
     """
     decoder = min(before.wer, key=lambda name: before.wer[name])
     wer = before.wer[decoder]
-    return {"wer": wer, "limit": before.wer_upper[decoder] if tolerance is None else wer + tolerance}
+    upper = before.wer_upper.get(decoder, wer)
+    return {"wer": wer, "limit": upper if tolerance is None else wer + tolerance}
 
 
 def keeps_promise(promise: Promise | None, result: DevResult) -> bool:
