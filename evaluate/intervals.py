@@ -10,8 +10,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from evaluate.bootstrap import LEVEL, NUM_DRAWS, Difference, Rate, compare_rates, measure_rates
 from evaluate.run import Evaluation
+from vox.bootstrap import LEVEL, NUM_DRAWS, Difference, Rate, compare_rates, measure_rates
 from vox.corpus import Utterance
 from vox.errors import ReportError
 from vox.score import score

@@ -12,11 +12,11 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from evaluate.bootstrap import LEVEL, NUM_DRAWS, Interval
 from evaluate.calibration import render_calibration
 from evaluate.intervals import FEW_SPEAKERS, Comparison, Intervals
 from evaluate.run import DecoderResult, Evaluation
 from evaluate.utterance_cards import render_cards
+from vox.bootstrap import LEVEL, NUM_DRAWS, Interval
 from vox.corpus import Utterance
 from vox.score import UtteranceScore, draw_pair
 from vox.units import samples_to_seconds

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from train.adapt import add_replay, name_source
 from train.options import TrainOptions
 from train.ranks import Ranks
 from train.splits import TrainingSplit, label_split, open_dev_source, open_source
@@ -34,6 +35,7 @@ class Parts:
 
     origin: the checkpoint whose weights the run starts from, and its recorded state; None from scratch.
     fingerprint: of the cache that is read; None for live audio.
+    source_dev: where stage 3 measures what is forgotten; None in other stages.
     cached_layer: the WavLM layer (counted from 1) whose output the cache holds; None: it holds the mix.
     """
 
@@ -42,6 +44,7 @@ class Parts:
     tokenizer: Tokenizer
     train: TrainingSplit
     dev: TrainingSplit
+    source_dev: TrainingSplit | None
     origin: Checkpoint | None
     fingerprint: Fingerprint | None
     cached_layer: int | None
@@ -59,6 +62,8 @@ def build_parts(options: TrainOptions, config: Config, device: torch.device, ran
     else:
         extractor, config = origin.recogniser.extractor, _adopt(config, origin.config)
         log.info("starting from the weights of %s", origin.folder)
+        if find_stage(options.stage).adapts:
+            config = name_source(config, origin.config)
     options = replace(options, wavlm=config.features.wavlm)  # also where a config or a checkpoint names it
     cached_layer = _cached_layer(config) if options.cached else None
     fingerprint = _wanted_fingerprint(options, config, extractor, origin) if options.cached else None
@@ -89,10 +94,26 @@ def build_parts(options: TrainOptions, config: Config, device: torch.device, ran
 
     train = label(config.data.train_split, train_utterances, train_source)
     dev = label(config.data.dev_split, dev_utterances, dev_source)
+    source_dev = None
+    if find_stage(options.stage).adapts:
+        adapt = config.adapt
+        assert adapt.replay_split is not None and adapt.source_dev_split is not None
+        if adapt.replay:
+            opened = open_source(options, adapt.replay_split, fingerprint, workers=workers, pin=pin)
+            train = add_replay(train, label(adapt.replay_split, *opened))
+            log.info("replaying %s: %g seconds of it per second", adapt.replay_split, adapt.replay)
+        else:
+            log.warning(
+                "NO REPLAY: nothing of %s is heard, and it may be forgotten; weights that forget it are not "
+                "kept as best",
+                adapt.replay_split,
+            )
+        opened = open_dev_source(options, adapt.source_dev_split, fingerprint, workers=workers, pin=pin)
+        source_dev = label(adapt.source_dev_split, *opened)
     recogniser = recogniser.to(device)
     if not ranks.is_first:  # the weights are the same everywhere, dropout is not
         torch.manual_seed(config.train.seed + ranks.rank)
-    return Parts(config, recogniser, tokenizer, train, dev, origin, fingerprint, cached_layer)
+    return Parts(config, recogniser, tokenizer, train, dev, source_dev, origin, fingerprint, cached_layer)
 
 
 def choose_trainable(recogniser: Recogniser, config: Config, *, cached: bool) -> None:
@@ -155,7 +176,8 @@ def _wanted_fingerprint(
     """
     wavlm, mix, layer = extractor.wavlm, extractor.mix, _cached_layer(config)
     if layer is None:
-        _check_mix(mix, config)
+        adapts = find_stage(options.stage).adapts
+        _check_mix(mix, config, "name stage 1's best with --from" if adapts else "leave --cached out")
         return make_fingerprint(wavlm, config.features.layers)
     if mix.weights[: layer - 1].any():
         raise CacheError(
@@ -187,13 +209,13 @@ def _adopt(config: Config, loaded: Config) -> Config:
     return config.model_copy(update={"model": loaded.model, "features": loaded.features})
 
 
-def _check_mix(mix: LayerMix, config: Config) -> None:
+def _check_mix(mix: LayerMix, config: Config, remedy: str) -> None:
     """Refuse to train from a cache when the checkpoint's layer mix has moved away from the cached one."""
     cached = LayerMix.mean_of(config.features.layers, len(mix.weights))
     if not torch.equal(mix.weights.detach().cpu(), cached.weights.detach()):
         raise CacheError(
             "the checkpoint has learnt a layer mix of its own, so cached features are not its features",
-            remedy="leave --cached out",
+            remedy=remedy,
         )
 
 

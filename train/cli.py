@@ -50,13 +50,20 @@ from vox.options import device_option, features_option, one_split, root_option, 
     "--from",
     "origin",
     metavar="CHECKPOINT-OR-URL",
-    help="Start from these weights. Default for stage 2: runs/stage1/best. With --resume: restore the run "
+    help="Start from these weights. Default: the best ones of the newest stage before, runs/stage1/best for "
+    "stage 2. With --resume: restore the run "
     "from its backup first, into a folder that holds none; give what was given as --backup (the run then has "
     "the name of --run's folder there), or the run's own folder in it.",
 )
 @device_option
 @click.option("--backup", metavar="URL", help="Copy each finished checkpoint there (any fsspec URL).")
 @skip_bad_option
+@click.option(
+    "--replay-split",
+    metavar="SPLIT",
+    help="Stage 3: the source to replay. Default: the split that the checkpoint was trained on.",
+)
+@click.option("--no-replay", is_flag=True, help="Stage 3: train on the target alone, which forgets.")
 @click.pass_context
 def train(context: click.Context, origin: str | None, resume: bool, **arguments: object) -> None:
     """Train one stage: the recogniser on frozen features, then with WavLM's top layers."""

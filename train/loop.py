@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import NoReturn
 
 from tqdm import tqdm
@@ -18,7 +19,7 @@ from train.update.schedule import ctc_weight_at, learning_rate_at, set_learning_
 from train.update.step import LabelTotals, MicroBatchTooLargeError, StepSettings, run_update
 from vox.config import switch_is_on
 from vox.data.batch import AudioBatch, FeatureBatch, LabelBatch
-from vox.data.plan import Update, plan_epoch, positions_of
+from vox.data.plan import Update, plan_epoch, plan_mixed_epoch, positions_of
 from vox.errors import AudioError
 from vox.runs.layout import checkpoint_name
 from vox.units import SAMPLE_RATE
@@ -101,9 +102,14 @@ def _run_updates(run: Run, bar: "tqdm[NoReturn]") -> bool:
 
 
 def _plan_epoch(run: Run) -> list[Update]:
-    data = run.parts.config.data
-    return plan_epoch(
-        run.parts.train.lengths,
+    data, split = run.parts.config.data, run.parts.train
+    if split.num_replayed:
+        source_lengths, ratio = split.lengths[split.num_target :], run.parts.config.adapt.replay
+        plan = partial(plan_mixed_epoch, source_lengths=source_lengths, ratio=ratio)
+    else:
+        plan = partial(plan_epoch)
+    return plan(
+        split.lengths[: split.num_target],
         seed=run.parts.config.train.seed,
         epoch=run.progress.epoch,
         utterances_per_update=data.utterances_per_update,

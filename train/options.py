@@ -23,8 +23,11 @@ RUN_ID = "run_id"  # in OPTIONS
 # giving another is refused.
 OF_THE_COMMAND = frozenset({"run", "resume", "restore_from"})  # as the resuming command has it
 CHANGEABLE = frozenset({"root", "features", "device", "backup"})  # the recorded one, unless it is given
+_REPLAY = ("replay_split", "no_replay")
 # Part of the run's saved config or weights by now: refused.
-IN_CONFIG = frozenset({"config_path", "overrides", "train_split", "dev_split", "wavlm", "from_checkpoint"})
+IN_CONFIG = frozenset(
+    {"config_path", "overrides", "train_split", "dev_split", "wavlm", "from_checkpoint", *_REPLAY}
+)
 CUT_KEYS = "data.micro_batch_"  # how an update is cut is no part of what a run learns: --set may change it
 FLAGS = {"config_path": "--config", "overrides": "--set", "from_checkpoint": "--from"}  # others: --name
 
@@ -49,6 +52,8 @@ class TrainOptions:
     device: str = "auto"
     backup: str | None = None
     skip_bad: bool = False
+    replay_split: str | None = None
+    no_replay: bool = False
 
     @property
     def run_dir(self) -> Path:
@@ -72,7 +77,10 @@ def resolve_config(options: TrainOptions) -> Config:
         ("data.train_split", options.train_split),
         ("data.dev_split", options.dev_split),
         ("features.wavlm", options.wavlm),
+        ("adapt.replay_split", options.replay_split),
+        ("adapt.replay", 0 if options.no_replay else None),
     )
+    _check_adapting(stage, options)
     paths = [CONFIGS_DIR / stage.config]
     if options.config_path is not None:
         paths.append(options.config_path)
@@ -80,6 +88,18 @@ def resolve_config(options: TrainOptions) -> Config:
     config = load_config(paths, [*options.overrides, *given])
     _check_unfreezing(stage, config, is_cached=options.cached, where=paths[-1])
     return config
+
+
+def _check_adapting(stage: Stage, options: TrainOptions) -> None:
+    """Raise ConfigError where the options and what the stage does contradict each other."""
+    if not stage.adapts and (options.replay_split is not None or options.no_replay):
+        raise ConfigError(
+            f"stage {stage.number} replays nothing", remedy="leave --replay-split and --no-replay out"
+        )
+    if stage.adapts and not options.cached:
+        raise ConfigError(f"stage {stage.number} trains from cached features only", remedy="add --cached")
+    if options.replay_split is not None and options.no_replay:
+        raise ConfigError("--replay-split and --no-replay contradict each other", remedy="leave one out")
 
 
 def _check_unfreezing(stage: Stage, config: Config, *, is_cached: bool, where: Path) -> None:

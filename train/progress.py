@@ -28,6 +28,7 @@ class Progress:
     longest_train_samples: int = 0  # the longest utterance trained on, in this stage or before
     cache_weights: str | None = None  # sha256 of the WavLM that made the cache that is read
     handoff: dict[str, float] | None = None
+    promise: dict[str, float] | None = None  # stage 3: the source's dev WER before, and its limit (T15)
     metrics_bytes: int = 0
     train_digest: str = ""  # of the train split, and the number of updates: a run keeps both
     dev_digest: str = ""  # of the dev split; empty in runs of older versions

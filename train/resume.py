@@ -20,7 +20,7 @@ from vox.checkpoint.integrity import find_damage
 from vox.checkpoint.series import remove_unlinked, set_aside
 from vox.disk import replace_link
 from vox.errors import CheckpointError
-from vox.runs.layout import ALIVE, BEST, LAST, checkpoints_of, list_checkpoints
+from vox.runs.layout import ALIVE, BEFORE, BEST, LAST, checkpoints_of, list_checkpoints
 from vox.runs.lenient import read_json
 from vox.runs.liveness import judge_liveness
 
@@ -109,7 +109,8 @@ def restore_links(run_dir: Path, last: Path, progress: Progress, keep: int = 0) 
         log.warning("%s is lost: the next dev result is the best so far", best)
         best.unlink(missing_ok=True)
         progress.best = progress.best_checkpoint = None
-    remove_unlinked(checkpoints_dir, (run_dir / LAST, best), keep, with_damaged=False)
+    links = (run_dir / LAST, best, run_dir / BEFORE)
+    remove_unlinked(checkpoints_dir, links, keep, with_damaged=False)
 
 
 def _find_best(run_dir: Path, progress: Progress, last: Path) -> str | None:

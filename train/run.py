@@ -6,6 +6,7 @@ import os
 import torch
 
 from train.build import Parts, build_parts, count_trainable
+from train.judge.adapt import begin_adaptation, interpolate_at_the_end, link_before
 from train.judge.average import average_at_the_end
 from train.judge.handoff import hand_over
 from train.loop import report_failures, step_settings, train_epochs
@@ -95,6 +96,7 @@ def _run_stage(
             _start(run, options)
             train_epochs(run)
             average_at_the_end(run)
+            interpolate_at_the_end(run)
         is_done = True
     finally:
         if run.metrics is not None:
@@ -135,8 +137,12 @@ def _start(run: Run, options: TrainOptions) -> None:
         settle_micro_batch(run, settings)
     settle_buckets(run.losses, settings)
     if options.resume:
+        if run.parts.source_dev is not None:
+            link_before(run)
         return
-    if find_stage(options.stage).checks_handoff:
+    if run.parts.source_dev is not None:
+        begin_adaptation(run)
+    elif find_stage(options.stage).checks_handoff:
         hand_over(run)
     else:
         save_run(run, checkpoint_name(0))
@@ -153,11 +159,11 @@ def _build_run(
     signals: Signals,
 ) -> Run:
     config = parts.config
-    per_epoch = num_updates(len(parts.train.utterances), config.data.utterances_per_update)
+    per_epoch = num_updates(parts.train.num_target, config.data.utterances_per_update)
     total_updates = count_updates(per_epoch, config)
     progress = Progress(
         train_digest=parts.train.digest(),
-        dev_digest=parts.dev.digest(),
+        dev_digest=parts.dev.digest() + ("" if parts.source_dev is None else parts.source_dev.digest()),
         total_updates=total_updates,
         longest_train_samples=_find_longest(parts),
         cache_weights=None if parts.fingerprint is None else parts.fingerprint.weights_sha256,
@@ -244,5 +250,13 @@ def _report_end(run: Run) -> None:
         log.warning("done, but no dev loss was finite: there is no best checkpoint in %s", run.run_dir)
         return
     log.info("done: best checkpoint in %s", run.run_dir / BEST)
-    if run.progress.best_checkpoint == checkpoint_name(0, "validated"):
+    if run.progress.best_checkpoint != checkpoint_name(0, "validated"):
+        return
+    if run.parts.source_dev is not None:
+        log.warning(
+            "no weights were better on %s without forgetting %s: the old weights stay the best checkpoint",
+            run.parts.dev.name,
+            run.parts.source_dev.name,
+        )
+    else:
         log.info("no epoch improved on the weights that this stage began with: they are the best checkpoint")

@@ -11,7 +11,7 @@ from train.state import Run
 from vox.checkpoint.files import save_checkpoint
 from vox.checkpoint.series import remove_unlinked
 from vox.disk import replace_link
-from vox.runs.layout import BEST, LAST
+from vox.runs.layout import BEFORE, BEST, LAST
 
 RngState = dict[str, torch.Tensor | None]  # of one rank's generators, by device type
 
@@ -63,7 +63,7 @@ def _write_checkpoint(run: Run, folder: Path, is_best: bool, content: dict[str, 
     links = (run.run_dir / BEST, run.run_dir / LAST)
     for link in links if is_best else links[1:]:
         replace_link(link, folder)
-    remove_unlinked(run.checkpoints_dir, links, parts.config.train.keep_checkpoints)
+    remove_unlinked(run.checkpoints_dir, (*links, run.run_dir / BEFORE), parts.config.train.keep_checkpoints)
     if run.backup is not None:
         run.backup.submit(folder, is_best=is_best)
 

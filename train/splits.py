@@ -36,6 +36,12 @@ class TrainingSplit:
     utterances: list[Utterance]  # num_samples known
     labels: dict[str, list[int]]
     source: Source
+    num_replayed: int = 0  # of the utterances, at the end: a source's, which a plan mixes in (stage 3)
+
+    @property
+    def num_target(self) -> int:
+        """Count the utterances that are not replayed."""
+        return len(self.utterances) - self.num_replayed
 
     @property
     def ids(self) -> list[str]:
@@ -49,8 +55,8 @@ class TrainingSplit:
 
     @property
     def hours(self) -> float:
-        """Audio in the split."""
-        return sum(self.lengths) / SAMPLE_RATE / 3600
+        """Audio in the split, without what is replayed."""
+        return sum(self.lengths[: self.num_target]) / SAMPLE_RATE / 3600
 
     @property
     def is_cached(self) -> bool:

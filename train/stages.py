@@ -15,6 +15,7 @@ class Stage:
     checks_handoff: bool  # validate first; do not start where the dev loss is not the recorded one (T8)
     may_unfreeze: bool  # WavLM layers may learn: train.unfreeze_layers
     config: str  # file in configs/ with its defaults
+    adapts: bool = False  # to a target, with the source replayed; what forgets the source is not kept (T15)
 
     @property
     def run_name(self) -> str:
@@ -25,6 +26,15 @@ class Stage:
 _STAGES = (
     Stage(1, "WavLM frozen", (), checks_handoff=False, may_unfreeze=False, config="stage1.yaml"),
     Stage(2, "its top layers train too", (1,), checks_handoff=True, may_unfreeze=True, config="stage2.yaml"),
+    Stage(
+        3,
+        "adapts to your own recordings, with replay",
+        (2, 1),
+        checks_handoff=False,
+        may_unfreeze=False,
+        config="stage3.yaml",
+        adapts=True,
+    ),
 )
 STAGES = {stage.number: stage for stage in _STAGES}
 

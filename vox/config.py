@@ -232,6 +232,26 @@ class TrainConfig(_Section):
         return self
 
 
+class AdaptConfig(_Section):
+    """Stage 3: what is replayed of the source while the target is learnt, and what may be forgotten."""
+
+    replay: float = Field(
+        default=1.0, ge=0, le=1_000, description="source seconds per target second; 0: no replay"
+    )
+    replay_split: str | None = Field(
+        default=None, description="the source; null: the split that the checkpoint was trained on"
+    )
+    source_dev_split: str | None = Field(
+        default=None, description="where forgetting is measured; null: the checkpoint's dev split"
+    )
+    tolerance: float | None = Field(
+        default=None,
+        ge=0,
+        le=10,
+        description="how much the source's dev WER may rise (0.01: one point); null: to its interval's end",
+    )
+
+
 class Config(_Section):
     """Everything that one run of training needs to know."""
 
@@ -241,6 +261,7 @@ class Config(_Section):
     augment: AugmentConfig = AugmentConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
+    adapt: AdaptConfig = AdaptConfig()
 
 
 def load_config(path: Path | str | Sequence[Path | str] | None, overrides: Sequence[str] = ()) -> Config:

@@ -1,9 +1,13 @@
 """Batch plans: nothing dropped, nothing twice, equal counts on all ranks, a pure function."""
 
+from functools import partial
+
+import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vox.data.plan import num_updates, plan_by_length, plan_epoch
+from vox.data.plan import num_updates, plan_by_length, plan_epoch, plan_mixed_epoch, positions_of
 
 lengths_of_splits = st.lists(st.integers(1, 500), min_size=1, max_size=300)
 
@@ -71,3 +75,31 @@ def test_batches_for_decoding_hold_everything_within_the_limit(lengths, limit):
         assert len(batch) == 1 or len(batch) * max(lengths[position] for position in batch) <= limit
     in_order = [lengths[position] for batch in batches for position in batch]
     assert in_order == sorted(in_order, reverse=True)
+
+
+@pytest.mark.parametrize(("ratio", "world_size"), [(1.0, 1), (1.0, 2), (3.0, 3), (0.25, 1)])
+def test_a_mixed_epoch_holds_its_ratio_after_every_update(ratio: float, world_size: int) -> None:
+    generator = np.random.default_rng(0)
+    target, source = generator.integers(20, 100, 50).tolist(), generator.integers(20, 300, 30).tolist()
+    plan = partial(
+        plan_mixed_epoch, target, source, ratio=ratio, seed=3, utterances_per_update=8,
+        micro_batch_utterances=3, world_size=world_size,
+    )  # fmt: skip
+    updates = plan(epoch=1)
+    lengths = [*target, *source]
+    heard = {"target": 0, "source": 0}
+    for update in updates:
+        shares = [[position for micro in share for position in micro] for share in update]
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+        assert len({len(share) for share in update}) == 1  # as many micro-batches on every rank
+        assert all(len(micro) <= 3 for share in update for micro in share)
+        for position in positions_of(update):
+            heard["target" if position < 50 else "source"] += lengths[position]
+        assert abs(heard["source"] - ratio * heard["target"]) <= max(source) / 2
+    order = [position for update in updates for position in positions_of(update)]
+    assert sorted(position for position in order if position < 50) == list(range(50))
+    counts = np.bincount([position - 50 for position in order if position >= 50], minlength=30)
+    assert counts.max() - counts.min() <= 1  # none twice before all were drawn
+    assert updates == plan(epoch=1) != plan(epoch=2)
+    drawn = [sorted(p for u in plan(epoch=e) for p in positions_of(u) if p >= 50) for e in (1, 2)]
+    assert ratio > 0.25 or drawn[0] != drawn[1]  # another part of a large source in every epoch

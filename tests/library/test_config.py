@@ -19,20 +19,32 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def test_stage1_file_spells_out_every_default():
-    assert yaml.safe_load((CONFIGS / "stage1.yaml").read_text()) == Config().model_dump(mode="json")
+    expected = Config().model_dump(mode="json")
+    del expected["adapt"]  # stage 3's
+    assert yaml.safe_load((CONFIGS / "stage1.yaml").read_text()) == expected
 
 
 def test_stage2_file_differs_where_it_should_only():
     tree = yaml.safe_load((CONFIGS / "stage2.yaml").read_text())
     expected = Config().model_dump(mode="json")
-    del expected["model"], expected["features"]  # they come from the checkpoint
+    del expected["model"], expected["features"], expected["adapt"]  # from the checkpoint; stage 3's
     top = list(range(12 - NUM_UNFROZEN_LAYERS, 12))  # of WavLM-base
     expected["train"] |= {"stage": 2, "epochs": 5, "unfreeze_layers": top}
     expected["optimizer"] |= {"learning_rate": 1e-5}
     assert tree == expected
 
 
-@pytest.mark.parametrize("name", ["stage1.yaml", "stage2.yaml"])
+def test_stage3_file_differs_where_it_should_only():
+    tree = yaml.safe_load((CONFIGS / "stage3.yaml").read_text())
+    expected = Config().model_dump(mode="json")
+    del expected["model"], expected["features"]  # from the checkpoint
+    expected["data"] |= {"utterances_per_update": 8}
+    expected["train"] |= {"stage": 3, "epochs": 30, "max_updates": 300}
+    expected["optimizer"] |= {"learning_rate": expected["optimizer"]["learning_rate"] / 10}
+    assert tree == expected
+
+
+@pytest.mark.parametrize("name", ["stage1.yaml", "stage2.yaml", "stage3.yaml"])
 def test_comments_of_the_stages_files_are_the_descriptions_of_their_keys(name: str) -> None:
     section: Any = None
     num_keys = 0
@@ -135,7 +147,7 @@ MAY_BE_ZERO = {
     *("model.dropout", "data.workers", "augment.time_masks", "augment.time_mask_fraction"),
     *("augment.channel_masks", "augment.channel_mask_fraction", "optimizer.weight_decay"),
     *("train.ctc_weight", "train.ctc_weight_start", "train.label_smoothing", "train.seed"),
-    *("train.keep_checkpoints", "train.average_checkpoints"),
+    *("train.keep_checkpoints", "train.average_checkpoints", "adapt.replay", "adapt.tolerance"),
 }
 SHARES = {
     *("model.dropout", "augment.time_mask_fraction", "augment.channel_mask_fraction"),

@@ -27,7 +27,7 @@ def test_every_stage_has_its_config_and_comes_after_those_it_starts_from() -> No
 
 
 def test_an_unknown_stage_is_refused() -> None:
-    with pytest.raises(ConfigError, match="there is no stage 9 of training; known: 1, 2"):
+    with pytest.raises(ConfigError, match="there is no stage 9 of training; known: 1, 2, 3"):
         resolve_config(TrainOptions(stage=9))
 
 

@@ -24,6 +24,8 @@ OTHER = {
     "device": "cpu",
     "backup": "file:///backup",
     "skip_bad": True,
+    "replay_split": "train-tiny",
+    "no_replay": True,
 }
 NAMES = [each.name for each in fields(TrainOptions) if each.name not in ("stage", "run")]
 

@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Mapping
 
+from train.judge.promise import keeps_promise
 from train.judge.validate import DevResult
 from train.save import save_run
 from train.state import Run
@@ -16,13 +17,17 @@ log = logging.getLogger(__name__)
 def record(run: Run, results: Mapping[Weights, DevResult], *, can_be_worse: bool = True) -> bool:
     """Write dev results, by the weights they are of; save a checkpoint, as `best` if one of them is.
 
-    The better of the results stands for the checkpoint. can_be_worse: save it even if it is not the best.
-    Returns whether it is.
+    The better of the results stands for the checkpoint; in stage 3 one that keeps the promise (T15) is better
+    than one that does not, and none that does not is `best`. can_be_worse: save it even if it is not the
+    best. Returns whether it is.
     """
     progress = run.progress
-    weights, result = min(results.items(), key=lambda item: item[1].rank)
+    weights, result = min(
+        results.items(), key=lambda item: (not keeps_promise(progress.promise, item[1]), item[1].rank)
+    )
+    is_kept = keeps_promise(progress.promise, result)
     rank = list(result.rank)
-    is_best = math.isfinite(rank[1]) and (progress.best is None or rank < progress.best)
+    is_best = is_kept and math.isfinite(rank[1]) and (progress.best is None or rank < progress.best)
     for name, each in results.items():
         event = "dev" if name == "raw" else f"dev_{name}"
         figures = {"epoch": progress.epoch, "is_best": is_best and name == weights} | each.scalars()
@@ -35,7 +40,7 @@ def record(run: Run, results: Mapping[Weights, DevResult], *, can_be_worse: bool
     if is_best or can_be_worse:
         progress.dev = result.to_dict() | {"rank": rank, "update": progress.update}
         progress.weights = weights
-        kind: Kind = "average" if weights == "average" else "validated"
+        kind: Kind = "validated" if weights == "raw" or weights == "ema" else weights
         save_run(run, checkpoint_name(progress.update, kind), is_best=is_best)
     return is_best
 
@@ -52,3 +57,12 @@ def _log_result(run: Run, weights: str, result: DevResult, *, is_best: bool) -> 
         f"; {result.num_truncated} hypotheses cut at the length limit" if result.num_truncated else "",
         "; best so far" if is_best else "",
     )
+    if result.source is not None and run.progress.promise is not None:
+        log.info(
+            "source %s: WER %s%s",
+            result.source.split,
+            ", ".join(f"{name} {100 * wer:.2f} %" for name, wer in result.source.wer.items()),
+            ""
+            if keeps_promise(run.progress.promise, result)
+            else f"; above {100 * run.progress.promise['limit']:.2f} %: forgotten, so this cannot be best",
+        )

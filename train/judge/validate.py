@@ -3,7 +3,8 @@
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from train.ranks import Ranks
 from train.splits import TrainingSplit
 from train.state import Run
 from train.update.step import compute_losses
+from vox.bootstrap import measure_rates
 from vox.data.batch import AudioBatch, FeatureBatch
 from vox.data.plan import plan_by_length
 from vox.decode import VALIDATION_DECODERS, SearchOptions, make_search
@@ -42,6 +44,8 @@ class DevResult:
     num_truncated: int
     seconds: float
     examples: list[dict[str, str]]
+    wer_upper: dict[str, float] = field(default_factory=dict)  # ends of 95 % intervals, where asked for
+    source: "DevResult | None" = None  # the source's dev split with the same weights (stage 3)
 
     def loss(self, ctc_weight: float) -> float:
         """Return the weighted dev loss."""
@@ -56,14 +60,18 @@ class DevResult:
         """Return everything as JSON-able values, for a checkpoint's state."""
         return asdict(self)
 
+    def named_losses(self, prefix: str = "") -> dict[str, float]:
+        """Return losses and WERs, their names with a prefix."""
+        wers = {f"{prefix}wer_{name}": wer for name, wer in self.wer.items()}
+        return {f"{prefix}ctc": self.ctc, f"{prefix}attention": self.attention, **wers}
+
     def scalars(self) -> dict[str, Any]:
         """Return the figures of one metric line."""
         return {
-            "ctc": self.ctc,
-            "attention": self.attention,
-            **{f"wer_{name}": wer for name, wer in self.wer.items()},
+            **self.named_losses(),
             "num_truncated": self.num_truncated,
             "seconds": self.seconds,
+            **({} if self.source is None else self.source.named_losses("source_")),
         }
 
 
@@ -117,17 +125,22 @@ def validate_weights(run: Run, is_stopped: Callable[[], bool] = lambda: False) -
 def validate_run(run: Run, is_stopped: Callable[[], bool] = lambda: False) -> DevResult:
     """Validate the recogniser as it stands; raises Stopped when `is_stopped` becomes true."""
     parts = run.parts
+    validate_split = partial(
+        validate,
+        parts.recogniser,
+        tokenizer=parts.tokenizer,
+        device=run.device,
+        precision=run.precision,
+        ranks=run.ranks,
+        cached_layer=parts.cached_layer,
+        is_stopped=is_stopped,
+    )
     with run.heartbeat.during("validating"):
-        return validate(
-            parts.recogniser,
-            parts.dev,
-            parts.tokenizer,
-            device=run.device,
-            precision=run.precision,
-            ranks=run.ranks,
-            cached_layer=parts.cached_layer,
-            is_stopped=is_stopped,
-        )
+        result = validate_split(split=parts.dev)
+        if parts.source_dev is None:
+            return result
+        is_first = run.progress.promise is None  # its interval becomes the limit
+        return replace(result, source=validate_split(split=parts.source_dev, with_intervals=is_first))
 
 
 def validate(
@@ -140,6 +153,7 @@ def validate(
     ranks: Ranks,
     cached_layer: int | None = None,
     is_stopped: Callable[[], bool] = lambda: False,
+    with_intervals: bool = False,
 ) -> DevResult:
     """Compute losses and decode a whole split, in eval mode; the mode it found is restored.
 
@@ -168,7 +182,8 @@ def validate(
     first, *others = ranks.gather(sums)
     for other in others:
         first.add(other)
-    return _summarise(split, first, time.monotonic() - started)
+    result = _summarise(split, first, time.monotonic() - started)
+    return replace(result, wer_upper=_find_upper_ends(split, first)) if with_intervals else result
 
 
 class _DevReader:
@@ -218,6 +233,17 @@ def _add_batch(
     sums.attention += float(losses.attention)
     sums.num_labels += num_labels
     sums.num_targets += num_labels + len(batch.ids)
+
+
+def _find_upper_ends(split: TrainingSplit, sums: _Sums) -> dict[str, float]:
+    """Return the upper ends of the WERs' 95 % confidence intervals, by bootstrap over utterances."""
+    references = {u.id: u.text for u in split.utterances if u.id in next(iter(sums.texts.values()))}
+    errors, lengths = {}, [len(text.split()) for text in references.values()]
+    for name, found in sums.texts.items():
+        scored = score(list(references.values()), [found[i] for i in references])
+        errors[name] = [each.num_errors for each in scored.utterances]
+    rates = measure_rates(errors, lengths, list(references))
+    return {name: rate.interval[1] for name, rate in rates.items()}
 
 
 def _summarise(split: TrainingSplit, sums: _Sums, seconds: float) -> DevResult:

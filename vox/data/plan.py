@@ -4,7 +4,7 @@ All lengths are known before training, so a run's whole future is computed, not 
 a position in the plan. Nothing is dropped, nothing comes twice, every rank gets as many micro-batches.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -50,6 +50,57 @@ def plan_epoch(
     shuffled = generator.permutation(len(updates))
     limits = (None if micro_batch_length else micro_batch_utterances, micro_batch_length)
     return [_share_update(updates[index], lengths, world_size, *limits) for index in shuffled]
+
+
+def plan_mixed_epoch(
+    target_lengths: Sequence[int],
+    source_lengths: Sequence[int],
+    *,
+    ratio: float,
+    seed: int,
+    epoch: int,
+    utterances_per_update: int,
+    micro_batch_utterances: int,
+    micro_batch_length: int | None = None,
+    world_size: int = 1,
+) -> list[Update]:
+    """Plan one epoch over a target, with utterances of a source beside it.
+
+    ratio: source length per target length. It holds at the end of every update over the epoch so far, to
+        within half of the source's longest utterance.
+    utterances_per_update: of the target; the source's come on top.
+    Other arguments as in `plan_epoch`. Positions of the source follow those of the target. Every target
+    position occurs once. Source positions are drawn without replacement, and again when all were drawn.
+    """
+    planned = plan_epoch(
+        target_lengths,
+        seed=seed,
+        epoch=epoch,
+        utterances_per_update=utterances_per_update,
+        micro_batch_utterances=utterances_per_update,
+    )
+    lengths = [*target_lengths, *source_lengths]
+    drawn = _draw_endlessly(len(target_lengths), len(source_lengths), seed, epoch)
+    following = next(drawn)
+    limits = (None if micro_batch_length else micro_batch_utterances, micro_batch_length)
+    updates: list[Update] = []
+    missing = 0.0  # source length that is due and not yet planned
+    for positions in map(positions_of, planned):
+        missing += ratio * sum(lengths[position] for position in positions)
+        while missing >= lengths[following] / 2:
+            positions.append(following)
+            missing -= lengths[following]
+            following = next(drawn)
+        positions.sort(key=lambda position: lengths[position])
+        updates.append(_share_update(positions, lengths, world_size, *limits))
+    return updates
+
+
+def _draw_endlessly(first: int, count: int, seed: int, epoch: int) -> Iterator[int]:
+    """Yield `count` positions from `first` on in random order, again and again."""
+    generator = np.random.default_rng([seed, epoch, 1])  # 1: not the generator of the target's order
+    while True:
+        yield from (first + generator.permutation(count)).tolist()
 
 
 def num_updates(num_utterances: int, utterances_per_update: int) -> int:

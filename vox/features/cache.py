@@ -33,12 +33,13 @@ class FeatureCache:
         """Index the shards; with prefixes, one a shard, which go before the ids of its utterances."""
         self.folder = folder
         self.shards = shards
+        self.prefixes = list(prefixes or [""] * len(shards))
         self.feature_dim: int = shards[0].feature_dim
         self.ids: list[str] = []  # without the skipped ones, sorted
         self.num_samples: dict[str, int] = {}
         self.skipped: dict[str, str] = {}  # id to reason
         self._places: dict[str, tuple[int, int]] = {}  # id to (shard, row)
-        for number, (shard, prefix) in enumerate(zip(shards, prefixes or [""] * len(shards), strict=True)):
+        for number, (shard, prefix) in enumerate(zip(shards, self.prefixes, strict=True)):
             for row, name in enumerate(prefix + name for name in shard.ids):
                 if shard.skipped[row]:
                     self.skipped[name] = shard.skipped[row]
@@ -76,16 +77,20 @@ class FeatureCache:
 
 
 def merge_caches(caches: Mapping[str, FeatureCache]) -> FeatureCache:
-    """Make one cache of several of the same width: an utterance's id is its cache's key and its own id.
+    """Make one cache of several of the same recordings, as `join_caches` does.
 
     Raises CacheError if they are of different recordings: one was changed after some of them were made.
     """
-    assert len({cache.feature_dim for cache in caches.values()}) == 1
     _refuse_other_recordings(list(caches.values()))
-    shards = [(shard, key) for key, cache in caches.items() for shard in cache.shards]
-    return FeatureCache(
-        next(iter(caches.values())).folder, [shard for shard, _ in shards], [key for _, key in shards]
-    )
+    return join_caches(caches)
+
+
+def join_caches(caches: Mapping[str, FeatureCache]) -> FeatureCache:
+    """Make one cache of several of the same width: an utterance's id is its cache's key and its id there."""
+    assert len({cache.feature_dim for cache in caches.values()}) == 1
+    shards = [shard for cache in caches.values() for shard in cache.shards]
+    prefixes = [key + prefix for key, cache in caches.items() for prefix in cache.prefixes]
+    return FeatureCache(next(iter(caches.values())).folder, shards, prefixes)
 
 
 def _refuse_other_recordings(caches: Sequence[FeatureCache]) -> None:

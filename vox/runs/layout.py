@@ -5,7 +5,8 @@
     options.json    what `vox train` was asked for
     config.yaml     the resolved configuration
     backup.json     the newest copy made elsewhere, and the newest failure
-    checkpoints/    whole checkpoints; the links `best` and `last` name two of them
+    checkpoints/    whole checkpoints; the links `best` and `last` name two of them, and in stage 3
+                    `before` the one with the weights before adaptation
     tensorboard/    the same figures as metrics.jsonl
 
 A checkpoint is a folder:
@@ -26,20 +27,26 @@ from typing import Literal
 
 ALIVE, METRICS, OPTIONS, BACKUP = "alive.json", "metrics.jsonl", "options.json", "backup.json"
 TENSORBOARD, CHECKPOINTS = "tensorboard", "checkpoints"
-BEST, LAST = "best", "last"
+BEST, LAST, BEFORE = "best", "last", "before"
 CONFIG = "config.yaml"  # of a run and of each of its checkpoints
 
 MODEL, EMA, WAVLM, TOKENIZER = "model.safetensors", "ema.safetensors", "wavlm.json", "tokenizer.model"
 STATE, TRAINER, CHECKSUMS = "state.json", "trainer.pt", "checksums.json"
 REQUIRED = (MODEL, CONFIG, WAVLM, TOKENIZER, STATE)
 
-Weights = Literal["raw", "ema", "average"]  # which weights a dev result is of
+Weights = Literal["raw", "ema", "average", "interpolated"]  # which weights a dev result is of
 
 # plain: saved without a dev result of its own. validated: with one. average: the mean of several validated
-# checkpoints at the end of training, with its own dev result.
-Kind = Literal["plain", "validated", "average"]
-_SUFFIXES: dict[Kind, str] = {"plain": "", "validated": "-validated", "average": "-validated-average"}
-_NAME = re.compile(r"update-\d+(|-validated|-validated-average)")
+# checkpoints at the end of training, with its own dev result. interpolated: between the weights before and
+# after adaptation, with its own dev result.
+Kind = Literal["plain", "validated", "average", "interpolated"]
+_SUFFIXES: dict[Kind, str] = {
+    "plain": "",
+    "validated": "-validated",
+    "average": "-validated-average",
+    "interpolated": "-validated-interpolated",
+}
+_NAME = re.compile(r"update-\d+(|-validated|-validated-average|-validated-interpolated)")
 
 
 def checkpoint_name(update: int, kind: Kind = "plain") -> str:

@@ -6,7 +6,7 @@ from math import comb
 import numpy as np
 import pytest
 
-from evaluate.bootstrap import compare_rates, measure_rates
+from vox.bootstrap import compare_rates, measure_rates
 
 
 def test_two_units_have_the_three_rates_that_they_can_have() -> None:

@@ -1,0 +1,101 @@
+"""Stage 3's beginning and end: the old weights validated and kept, then old and new ones interpolated.
+
+Weights between those before and after fine-tuning are often better on both domains than either (WiSE-FT,
+Wortsman et al., CVPR 2022).
+"""
+
+import logging
+
+import torch
+from safetensors.torch import load_file
+
+from train.judge.best import record
+from train.judge.promise import keeps_promise, make_promise
+from train.judge.validate import DevResult, Stopped, validate_run
+from train.signals import Interrupted
+from train.state import Run
+from train.update.ema import find_learning
+from vox.disk import replace_link
+from vox.runs.layout import BEFORE, MODEL, checkpoint_name
+
+log = logging.getLogger(__name__)
+
+NUM_STEPS = 10  # of alpha, from 0 (the old weights) to 1 (the new ones)
+
+
+def begin_adaptation(run: Run) -> None:
+    """Validate the old weights on both dev splits, set the promise's limit, keep them as `before`."""
+    result = _validate(run)
+    assert result.source is not None
+    run.progress.promise = make_promise(result.source, run.parts.config.adapt.tolerance)
+    log.info(
+        "before training: %s WER %.2f %%; it may rise to %.2f %%",
+        result.source.split,
+        100 * run.progress.promise["wer"],
+        100 * run.progress.promise["limit"],
+    )
+    record(run, {"raw": result})
+    run.writer.wait()
+    link_before(run)
+
+
+def link_before(run: Run) -> None:
+    """Let `before` name the checkpoint of the old weights, which is then not deleted."""
+    folder = run.checkpoints_dir / checkpoint_name(0, "validated")
+    if run.ranks.is_first and folder.exists():
+        replace_link(run.run_dir / BEFORE, folder)
+
+
+def interpolate_at_the_end(run: Run) -> None:
+    """Validate weights between the old and the new ones; the best that keep the promise may become `best`."""
+    if run.parts.source_dev is None or run.progress.weights == "interpolated":  # resumed after it was done
+        return
+    before = run.run_dir / BEFORE / MODEL
+    if not before.exists():
+        log.warning("%s is lost (a backup does not hold it): nothing to interpolate with", before.parent)
+        return
+    learning = find_learning(run.parts.recogniser)
+    stored = load_file(before)
+    old = {name: stored[name] for name in learning}
+    new = {name: parameter.detach().cpu().clone() for name, parameter in learning.items()}
+    found: dict[float, DevResult] = {}
+    for alpha in (step / NUM_STEPS for step in range(NUM_STEPS + 1)):
+        put_between(learning, old, new, alpha)
+        found[alpha] = _validate(run)
+        _write_point(run, alpha, found[alpha])
+    kept = {alpha: each for alpha, each in found.items() if keeps_promise(run.progress.promise, each)}
+    best = min(kept, key=lambda alpha: kept[alpha].rank, default=None)
+    if best is None:
+        log.warning("no weights between the old and the new ones keep the promise")
+        return
+    log.info("the best weights between the old (0) and the new ones (1) are at %.1f", best)
+    put_between(learning, old, new, best)
+    if not record(run, {"interpolated": found[best]}, can_be_worse=False):
+        log.info("they are not better than the best checkpoint, which stays")
+
+
+def put_between(
+    learning: dict[str, torch.nn.Parameter],
+    old: dict[str, torch.Tensor],
+    new: dict[str, torch.Tensor],
+    alpha: float,
+) -> None:
+    """Set parameters to (1 - alpha) old + alpha new, in float64; at 0 and 1 that is exact."""
+    with torch.no_grad():
+        for name, parameter in learning.items():
+            between = (1 - alpha) * old[name].double() + alpha * new[name].double()
+            parameter.copy_(between.to(parameter.dtype))
+
+
+def _validate(run: Run) -> DevResult:
+    try:
+        return validate_run(run, run.signals.agree)
+    except Stopped:  # nothing of it is saved; resumed, it is done again
+        raise Interrupted(run.signals.number) from None
+
+
+def _write_point(run: Run, alpha: float, result: DevResult) -> None:
+    assert result.source is not None
+    target, source = min(result.wer.values()), min(result.source.wer.values())
+    run.write("interpolation", run.progress.update, {"alpha": alpha, "wer": target, "source_wer": source})
+    log.info("alpha %.1f: WER %.2f %%, source %.2f %%", alpha, 100 * target, 100 * source)

@@ -1,0 +1,29 @@
+"""The promise that adaptation forgets nothing (T15): the source's dev WER may not rise beyond a limit."""
+
+import logging
+
+from train.judge.validate import DevResult
+
+log = logging.getLogger(__name__)
+
+Promise = dict[str, float]  # "wer": of the source's dev split before training; "limit": the most it may be
+
+
+def make_promise(before: DevResult, tolerance: float | None) -> Promise:
+    """Return what the source's dev WER was before training, and the most it may be from now on.
+
+    before: of the source's dev split, with its intervals. The better decoder counts, as in `rank_result`.
+    tolerance: how much it may rise; None: up to the upper end of its 95 % confidence interval.
+    """
+    decoder = min(before.wer, key=lambda name: before.wer[name])
+    wer = before.wer[decoder]
+    upper = before.wer_upper.get(decoder, wer)
+    return {"wer": wer, "limit": upper if tolerance is None else wer + tolerance}
+
+
+def keeps_promise(promise: Promise | None, result: DevResult) -> bool:
+    """Say whether the source, validated with these weights, is within the limit; True without a promise."""
+    if promise is None:
+        return True
+    assert result.source is not None
+    return min(result.source.wer.values()) <= promise["limit"]
