@@ -17,8 +17,8 @@ def make_promise(before: DevResult, tolerance: float | None) -> Promise:
     """
     decoder = min(before.wer, key=lambda name: before.wer[name])
     wer = before.wer[decoder]
-    upper = before.wer_upper.get(decoder, wer)
-    return {"wer": wer, "limit": upper if tolerance is None else wer + tolerance}
+    limit = before.wer_upper[decoder] if tolerance is None else wer + tolerance
+    return {"wer": wer, "limit": limit}
 
 
 def keeps_promise(promise: Promise | None, result: DevResult) -> bool:
