@@ -24,7 +24,7 @@ from vox.units import RECEPTIVE_FIELD_SAMPLES, SAMPLE_RATE, samples_to_frames
 
 log = logging.getLogger(__name__)
 
-_AUDIO_SUFFIXES = frozenset(
+AUDIO_SUFFIXES = frozenset(
     ".flac .wav .mp3 .ogg .opus .aif .aiff .aifc .au .snd .caf .w64 .rf64 .sph .nist".split()  # noqa: SIM905
 )
 _TRANSCRIPT_SUFFIX = ".trans.txt"
@@ -340,7 +340,7 @@ def _list_chapter(chapter_dir: Path) -> tuple[dict[str, list[str]], list[str]]:
             continue
         if name.endswith(_TRANSCRIPT_SUFFIX):
             transcript_names.append(name)
-        elif suffix.lower() in _AUDIO_SUFFIXES:
+        elif suffix.lower() in AUDIO_SUFFIXES:
             audio_names.setdefault(stem, []).append(name)
     return audio_names, transcript_names
 

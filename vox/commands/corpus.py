@@ -50,3 +50,18 @@ def check_command(splits: tuple[str, ...], root: Path, workers: int, out: Path |
     if out is not None:
         write_whole(out, "".join(list_findings(*each) for each in found).encode())
         click.echo(f"{len(findings)} findings: {out}")
+
+
+@corpus.command("import")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--split", required=True, metavar="NAME", help="What to call the new split.")
+@root_option
+def import_command(source: Path, split: str, root: Path) -> None:
+    """Write a manifest for a corpus of Kaldi, NeMo, lhotse, CommonVoice or Hugging Face, or for a folder.
+
+    Copies no audio. Lists what it leaves out.
+    """
+    from vox.corpora.convert import import_corpus
+
+    for line in import_corpus(source, root, split):
+        click.echo(line)

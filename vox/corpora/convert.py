@@ -1,0 +1,130 @@
+"""Corpora of other tools into Vox's manifest: which it is, what can be used, and the file."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from vox.corpora.folder import find_texts, read_folder
+from vox.corpora.imported import Imported, read_objects
+from vox.corpora.kaldi import read_kaldi
+from vox.corpora.lhotse import read_cuts, read_recordings
+from vox.corpora.nemo import read_nemo
+from vox.corpora.tables import read_audio_folder, read_common_voice
+from vox.disk import write_whole
+from vox.errors import CorpusError, VoxError, name_first
+from vox.manifest import Entry, join_lines, name_entries
+from vox.text import normalise_text
+
+KNOWN = (
+    "a Kaldi data folder, a NeMo manifest, lhotse's cuts or recordings and supervisions, a CommonVoice TSV, "
+    "a Hugging Face audio folder, or recordings with .txt or .lab files beside them"
+)
+
+
+def recognise(source: Path) -> tuple[str, Callable[[], Imported]]:
+    """Return what a file or folder is, and how to read it; raise CorpusError where it is nothing known."""
+    if source.is_dir():
+        return _recognise_folder(source)
+    if not source.is_file():
+        raise CorpusError("no such file or folder", where=source, remedy="correct the path")
+    name = source.name.removesuffix(".gz")
+    if name.endswith(".tsv"):
+        return "CommonVoice TSV", lambda: read_common_voice(source)
+    if name in ("metadata.csv", "metadata.jsonl"):
+        return "Hugging Face audio folder", lambda: read_audio_folder(source)
+    if name.endswith((".jsonl", ".json")):
+        _, first = next(read_objects(source, Imported(source.parent)), ("", {}))
+        if "audio_filepath" in first:
+            return "NeMo manifest", lambda: read_nemo(source)
+        if {"supervisions", "recording"} & first.keys():
+            return "lhotse cuts", lambda: read_cuts(source)
+        if "file_name" in first:
+            return "Hugging Face audio folder", lambda: read_audio_folder(source)
+    raise CorpusError("not a corpus that Vox knows", where=source, remedy=f"give {KNOWN}")
+
+
+def _recognise_folder(folder: Path) -> tuple[str, Callable[[], Imported]]:
+    if (folder / "wav.scp").is_file():
+        return "Kaldi data folder", lambda: read_kaldi(folder)
+    lists = {kind: sorted(folder.glob(f"*{kind}*.jsonl*")) for kind in ("recordings", "supervisions", "cuts")}
+    for kind, paths in lists.items():
+        if len(paths) > 1:
+            raise CorpusError(f"several {kind}", where=folder, remedy="put those of one split into a folder")
+    if lists["recordings"] and lists["supervisions"]:
+        recordings, supervisions = lists["recordings"][0], lists["supervisions"][0]
+        return "lhotse recordings and supervisions", lambda: read_recordings(recordings, supervisions)
+    if lists["cuts"]:
+        return "lhotse cuts", lambda: read_cuts(lists["cuts"][0])
+    metadata = [folder / name for name in ("metadata.csv", "metadata.jsonl") if (folder / name).is_file()]
+    if metadata:
+        return "Hugging Face audio folder", lambda: read_audio_folder(metadata[0])
+    if tables := sorted(folder.glob("*.tsv")):
+        raise CorpusError("a folder of tables", where=folder, remedy=f"give one of them, as {tables[0]}")
+    if find_texts(folder):
+        return "folder of recordings and texts", lambda: read_folder(folder)
+    raise CorpusError("not a corpus that Vox knows", where=folder, remedy=f"give {KNOWN}")
+
+
+def import_corpus(source: Path, root: Path, split: str) -> Iterator[str]:
+    """Write ROOT/SPLIT.jsonl from another tool's corpus; yield the lines of a report.
+
+    No recording is copied or opened. What is left out stands, with its reason, in ROOT/SPLIT.left-out.txt.
+    Raises CorpusError where the source is nothing known, nothing in it can be used, or the split exists.
+    """
+    manifest_path = root / f"{split}.jsonl"
+    if Path(split).name != split or split.startswith(".") or not split:
+        raise CorpusError(f"{split!r} is not the name of a split", remedy="name it without folders")
+    for path in (manifest_path, root / "LibriSpeech" / split):
+        if path.exists():
+            raise CorpusError("the split exists", where=path, remedy="choose another --split, or remove it")
+    kind, read = recognise(source)
+    imported = read()
+    usable = _name_uniquely(list(_find_usable(imported)))
+    if not usable:
+        shown = name_first([f"{name} ({reason})" for name, reason in imported.left_out])
+        raise CorpusError(f"nothing in this {kind} can be used: {shown}", where=source)
+    root.mkdir(parents=True, exist_ok=True)
+    write_whole(manifest_path, join_lines(usable).encode("utf-8", "surrogatepass"))
+    yield f"{kind}: {len(usable)} utterances: {manifest_path}"
+    if imported.left_out:
+        list_path = root / f"{split}.left-out.txt"
+        lines = [f"{name}\t{' '.join(reason.split())}\n" for name, reason in imported.left_out]
+        write_whole(list_path, "".join(lines).encode("utf-8", "backslashreplace"))
+        yield f"left out: {len(lines)}: {list_path}"
+        yield from (line.rstrip() for line in lines[:10])
+
+
+def _find_usable(imported: Imported) -> Iterator[Entry]:
+    """Yield the entries whose recording is there and whose text can be used, with absolute paths."""
+    for entry in imported.entries:
+        path = os.path.abspath(imported.folder / entry.audio)  # noqa: PTH100 - links stay links
+        name = entry.id or entry.audio
+        if not os.path.isfile(path):  # noqa: PTH113 - a Path for each would double the time
+            imported.leave_out(name, f"no such recording: {path}")
+            continue
+        try:
+            reason = "" if normalise_text(entry.text) else "empty text"
+        except VoxError as error:
+            reason = str(error)
+        if reason:
+            imported.leave_out(name, reason)
+        else:
+            yield replace(entry, audio=path)
+
+
+def _name_uniquely(entries: list[Entry]) -> list[Entry]:
+    """Name entries as a manifest does; where recordings in several folders share a name, by their paths."""
+    stems = Counter(Path(audio).stem for audio in {entry.audio for entry in entries if entry.id is None})
+    shared = {stem for stem, count in stems.items() if count > 1}
+    if not shared:
+        return name_entries(entries)
+    folder = os.path.commonpath([os.path.dirname(entry.audio) for entry in entries])  # noqa: PTH120
+    named = name_entries(entries)
+    for index, entry in enumerate(entries):
+        if entry.id is None and (stem := Path(entry.audio).stem) in shared:
+            parents = Path(entry.audio).parent.relative_to(folder).parts
+            number = (named[index].id or "").removeprefix(stem)
+            named[index] = replace(named[index], id="-".join((*parents, stem)) + number)
+    return named
