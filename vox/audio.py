@@ -333,7 +333,7 @@ def _explain_unopened(path: Path | str, error: Exception) -> AudioError:
     except OSError as os_error:
         return AudioError(f"a recording that cannot be opened ({os_error.strerror})", where=path)
     reason = error.error_string if isinstance(error, soundfile.LibsndfileError) else str(error)
-    return AudioError(f"not a readable recording ({reason})", where=path, remedy="use FLAC or WAV")
+    return AudioError(f"not a readable recording ({reason})", where=path, remedy="convert it to FLAC or WAV")
 
 
 def _check_size(sound: soundfile.SoundFile, source: _Source, path: Path | str) -> None:

@@ -228,7 +228,11 @@ def find_split(root: Path | str, split: str) -> Path:
     root = Path(root)
     split_dir, manifest_path = root / "LibriSpeech" / split, root / f"{split}.jsonl"
     if Path(split).name != split or split.startswith(".") or not split:
-        raise CorpusError(f"{split!r} is not the name of a split", remedy="name a folder or a manifest")
+        name = Path(split).name.removesuffix(".jsonl") or "NAME"
+        raise CorpusError(
+            f"{split!r} is not the name of a split",
+            remedy=f"give the name alone, --split {name}, and the folder above it with --root",
+        )
     if split_dir.is_dir() and manifest_path.is_file():
         raise CorpusError(
             f"split {split} exists twice", where=f"{split_dir} and {manifest_path}", remedy="rename one"

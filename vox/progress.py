@@ -41,7 +41,7 @@ class AudioProgress:
                 self._done,
                 self._total,
                 rate,
-                format_duration((self._total - self._done) / rate),
+                format_duration(max(0.0, self._total - self._done) / rate),
             )
 
     def __enter__(self) -> "AudioProgress":

@@ -75,7 +75,9 @@ class Transcriber:
         self._nbest = (options or SearchOptions()).nbest
         self._longest_samples = loaded.state.get("longest_train_samples") or DEFAULT_LONGEST_SAMPLES
 
-    def transcribe(self, recordings: Iterable[Path | str | np.ndarray]) -> Iterator[Transcript]:
+    def transcribe(
+        self, recordings: Path | str | np.ndarray | Iterable[Path | str | np.ndarray]
+    ) -> Iterator[Transcript]:
         """Yield a Transcript for each recording, in order, as soon as it is known.
 
         A recording is a file, or an array: float32 [S], 16 kHz, one channel.
@@ -85,6 +87,8 @@ class Transcriber:
         is compared with nothing). A recording that cannot be read does not stop the others: it is logged, and
         when all are done an AudioError counts them.
         """
+        if isinstance(recordings, str | Path | np.ndarray):
+            recordings = [recordings]
         failures: list[AudioError] = []
         num_recordings = 0
         for recording in recordings:
@@ -103,7 +107,7 @@ class Transcriber:
             raise AudioError(
                 f"{len(failures)} of {num_recordings} recordings could not be transcribed",
                 where=name_first([str(error) for error in failures], limit=1),
-                remedy="the others were",
+                remedy="the others were" if len(failures) < num_recordings else "correct the paths",
             )
 
     def _transcribe(self, waveform_S: torch.Tensor, name: str) -> Transcript:

@@ -22,7 +22,8 @@ STDIN = Path("/dev/stdin")
     "--decoder",
     metavar="NAME",
     help="ctc, attention (greedy), ctc_beam, attention_beam, rescore or joint. "
-    "[default: the greedy one with the lower dev WER in training]",
+    "[default: what vox tune chose; rescore where an option asks for a search; else the better of ctc and "
+    "attention on the dev split]",
 )
 @BEAM_OPTION
 @add_scorer_options
@@ -64,8 +65,8 @@ def transcribe(
     """
     import vox
 
-    if format_name in ("srt", "vtt") and len(files) > 1:
-        raise click.UsageError(f"--format {format_name} is for one FILE: captions have no place for a name")
+    if format_name in ("srt", "vtt", "tsv") and len(files) > 1:
+        raise click.UsageError(f"--format {format_name} is for one FILE: it has no place for a name")
     transcriber = vox.load(
         checkpoint,
         decoder=decoder,

@@ -93,11 +93,13 @@ class WavLM(nn.Module):
         Layer 0 includes the position table that all layers share. The choice holds through `train()`: frozen
         parts stay in evaluation mode. Raises ConfigError for a layer that is not there.
         """
-        for layer in layers:
-            if not 0 <= layer < self.num_layers:
-                raise ConfigError(
-                    f"WavLM has no layer {layer}", remedy=f"its layers are 0 to {self.num_layers - 1}"
-                )
+        missing = [layer for layer in layers if not 0 <= layer < self.num_layers]
+        if missing:
+            top = list(range(max(0, self.num_layers - 3), self.num_layers))
+            raise ConfigError(
+                f"train.unfreeze_layers names layer {missing[0]}, and this WavLM has {self.num_layers}",
+                remedy=f"layers are counted from 0 here: the top three are --set train.unfreeze_layers={top}",
+            )
         self.trainable_layers = tuple(sorted(set(layers)))
         self.requires_grad_(False)
         for index in self.trainable_layers:
