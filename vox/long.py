@@ -30,7 +30,7 @@ DEFAULT_LONGEST_SAMPLES = 30 * 16_000  # where a checkpoint does not record what
 # What a window sees, context included: as long as the model's training recordings, within these bounds.
 MIN_WINDOW_FRAMES = 16 * FRAME_RATE
 MAX_WINDOW_FRAMES = 32 * FRAME_RATE
-CONTEXT_FRAMES = 2 * FRAME_RATE  # on each side: docs/log.md, "long recordings"
+CONTEXT_FRAMES = 4 * FRAME_RATE  # on each side: docs/log.md, "long recordings"
 
 ENCODER_STEP = 4  # frames: the encoder's lowest rate is a quarter of WavLM's
 MIN_PIECE_SHARE = 1 / 3  # of the longest piece: an earlier pause would leave the decoder a short text
