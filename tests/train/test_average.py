@@ -25,6 +25,7 @@ from train.build import build_parts
 from train.judge.average import average_checkpoints
 from train.options import TrainOptions
 from train.run import run_training
+from train.state import Run
 from train.update.ema import Ema
 from train.update.step import UpdateResult
 from vox.checkpoint.files import load_recogniser
@@ -137,7 +138,8 @@ def test_killed_and_resumed_ends_with_the_same_average(averaged, tmp_path, monke
 
 
 def test_killed_before_a_validation_inside_an_epoch_it_is_made_up_for(averaged, tmp_path, monkeypatch):
-    def die(*_: object) -> None:
+    def die(run: Run, *_: object) -> None:
+        run.writer.wait()  # the checkpoint of update 2
         raise Killed
 
     options = replace(averaged, run=tmp_path / "run")
