@@ -237,7 +237,10 @@ def split_evenly(values: Sequence[float], label: str) -> dict[str, Indices]:
         if not groups or (len(groups[-1]) >= size and values[index] > values[groups[-1][-1]]):
             groups.append([])
         groups[-1].append(index)
-    return {f"{label.format(values[group[0]], values[group[-1]])}": group for group in groups}
+    labelled: dict[str, Indices] = {}
+    for group in groups:  # two groups that look alike are one
+        labelled.setdefault(label.format(values[group[0]], values[group[-1]]), []).extend(group)
+    return labelled
 
 
 def _render_group_table(title: str, groups: Mapping[str, Indices], evaluation: Evaluation) -> str:

@@ -22,9 +22,10 @@ from vox.checkpoint.files import Checkpoint
 from vox.corpus import Utterance
 from vox.data.batch import AudioBatch, AudioFailure
 from vox.data.sources import iterate_by_length
-from vox.decode import DEFAULT_SEARCH, VALIDATION_DECODERS, Hypothesis, Search, SearchOptions, make_search
+from vox.decode import DEFAULT_SEARCH, VALIDATION_DECODERS, Hypothesis, SearchOptions
 from vox.decode.align import align_labels
 from vox.decode.confidence import fit_temperature, label_rows
+from vox.decode.rescore import rescore_all
 from vox.device import autocast, pick_precision
 from vox.errors import CorpusError
 from vox.hear import device_of, hear
@@ -136,14 +137,13 @@ def _collect(
     num_labels = sum(len(loaded.tokenizer.encode(text)) for text in texts.values())
     step = -(-num_labels // MAX_CONFIDENCE_LABELS)  # one utterance in so many fits the temperature
     sampled = set(sorted(texts)[::step])
-    search = make_search(DEFAULT_SEARCH, replace(options, nbest=options.beam), loaded.tokenizer)
     with AudioProgress(sum(seconds.values()), f"listing {split}") as progress:
         for item in iterate_by_length(utterances, batch_seconds, workers):
             if isinstance(item, AudioFailure):
                 log.warning("excluded %s: %s", item.id, item.reason)
                 progress.add(seconds[item.id])
                 continue
-            _collect_batch(loaded, item, search, texts, sampled, lists)
+            _collect_batch(loaded, item, options, texts, sampled, lists)
             progress.add(sum(seconds[utterance_id] for utterance_id in item.ids))
     return lists
 
@@ -152,7 +152,7 @@ def _collect(
 def _collect_batch(
     loaded: Checkpoint,
     batch: AudioBatch,
-    search: Search,
+    options: SearchOptions,
     texts: Mapping[str, str],
     sampled: set[str],
     lists: _Lists,
@@ -162,7 +162,7 @@ def _collect_batch(
     batch = batch.to(device)
     with autocast(device, pick_precision("auto", device)):
         encoded = hear(recogniser, batch)
-        found = search(recogniser, encoded)
+        found = rescore_all(recogniser.decoder, encoded, options)
     for row, utterance_id in enumerate(batch.ids):
         reference = texts[utterance_id]
         lists.num_words += len(reference.split())

@@ -46,8 +46,8 @@ def load(
     from vox.transcribe import Transcriber
 
     names: Sequence[str] = [] if decoder is None else [decoder]
-    if names:
-        make_options(names, beam, nbest)  # a typo is found before the weights are read
+    if names:  # a typo is found before anything is read
+        make_options(names, beam, others=["--nbest"] * (nbest > 1))
     place = pick_device(device)
     folder = (newest_checkpoint() if checkpoint is None else Path(checkpoint)).resolve()
     plan = plan_search(

@@ -118,12 +118,11 @@ def plan_search(
     is_search_wanted = beam is not None or nbest > 1 or bool(additions.options)
     if not decoders and is_search_wanted and not set(names) - set(GREEDY_DECODERS):
         names = (DEFAULT_SEARCH,)
-    options = make_options(names, beam, nbest, additions.options)
+    width = beam
+    if width is None:  # as wide as the texts that are asked for, at least
+        width = max(nbest, SearchOptions.beam if tuned is None else tuned.beam)
+    others = ["--nbest"] * (nbest > 1) + additions.options
+    options = replace(make_options(names, beam, others=others), beam=width, nbest=nbest)
     if tuned is not None:
-        options = replace(
-            options,
-            beam=max(nbest, tuned.beam) if beam is None else beam,
-            ctc_weight=tuned.ctc_weight,
-            length_bonus=tuned.length_bonus,
-        )
+        options = replace(options, ctc_weight=tuned.ctc_weight, length_bonus=tuned.length_bonus)
     return SearchPlan(names, options, additions, 1.0 if tuned is None else tuned.temperature)

@@ -170,7 +170,9 @@ def _mix_channels(waveform_SC: np.ndarray, path: Path | str) -> np.ndarray:
         return waveform_SC[:, 0]
     mean_S = waveform_SC.mean(axis=1)
     energy_C = np.square(waveform_SC, dtype=np.float64).sum(axis=0)
-    if np.square(mean_S, dtype=np.float64).sum() >= CANCELLED_ENERGY * energy_C.max():
+    # The mean of unrelated channels has their summed energy over the square of their number.
+    expected = energy_C.sum() / waveform_SC.shape[1] ** 2
+    if np.square(mean_S, dtype=np.float64).sum() >= CANCELLED_ENERGY * expected:
         return mean_S
     loudest = int(energy_C.argmax())
     if energy_C.max() > 0:
@@ -273,7 +275,7 @@ def _open_sound(source: _Source, path: Path | str) -> soundfile.SoundFile:
             sound.close()
             sound = _Sound(io.BytesIO(_fill_in_wav_size(_read_bytes(source))))
     except (soundfile.LibsndfileError, TypeError) as error:
-        raise _explain_unopened(path, error) from None
+        raise _explain_unopened(source, path, error) from None
     if sound.frames > 0:
         return sound
     sound.close()
@@ -310,7 +312,12 @@ def _make_pipe(content: bytes) -> int:
 
 
 def _fill_in_wav_size(content: bytes) -> bytes:
-    """Return a WAV file whose data chunk says 0 bytes with the size that is there."""
+    """Return a WAV file whose data chunk says 0 bytes with the size that is there.
+
+    A file whose own size is right was finished: its recording is empty, and what follows is something else.
+    """
+    if struct.unpack_from("<I", content, 4)[0] + 8 == len(content):
+        return content
     position = 12
     while position + 8 <= len(content):
         name, size = struct.unpack_from("<4sI", content, position)
@@ -322,11 +329,12 @@ def _fill_in_wav_size(content: bytes) -> bytes:
     return content
 
 
-def _explain_unopened(path: Path | str, error: Exception) -> AudioError:
+def _explain_unopened(source: _Source, path: Path | str, error: Exception) -> AudioError:
     """Find the operating system's reason, which libsndfile reports as `System error.`."""
     try:
-        with Path(path).open("rb") as file:
-            if not file.read(1):
+        # Bytes that came from a pipe cannot be read from there again.
+        with source if isinstance(source, io.BytesIO) else Path(path).open("rb") as file:
+            if file.seek(0, os.SEEK_END) == 0:
                 return AudioError("an empty file", where=path, remedy="record it again or leave it out")
     except FileNotFoundError:
         return AudioError("no such recording", where=path, remedy="correct the path")

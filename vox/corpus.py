@@ -304,7 +304,7 @@ def _read_librispeech(split_dir: Path, reading: _Reading) -> None:
     The speaker is the first folder below the split, as in LibriSpeech; "" for recordings right in the split.
     """
     seen = set()
-    for folder, folders, _ in os.walk(split_dir, followlinks=True):
+    for folder, folders, _ in os.walk(split_dir, followlinks=True, onerror=_raise):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         chapter_dir = Path(folder)
         status = chapter_dir.stat()
@@ -314,6 +314,10 @@ def _read_librispeech(split_dir: Path, reading: _Reading) -> None:
         seen.add((status.st_dev, status.st_ino))
         speaker = next(iter(chapter_dir.relative_to(split_dir).parts), "")
         _read_chapter(chapter_dir, speaker, reading)
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _read_chapter(chapter_dir: Path, speaker: str, reading: _Reading) -> None:

@@ -45,6 +45,7 @@ _ELISIONS = frozenset(
 # A word whose last letters are left out, or a plural's genitive: its apostrophe is no closing quotation mark.
 _ENDS_WITH_APOSTROPHE = re.compile(r".*(?:s|x|z|in)'|(?:an|o|ol|th|wi|t|i|a|d|mo|po|fo|ha|gi|fu)'")
 
+MAX_QUOTATIONS = 8  # one inside another; what is deeper keeps its marks
 # Not spoken, and not distinguishable from what is: noises, speakers, editor's remarks.
 _TAG = re.compile(r"\[[^\]]*\]|\([^)]*\)|<[^>]*>|\{[^}]*\}|\*\w[^*]*\*")
 
@@ -98,9 +99,13 @@ def normalise_text(text: str) -> str:
     bad = sorted(set(spelled) - set("abcdefghijklmnopqrstuvwxyz'\u2018 "))
     if bad:
         raise TextError(f"characters outside the alphabet ({_describe(bad)})", remedy=_remedy(bad))
-    normalised = " ".join(_remove_quotes(re.sub("''+", " ", spelled).split()))
-    # Again, for a quotation inside a quotation.
-    return normalised if normalised == text else normalise_text(normalised)
+    words: list[str] = []
+    for _ in range(MAX_QUOTATIONS):  # one inside another, until nothing changes
+        before, words = words, _remove_quotes(re.sub("''+", " ", spelled).split())
+        spelled = " ".join(words)
+        if words == before:
+            break
+    return spelled
 
 
 def _remove_quotes(words: list[str]) -> list[str]:
@@ -110,16 +115,17 @@ def _remove_quotes(words: list[str]) -> list[str]:
     ends with an apostrophe anyway (dogs', goin') closes only where no other does, at the text's end.
     """
     words = list(words)
-    opening = None
+    opening = closing = None
     for position, word in enumerate(words):
         is_quote = word.startswith("\u2018")
         word = words[position] = word.replace("\u2018", "'")
         if word.startswith("'") and word != "'" and opening is None:
             rest = word[1:].rstrip("'")
-            if rest not in _ELISIONS and (is_quote or _find_closing(words, position) is not None):
+            closing = None if rest in _ELISIONS else _find_closing(words, position)
+            if rest not in _ELISIONS and (is_quote or closing is not None):
                 words[position] = word = word[1:]
                 opening = position
-        if opening is not None and position == _find_closing(words, opening):
+        if opening is not None and position == closing:
             words[position] = word.removesuffix("'")
             opening = None
     return [word for word in words if word not in ("", "'")]
@@ -127,10 +133,10 @@ def _remove_quotes(words: list[str]) -> list[str]:
 
 def _find_closing(words: Sequence[str], opening: int) -> int | None:
     """Return where the quotation that begins at a word ends; None if nothing closes it."""
-    closing = [k for k in range(opening, len(words)) if words[k].endswith("'")]
-    sure = [k for k in closing if not _ENDS_WITH_APOSTROPHE.fullmatch(words[k])]
-    last = [k for k in closing if k in (opening, len(words) - 1)]
-    return next(iter(sure or last), None)
+    for position in range(opening, len(words)):
+        if words[position].endswith("'") and not _ENDS_WITH_APOSTROPHE.fullmatch(words[position]):
+            return position
+    return next((k for k in (opening, len(words) - 1) if words[k].endswith("'")), None)
 
 
 def _describe(characters: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from html import escape
 
 # A caption ends at a pause, or where it would be too long to read.
 CAPTION_PAUSE_SECONDS = 0.8
@@ -47,7 +48,7 @@ class SpottedHotword:
 class Transcript:
     """The text of one recording.
 
-    audio: the recording's path, or "" for an array. seconds: its length. decoder: the search's name.
+    audio: the recording's path, or "array 1" and so on. seconds: its length. decoder: the search's name.
     confidence: the smallest of the words'; of an empty text, that nothing was said; None without times.
     alternatives: the texts that were asked for, best first; the first is this one.
     hotwords: those that are in the text, overlapping ones too.
@@ -103,7 +104,8 @@ def to_srt(transcript: Transcript) -> str:
 def to_vtt(transcript: Transcript) -> str:
     """Write WebVTT captions."""
     blocks = [
-        f"{_clock(start, '.')} --> {_clock(end, '.')}\n{text}\n" for start, end, text in _captions(transcript)
+        f"{_clock(start, '.')} --> {_clock(end, '.')}\n{escape(text, quote=False)}\n"
+        for start, end, text in _captions(transcript)
     ]
     return "\n".join(["WEBVTT\n", *blocks])
 

@@ -5,6 +5,7 @@ has an entry without a language model and one for each model that was tuned with
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -70,4 +71,10 @@ def _read_entries(path: Path) -> dict[str, Tuned]:
 
 
 def _read_entry(entry: dict[str, Any]) -> Tuned:
-    return Tuned(**{field.name: entry[field.name] for field in fields(Tuned)})
+    tuned = Tuned(**{field.name: entry[field.name] for field in fields(Tuned)})
+    weights = (tuned.ctc_weight, tuned.length_bonus, tuned.lm_weight, tuned.temperature)
+    if not isinstance(tuned.beam, int) or not isinstance(tuned.decoder, str) or tuned.temperature <= 0:
+        raise ValueError("not what vox tune writes")
+    if not all(math.isfinite(weight) for weight in weights):
+        raise ValueError("a weight that is no number")
+    return tuned

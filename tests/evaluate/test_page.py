@@ -244,6 +244,11 @@ def test_calibration_of_a_hand_counted_set() -> None:
     assert calibration_error(bins) == pytest.approx((0 + 0.69 + 3 * 0.3) / 5)
 
 
+def test_groups_that_look_alike_are_one_and_lose_nobody() -> None:
+    groups = split_evenly([1 + k / 1_000 for k in range(50)], "{:.1f} to {:.1f} s")
+    assert {label: len(group) for label, group in groups.items()} == {"1.0 to 1.0 s": 50}
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=80))
 def test_groups_are_even_and_keep_equal_values_together(values: list[int]) -> None:

@@ -1,6 +1,7 @@
 """vox tune: weights from lists of texts, the temperature, and who takes them."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,7 @@ def test_what_was_tuned_is_the_default_and_options_go_before_it(tiny_wavlm_dir: 
     assert (plan.decoders, plan.temperature) == (("rescore",), 1.5)
     assert (plan.options.beam, plan.options.ctc_weight, plan.options.length_bonus) == (6, 0.7, 0.5)
     assert plan_search(checkpoint, ["joint"], beam=3).options.beam == 3
+    assert plan_search(checkpoint, [], nbest=12).options.beam == 12
     transcriber = vox.load(checkpoint, device="cpu")
     (transcript,) = transcriber.transcribe([make_speech(16_000, 1)])
     assert (transcript.decoder, transcriber.temperature) == ("rescore", 1.5)
@@ -85,7 +87,12 @@ def test_each_language_model_has_its_own_weights(tmp_path: Path) -> None:
     assert read_tuned(tmp_path, lm) is None
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"format": 1, "entries": {"a": {}}}', '{"format": 2}'])
+WRONG_BEAM = json.dumps({"format": 1, "entries": {"a": {**asdict(TUNING), "beam": "16"}}})
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"format": 1, "entries": {"a": {}}}', '{"format": 2}', WRONG_BEAM]
+)
 def test_a_file_of_weights_that_cannot_be_read_is_one_line(tmp_path: Path, content: str) -> None:
     (tmp_path / TUNED).write_text(content)
     with pytest.raises(CheckpointError, match=r"tuned.json; (delete it|update Vox)"):

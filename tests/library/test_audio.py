@@ -135,6 +135,25 @@ def test_wav_written_to_a_pipe_is_read_to_its_end(tmp_path: Path, size: int) -> 
     assert len(read_audio(tmp_path / "a.wav")) == read_header(tmp_path / "a.wav").num_samples == 1000
 
 
+def test_an_empty_wav_with_something_behind_its_data_is_empty(tmp_path: Path) -> None:
+    """Its own size is right, so nobody forgot to fill the data chunk's in."""
+    soundfile.write(tmp_path / "a.wav", np.zeros(0, np.int16), SAMPLE_RATE)
+    content = (tmp_path / "a.wav").read_bytes() + b"iXML" + struct.pack("<I", 10_000) + bytes(10_000)
+    (tmp_path / "a.wav").write_bytes(content[:4] + struct.pack("<I", len(content) - 8) + content[8:])
+    with pytest.raises(AudioError, match="an empty recording"):
+        read_header(tmp_path / "a.wav")
+
+
+def test_a_pipe_without_audio_is_one_line(tmp_path: Path) -> None:
+    """It can be read only once: to open it again would wait for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=[b"no audio at all"])
+    writer.start()
+    with pytest.raises(AudioError, match="not a readable recording"):
+        read_audio(tmp_path / "pipe")
+    writer.join()
+
+
 def test_an_mp3_that_does_not_count_its_frames_is_decoded_to_its_end(tmp_path: Path) -> None:
     """Its first second has a high bit rate, from which libsndfile guesses a length of a fourth."""
     noise_S = np.random.default_rng(0).standard_normal(48_000).astype(np.float32) * 0.3

@@ -15,6 +15,7 @@ from vox.errors import TextError
 from vox.text import (
     BOS_ID,
     EOS_ID,
+    MAX_QUOTATIONS,
     PAD_ID,
     UNK_ID,
     Tokenizer,
@@ -72,6 +73,12 @@ def test_normalise_text_known_answers(text: str, expected: str) -> None:
 def test_characters_outside_the_alphabet_are_named(text: str, message: str) -> None:
     with pytest.raises(TextError, match=message):
         normalise_text(text)
+
+
+def test_many_quotation_marks_take_no_time() -> None:
+    """Deep nesting took cubic time: minutes for a line of 800 words."""
+    text = " ".join(["'bcc"] * 1_500 + ["db'"] * 1_500)
+    assert normalise_text(text).count("'") == 2 * (1_500 - MAX_QUOTATIONS)
 
 
 @settings(deadline=None, max_examples=300)

@@ -165,3 +165,11 @@ def test_words_and_pieces_exclude_each_other(capsys: pytest.CaptureFixture[str])
 def test_a_missing_text_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["lm", "--words", "--text", str(tmp_path / "x"), "--out", str(tmp_path / "y")]) == 2
     assert "no such text" in capsys.readouterr().err
+
+
+def test_a_model_is_not_written_over_its_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("go left\n" * 20)
+    assert main(["lm", "--words", "--text", str(text), "--out", str(tmp_path / "." / "text.txt")]) == 2
+    assert "cannot be written over a text" in capsys.readouterr().err
+    assert text.read_text() == "go left\n" * 20

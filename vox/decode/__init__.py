@@ -75,24 +75,22 @@ def check_decoder(name: str) -> None:
         raise ConfigError("unknown decoder", where=name, remedy=f"use {' or '.join(sorted(DECODERS))}")
 
 
-def make_options(
-    names: Sequence[str], beam: int | None, nbest: int = 1, others: Sequence[str] = ()
-) -> SearchOptions:
+def make_options(names: Sequence[str], beam: int | None, others: Sequence[str] = ()) -> SearchOptions:
     """Return the options of a command line that names these decoders (none: the default one).
 
     others: options that were given and that only a search can follow. Raises ConfigError for an unknown name,
-    and for such an option, a beam or several texts where none of the decoders searches.
+    and for such an option or a beam where none of the decoders searches.
     """
     for name in names:
         check_decoder(name)
-    given = ["--beam"] * (beam is not None) + ["--nbest"] * (nbest > 1) + [*others]
+    given = ["--beam"] * (beam is not None) + [*others]
     if given and not set(names) - set(GREEDY_DECODERS):
         searches = " or ".join(sorted(DECODERS.keys() - set(GREEDY_DECODERS)))
         raise ConfigError(
             f"{given[0]} is for a search, and these decoders are greedy",
             remedy=f"add --decoder {searches}",
         )
-    return SearchOptions(nbest=nbest) if beam is None else SearchOptions(beam=beam, nbest=nbest)
+    return SearchOptions() if beam is None else SearchOptions(beam=beam)
 
 
 def make_search(name: str, options: SearchOptions, tokenizer: Tokenizer) -> Search:

@@ -20,8 +20,13 @@ from vox.model.encoded import Encoded
 from vox.text import BOS_ID, EOS_ID
 
 
-@torch.no_grad()
 def rescore(decoder: Decoder, encoded: Encoded, options: SearchOptions) -> list[list[Hypothesis]]:
+    """Return the best of `rescore_all` for each utterance, at most `options.nbest`."""
+    return [hypotheses[: options.nbest] for hypotheses in rescore_all(decoder, encoded, options)]
+
+
+@torch.no_grad()
+def rescore_all(decoder: Decoder, encoded: Encoded, options: SearchOptions) -> list[list[Hypothesis]]:
     """Return the CTC beam's hypotheses and greedy attention's, best first by the weighted sum of all parts.
 
     One pass of the decoder scores every hypothesis (Hwang and Sung 2016; Zhang et al. 2020, "U2").
@@ -38,9 +43,9 @@ def rescore(decoder: Decoder, encoded: Encoded, options: SearchOptions) -> list[
         for hypothesis, score in zip(hypotheses, scores, strict=True):
             parts = {**hypothesis.parts, "attention": score}
             total = sum(weights[name] * part for name, part in parts.items())
-            rescored.append(Hypothesis(hypothesis.ids, score=total, parts=parts))
+            rescored.append(Hypothesis(hypothesis.ids, hypothesis.is_truncated, score=total, parts=parts))
         rescored.sort(key=lambda hypothesis: -(hypothesis.score or 0.0))
-        results.append(rescored[: options.nbest])
+        results.append(rescored)
     return results
 
 
@@ -48,7 +53,7 @@ def _add_greedy_texts(
     found: list[list[Hypothesis]], decoder: Decoder, encoded: Encoded, scorers: Scorers
 ) -> None:
     """Add the greedy decoder's text to each utterance's hypotheses, if it is new and CTC can align it."""
-    texts, _ = greedy_attention(decoder, encoded, label_limits(encoded.num_frames_B))
+    texts, is_cut = greedy_attention(decoder, encoded, label_limits(encoded.num_frames_B))
     lengths = encoded.num_frames_B.tolist()
     for row, (hypotheses, ids) in enumerate(zip(found, texts, strict=True)):
         if any(hypothesis.ids == ids for hypothesis in hypotheses) or min_ctc_frames(ids) > lengths[row]:
@@ -57,7 +62,7 @@ def _add_greedy_texts(
         (ctc,) = sum_alignments(log_probs_TV, [ids])
         others = scorers.score_text(ids, log_probs_TV.device)
         hypotheses.append(
-            Hypothesis(ids, parts={"ctc": ctc, **dict(zip(scorers.names, others, strict=True))})
+            Hypothesis(ids, is_cut[row], parts={"ctc": ctc, **dict(zip(scorers.names, others, strict=True))})
         )
 
 

@@ -9,6 +9,7 @@ Letters: M n-grams of one order, k that order.
 import gzip
 import math
 import re
+import zlib
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ def read_arpa(path: Path | str) -> Arpa:
         raise LanguageModelError("no such language model", where=path, remedy="correct the path") from None
     except UnicodeDecodeError:
         raise LanguageModelError("not a text in UTF-8", where=path, remedy="give an ARPA file") from None
-    except (EOFError, gzip.BadGzipFile):
+    except (EOFError, gzip.BadGzipFile, zlib.error):
         raise LanguageModelError("a damaged gzip file", where=path, remedy="make or copy it again") from None
 
 
@@ -103,8 +104,8 @@ class _Reader:
                 raise self._error(f"the count of order {match[1]} where order {len(counts) + 1} belongs")
             counts.append(int(match[2]))
             line = self._next_filled_line()
-        if not counts:
-            raise self._error("no counts after \\data\\")
+        if not counts or counts[0] == 0:
+            raise self._error("no counts after \\data\\, or no words")
         yield line, counts[0]
         for count in counts[1:]:
             yield self._next_filled_line(), count

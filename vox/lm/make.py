@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vox.errors import LanguageModelError
 from vox.lm.arpa import BOS, EOS, UNK, NgramTable, write_arpa
 from vox.lm.estimate import estimate, join_sentences
 from vox.lm.text import Encode, WordVocabulary, piece_vocabulary, read_sentences
@@ -28,6 +29,11 @@ def make_model(
     Yields lines that say what came out. With held-out text, each text gets a weight; without, they count as
     one. Raises LanguageModelError.
     """
+    sources = {path.resolve() for path in (*texts, *([] if held_out is None else [held_out]))}
+    if out.resolve() in sources or out.is_dir():
+        raise LanguageModelError(
+            "the model cannot be written over a text or a folder", where=out, remedy="choose another --out"
+        )
     vocabulary, parts, held_tokens = _read_all(texts, tokenizer, held_out, skip_bad)
     if held_tokens is None:
         tables = estimate(np.concatenate(parts), vocabulary, order)

@@ -2,6 +2,7 @@
 
 import gzip
 import logging
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def read_sentences(path: Path, encode: Encode, *, skip_bad: bool = False) -> Ite
         raise LanguageModelError("no such text", where=path, remedy="correct the path") from None
     except UnicodeDecodeError:
         raise LanguageModelError("not a text in UTF-8", where=path, remedy="save it as UTF-8") from None
-    except (EOFError, gzip.BadGzipFile):
+    except (EOFError, gzip.BadGzipFile, zlib.error):
         raise LanguageModelError("a damaged gzip file", where=path, remedy="make or copy it again") from None
     if bad:
         log.warning("%s: %d lines are left out: line %s", path, len(bad), name_first(bad))
