@@ -25,6 +25,7 @@ from vox.runs.layout import BEST, METRICS, STATE
 
 LAYERS = "1,2,3,4"  # of the tiny WavLM; configs/demo-stage1.yaml says the same
 ON_CPU = ("--device", "cpu")  # everywhere, so that the figures do not depend on having a GPU
+DECODERS = tuple(word for name in ("ctc", "attention", "rescore") for word in ("--decoder", name))
 MARK = "demo.json"  # in the demo's folder: what is beside it may be replaced
 
 
@@ -86,7 +87,7 @@ def plan_steps(out: Path, seed: int, configs: Path) -> list[Step]:
     def evaluation(stage: int, run: Path) -> Step:
         return vox_step(
             f"evaluate stage {stage}",
-            *("evaluate", "--split", "demo-test", "--root", data, *ON_CPU),
+            *("evaluate", "--split", "demo-test", "--root", data, *ON_CPU, *DECODERS),
             *("--checkpoint", run / BEST, "--out", out / f"test-stage{stage}"),
         )
 
