@@ -4,17 +4,21 @@ from pathlib import Path
 
 import click
 
-from vox.options import BEAM_OPTION, PositiveFloat, add_scorer_options
+from vox.options import (
+    BEAM_OPTION,
+    add_scorer_options,
+    batch_seconds_option,
+    checkpoint_option,
+    device_option,
+    root_option,
+    skip_bad_option,
+    workers_option,
+)
 
 
 @click.command()
 @click.option("--split", required=True, help="A split in LibriSpeech's layout, or of ROOT/SPLIT.jsonl.")
-@click.option(
-    "--checkpoint",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="A checkpoint folder. [default: the newest stage's best under runs/]",
-)
+@checkpoint_option
 @click.option(
     "--decoder",
     "decoders",
@@ -25,35 +29,17 @@ from vox.options import BEAM_OPTION, PositiveFloat, add_scorer_options
 )
 @BEAM_OPTION
 @add_scorer_options
-@click.option(
-    "--root",
-    type=click.Path(path_type=Path),
-    default=Path("data"),
-    show_default=True,
-    help="Where corpora are.",
-)
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@root_option
+@device_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     metavar="DIR",
     help="Where the report goes. [default: evaluate/CHECKPOINT-SPLIT beside the checkpoint]",
 )
-@click.option(
-    "--batch-seconds",
-    type=PositiveFloat(),
-    default=120.0,
-    show_default=True,
-    help="Padded seconds of audio in a batch.",
-)
-@click.option(
-    "--workers",
-    type=click.IntRange(min=0),
-    default=2,
-    show_default=True,
-    help="Processes that decode audio files; 0: none of their own.",
-)
-@click.option("--skip-bad", is_flag=True, help="Leave out utterances that cannot be used; they are listed.")
+@batch_seconds_option(120.0)
+@workers_option(2)
+@skip_bad_option
 @click.option(
     "--against",
     type=click.Path(path_type=Path),
@@ -103,8 +89,10 @@ def evaluate(
         make_options(decoders, beam)
     place = pick_device(device)
     folder = checkpoint or newest_checkpoint()
+    # Training moves the link `best` to another checkpoint, perhaps just now.
+    resolved = folder.resolve()
     plan = plan_search(
-        folder,
+        resolved,
         decoders,
         beam=beam,
         lm=lm,
@@ -114,8 +102,7 @@ def evaluate(
         hotword_weight=hotword_weight,
     )
     names = tuple(dict.fromkeys(decoders or (*VALIDATION_DECODERS, *plan.decoders)))
-    # Resolved, because training moves the link `best` to another checkpoint, perhaps just now.
-    loaded = load_recogniser(folder.resolve(), place)
+    loaded = load_recogniser(resolved, place)
     identity = describe_checkpoint(folder, loaded)
     options = plan.options_for(loaded, place)
     utterances, problems = load_split_and_problems(root, split, skip_bad=skip_bad)

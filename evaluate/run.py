@@ -98,20 +98,34 @@ def evaluate_split(
     tally.temperature = temperature
     options = options or SearchOptions()
     searches = {name: make_search(name, options, loaded.tokenizer) for name in decoders}
-    batches = iterate_by_length(utterances, batch_seconds, workers)
-    seconds = {utterance.id: samples_to_seconds(utterance.num_samples or 0) for utterance in utterances}
-    with AudioProgress(sum(seconds.values()), f"decoding {split}") as progress:
-        for item in batches:
-            if isinstance(item, AudioFailure):
-                log.warning("excluded %s: %s", item.id, item.reason)
-                tally.excluded[item.id] = item.reason
-                progress.add(seconds[item.id])
-            else:
-                _decode_batch(loaded, item, searches, tally)
-                progress.add(sum(seconds[utterance_id] for utterance_id in item.ids))
+    for batch in read_batches(utterances, f"decoding {split}", batch_seconds, workers, tally.excluded):
+        _decode_batch(loaded, batch, searches, tally)
     if len(tally.excluded) == len(utterances):
         raise CorpusError("no recording could be read", where=split, remedy="see the reasons above")
     return _score_tally(split, utterances, tally, left_out or {}, options, hotwords)
+
+
+def read_batches(
+    utterances: Sequence[Utterance],
+    title: str,
+    batch_seconds: float,
+    workers: int,
+    excluded: dict[str, str],
+) -> Iterator[AudioBatch]:
+    """Yield utterances (probed) in batches of like length, and show progress under a title.
+
+    excluded: gets the ids of recordings that cannot be read, and why; each is logged too.
+    """
+    seconds = {utterance.id: samples_to_seconds(utterance.num_samples or 0) for utterance in utterances}
+    with AudioProgress(sum(seconds.values()), title) as progress:
+        for item in iterate_by_length(utterances, batch_seconds, workers):
+            if isinstance(item, AudioFailure):
+                log.warning("excluded %s: %s", item.id, item.reason)
+                excluded[item.id] = item.reason
+                progress.add(seconds[item.id])
+            else:
+                yield item
+                progress.add(sum(seconds[utterance_id] for utterance_id in item.ids))
 
 
 @torch.inference_mode()

@@ -17,11 +17,10 @@ import jiwer
 import numpy as np
 import torch
 
-from evaluate.run import evaluate_split
+from evaluate.run import evaluate_split, read_batches
 from vox.checkpoint.files import Checkpoint
 from vox.corpus import Utterance
-from vox.data.batch import AudioBatch, AudioFailure
-from vox.data.sources import iterate_by_length
+from vox.data.batch import AudioBatch
 from vox.decode import DEFAULT_SEARCH, VALIDATION_DECODERS, Hypothesis, SearchOptions
 from vox.decode.align import align_labels
 from vox.decode.confidence import fit_temperature, label_rows
@@ -29,10 +28,8 @@ from vox.decode.rescore import rescore_all
 from vox.device import autocast, pick_precision
 from vox.errors import CorpusError
 from vox.hear import device_of, hear
-from vox.progress import AudioProgress
 from vox.text import Tokenizer
 from vox.tuned import Tuned
-from vox.units import samples_to_seconds
 
 log = logging.getLogger(__name__)
 
@@ -133,18 +130,11 @@ def _collect(
 ) -> _Lists:
     lists = _Lists()
     texts = {utterance.id: utterance.text for utterance in utterances}
-    seconds = {utterance.id: samples_to_seconds(utterance.num_samples or 0) for utterance in utterances}
     num_labels = sum(len(loaded.tokenizer.encode(text)) for text in texts.values())
     step = -(-num_labels // MAX_CONFIDENCE_LABELS)  # one utterance in so many fits the temperature
     sampled = set(sorted(texts)[::step])
-    with AudioProgress(sum(seconds.values()), f"listing {split}") as progress:
-        for item in iterate_by_length(utterances, batch_seconds, workers):
-            if isinstance(item, AudioFailure):
-                log.warning("excluded %s: %s", item.id, item.reason)
-                progress.add(seconds[item.id])
-                continue
-            _collect_batch(loaded, item, options, texts, sampled, lists)
-            progress.add(sum(seconds[utterance_id] for utterance_id in item.ids))
+    for batch in read_batches(utterances, f"listing {split}", batch_seconds, workers, {}):
+        _collect_batch(loaded, batch, options, texts, sampled, lists)
     return lists
 
 

@@ -5,17 +5,19 @@ from pathlib import Path
 
 import click
 
-from vox.options import batch_seconds_option, device_option, root_option, skip_bad_option, workers_option
+from vox.options import (
+    batch_seconds_option,
+    checkpoint_option,
+    device_option,
+    root_option,
+    skip_bad_option,
+    workers_option,
+)
 
 
 @click.command()
 @click.option("--split", required=True, help="A dev split: never the one that is tested on.")
-@click.option(
-    "--checkpoint",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="A checkpoint folder. [default: the newest stage's best under runs/]",
-)
+@checkpoint_option
 @click.option(
     "--beam", type=click.IntRange(1, 1000), default=8, show_default=True, help="Texts of an utterance."
 )
@@ -27,8 +29,8 @@ from vox.options import batch_seconds_option, device_option, root_option, skip_b
 )
 @root_option
 @device_option
-@batch_seconds_option("120")
-@workers_option("2")
+@batch_seconds_option(120.0)
+@workers_option(2)
 @skip_bad_option
 def tune(
     split: str,
@@ -37,8 +39,8 @@ def tune(
     lm: Path | None,
     root: Path,
     device: str,
-    batch_seconds: float | None,
-    workers: int | None,
+    batch_seconds: float,
+    workers: int,
     skip_bad: bool,
 ) -> None:
     """Choose how a checkpoint is searched.
@@ -67,8 +69,8 @@ def tune(
         utterances,
         split,
         replace(SearchOptions(), beam=beam, scorers=scorers),
-        batch_seconds=batch_seconds or 120.0,
-        workers=2 if workers is None else workers,
+        batch_seconds=batch_seconds,
+        workers=workers,
     )
     for name, wer in tuned.wer.items():
         click.echo(f"{name:<12}{100 * wer:>8.2f} % WER{'  <- taken' if name == tuned.decoder else ''}")

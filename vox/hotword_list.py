@@ -12,12 +12,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vox.defaults import LARGEST_WEIGHT
 from vox.errors import TextError
-from vox.text import NUM_SPECIAL_IDS, WORD_MARK, normalise_text
+from vox.text import normalise_text
 
 log = logging.getLogger(__name__)
-
-LARGEST_WEIGHT = 1000.0
 
 
 @dataclass(frozen=True)
@@ -27,16 +26,6 @@ class Hotword:
     phrase: str  # as the text shows it
     spellings: tuple[str, ...]  # normalised
     weight: float = 1.0  # relative to the weight of all hotwords
-
-
-@dataclass(frozen=True)
-class FoundHotword:
-    """Where a hotword is in a hypothesis."""
-
-    phrase: str
-    spelling: str
-    first_label: int  # places in the list of ids, both included
-    last_label: int
 
 
 def read_hotwords(path: Path | str) -> list[Hotword]:
@@ -172,23 +161,6 @@ class HotwordMatcher:
         texts = tuple(words)
         return [(self._phrase_of[texts[first:end]], first, end) for first, end in self._list_matches(texts)]
 
-    def find(self, ids: Sequence[int], pieces: Sequence[str]) -> list[FoundHotword]:
-        """Say which hotwords are in a hypothesis, and from which label to which; overlapping ones too.
-
-        pieces: the tokenizer's, by id. In the order of their first word, the shorter first.
-        """
-        words = _locate_words(ids, pieces)
-        texts = tuple(text for text, _, _ in words)
-        return [
-            FoundHotword(
-                self._phrase_of[texts[first:end]],
-                " ".join(texts[first:end]),
-                words[first][1],
-                words[end - 1][2],
-            )
-            for first, end in self._list_matches(texts)
-        ]
-
     def count(self, text: str) -> Counter[str]:
         """Count how often each phrase that is in a text is there."""
         words = tuple(text.split())
@@ -206,23 +178,3 @@ class HotwordMatcher:
             for end in range(first + 1, min(first + self._longest, len(words)) + 1):
                 if words[first:end] in self._phrase_of:
                     yield first, end
-
-
-def _locate_words(ids: Sequence[int], pieces: Sequence[str]) -> list[tuple[str, int, int]]:
-    """Return the words that labels write, each with the labels of its first and of its last letter."""
-    words: list[tuple[str, int, int]] = []
-    is_new = True
-    for place, label in enumerate(ids):
-        if label < NUM_SPECIAL_IDS:
-            continue
-        is_new |= pieces[label].startswith(WORD_MARK)
-        letters = pieces[label].removeprefix(WORD_MARK)
-        if not letters:
-            continue
-        if is_new:
-            words.append((letters, place, place))
-        else:
-            text, first, _ = words[-1]
-            words[-1] = (text + letters, first, place)
-        is_new = False
-    return words

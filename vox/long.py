@@ -93,7 +93,7 @@ def slice_frames(encoded: Encoded, start: int, end: int) -> Encoded:
 
 
 def cut_pieces(parts: Iterator[Encoded], max_frames: int) -> Iterator[Encoded]:
-    """Join consecutive parts of one utterance, and cut them anew into pieces of at most `max_frames`."""
+    """Join consecutive parts of one utterance, and cut the result into pieces of at most `max_frames`."""
     kept: Encoded | None = None
     for part in parts:
         kept = part if kept is None else _join(kept, part)

@@ -7,11 +7,10 @@ from typing import Any
 
 import click
 
-from vox.defaults import DEFAULT_LAYERS, DEFAULT_WAVLM
+from vox.defaults import DEFAULT_LAYERS, DEFAULT_WAVLM, LARGEST_WEIGHT
 from vox.errors import ConfigError
 
 LARGEST = 1e6  # seconds (11 days) or gigabytes (a petabyte): beyond it, a mistake
-LARGEST_WEIGHT = 1000.0
 
 BEAM_OPTION = click.option(
     "--beam",
@@ -21,32 +20,29 @@ BEAM_OPTION = click.option(
 )
 
 
-class PositiveFloat(click.FloatRange):
-    """A number above zero; click's own range lets NaN through, and infinity."""
+class _Number(click.FloatRange):
+    """A range without NaN, which click's own lets through."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return a float from a word of the command line, or raise click's usage error."""
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value} is not a number.", param, ctx)
+        return number
+
+
+class PositiveFloat(_Number):
+    """A number above zero, and finite."""
 
     def __init__(self) -> None:
         super().__init__(min=0, min_open=True, max=LARGEST)
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return a float from a word of the command line, or raise click's usage error."""
-        number = super().convert(value, param, ctx)
-        if math.isnan(number):
-            self.fail(f"{value} is not a number.", param, ctx)
-        return number
 
-
-class Weight(click.FloatRange):
-    """A weight of a scorer: any number within reason, below zero too; click lets NaN through."""
+class Weight(_Number):
+    """A weight of a scorer: any number within reason, below zero too."""
 
     def __init__(self) -> None:
         super().__init__(min=-LARGEST_WEIGHT, max=LARGEST_WEIGHT)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return a float from a word of the command line, or raise click's usage error."""
-        number = super().convert(value, param, ctx)
-        if math.isnan(number):
-            self.fail(f"{value} is not a number.", param, ctx)
-        return number
 
 
 def add_scorer_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -99,19 +95,31 @@ skip_bad_option = click.option(
 )
 
 
-def batch_seconds_option(default: str) -> Callable[[Any], Any]:
-    """Make --batch-seconds, None where it is not given; `default` says what None means."""
+checkpoint_option = click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="A checkpoint folder. [default: the newest stage's best under runs/]",
+)
+
+
+def batch_seconds_option(default: str | float) -> Callable[[Any], Any]:
+    """Make --batch-seconds with a number as its default; a text says what None means."""
     return click.option(
         "--batch-seconds",
         type=PositiveFloat(),
+        default=None if isinstance(default, str) else default,
         help=f"Seconds of padded audio computed at once.  [default: {default}]",
     )
 
 
-def workers_option(default: str) -> Callable[[Any], Any]:
-    """Make --workers, None where it is not given; `default` says what None means."""
+def workers_option(default: str | int) -> Callable[[Any], Any]:
+    """Make --workers with a number as its default; a text says what None means."""
     return click.option(
-        "--workers", type=click.IntRange(min=0), help=f"Processes that decode audio.  [default: {default}]"
+        "--workers",
+        type=click.IntRange(min=0),
+        default=None if isinstance(default, str) else default,
+        help=f"Processes that decode audio.  [default: {default}]",
     )
 
 

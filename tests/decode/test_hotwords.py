@@ -15,7 +15,6 @@ from tests.support.untrained import make_tokenizer
 from vox.decode.hotwords import HotwordScorer, make_hotword_scorer
 from vox.errors import TextError
 from vox.hotword_list import (
-    FoundHotword,
     Hotword,
     HotwordMatcher,
     as_in_transcripts,
@@ -122,7 +121,7 @@ def test_random_phrases_over_a_real_tokenizer() -> None:
             rest = rest[len(pieces[ids[-1]]) :]
         expected = match_naively(text, hotwords)
         assert total_bonuses(scorer, torch.tensor([ids])).item() == pytest.approx(expected, abs=1e-5)
-        assert len(matcher.find(ids, pieces)) == expected
+        assert len(matcher.match(text.split())) == expected
         assert matcher.count(text).total() == expected
         num_matches += int(expected)
     assert num_matches > 20
@@ -260,10 +259,4 @@ def test_phrases_as_transcripts_have_them() -> None:
 
 def test_where_hotwords_are() -> None:
     hotwords = [Hotword("X", ("a", "ab a")), Hotword("b", ("b",))]
-    ids = [ALPHABET.pieces.index(name.replace("_", "\u2581")) for name in ("a", "b", "_", "_", "a", "_", "b")]
-    ids.insert(1, UNK_ID)
-    assert HotwordMatcher(hotwords).find(ids, ALPHABET.pieces) == [
-        FoundHotword("X", "ab a", 0, 5),
-        FoundHotword("X", "a", 5, 5),
-        FoundHotword("b", "b", 7, 7),
-    ]
+    assert HotwordMatcher(hotwords).match(["ab", "a", "b"]) == [("X", 0, 2), ("X", 1, 2), ("b", 2, 3)]

@@ -136,7 +136,7 @@ def test_wav_written_to_a_pipe_is_read_to_its_end(tmp_path: Path, size: int) -> 
 
 
 def test_an_empty_wav_with_something_behind_its_data_is_empty(tmp_path: Path) -> None:
-    """Its own size is right, so nobody forgot to fill the data chunk's in."""
+    """The file's own size is right, so the writer did finish it."""
     soundfile.write(tmp_path / "a.wav", np.zeros(0, np.int16), SAMPLE_RATE)
     content = (tmp_path / "a.wav").read_bytes() + b"iXML" + struct.pack("<I", 10_000) + bytes(10_000)
     (tmp_path / "a.wav").write_bytes(content[:4] + struct.pack("<I", len(content) - 8) + content[8:])

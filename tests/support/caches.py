@@ -66,7 +66,7 @@ def open_here(folder: Path, fingerprint: Fingerprint = FINGERPRINT) -> FeatureCa
 
 
 def flip_byte(path: Path, position: int, bits: int = 1) -> None:
-    """Change some bits of one byte of a file; the same call again mends it."""
+    """Change some bits of one byte of a file; the same call again restores it."""
     with path.open("r+b") as file:
         file.seek(position)
         byte = file.read(1)[0]

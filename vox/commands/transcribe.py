@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from vox.options import BEAM_OPTION, add_scorer_options
+from vox.options import BEAM_OPTION, add_scorer_options, checkpoint_option, device_option
 from vox.transcript import FORMATS
 
 STDIN = Path("/dev/stdin")
@@ -12,12 +12,7 @@ STDIN = Path("/dev/stdin")
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
-@click.option(
-    "--checkpoint",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="A checkpoint folder. [default: the newest stage's best under runs/]",
-)
+@checkpoint_option
 @click.option(
     "--decoder",
     metavar="NAME",
@@ -43,7 +38,7 @@ STDIN = Path("/dev/stdin")
     show_default=True,
     help="text, or with the words' times: json and tsv (confidences too), ctm, and captions as srt or vtt.",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@device_option
 def transcribe(
     files: tuple[Path, ...],
     checkpoint: Path | None,

@@ -43,7 +43,7 @@ class Measured:
     def is_too_long_for_ctc(self) -> bool:
         """Whether the letters do not fit into WavLM's frames, even one a frame.
 
-        Pieces of several letters need fewer: training may still take such a text, but nobody speaks so fast.
+        Pieces of several letters need fewer: training may still take such a text, but no speech is so fast.
         """
         letters = [ord(letter) for letter in self.utterance.text if letter != " "]
         return min_ctc_frames(letters) > samples_to_frames(self.utterance.num_samples or 0)

@@ -1,7 +1,7 @@
 """N-gram models as finite-state machines over label ids.
 
 A state is a context: a sequence of words that something follows in the model, or the empty one (state 0).
-Whoever comes to the same context comes to the same state. A context that lacks a word pays its back-off
+Histories with the same context share a state. A context that lacks a word pays its back-off
 weight and asks the context without its first word.
 
 Letters: N states that are asked for, V labels, S states, A arcs, M n-grams of one order, k that order.
