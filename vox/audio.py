@@ -164,21 +164,26 @@ def _hash_file_once(path: Path, num_bytes: int, mtime_ns: int) -> str:
     return hash_file(path)
 
 
+def channels_cancel(waveform_SC: np.ndarray) -> bool:
+    """Say whether the mean of channels [S, C] loses nearly all that is in them: one is another's negative.
+
+    The mean of unrelated channels has their summed energy over the square of their number.
+    """
+    mixed = np.square(waveform_SC.mean(axis=1), dtype=np.float64).sum()
+    energy = np.square(waveform_SC, dtype=np.float64).sum()
+    return bool(mixed < CANCELLED_ENERGY * energy / waveform_SC.shape[1] ** 2)
+
+
 def _mix_channels(waveform_SC: np.ndarray, path: Path | str) -> np.ndarray:
     """Return the mean of the channels, or the loudest where the mean would cancel it."""
     if waveform_SC.shape[1] == 1:
         return waveform_SC[:, 0]
-    mean_S = waveform_SC.mean(axis=1)
-    energy_C = np.square(waveform_SC, dtype=np.float64).sum(axis=0)
-    # The mean of unrelated channels has their summed energy over the square of their number.
-    expected = energy_C.sum() / waveform_SC.shape[1] ** 2
-    if np.square(mean_S, dtype=np.float64).sum() >= CANCELLED_ENERGY * expected:
-        return mean_S
-    loudest = int(energy_C.argmax())
-    if energy_C.max() > 0:
-        log.warning(
-            "%s: its channels cancel each other; channel %d (counted from 0) is used alone", path, loudest
-        )
+    if not channels_cancel(waveform_SC):
+        return waveform_SC.mean(axis=1)
+    loudest = int(np.square(waveform_SC, dtype=np.float64).sum(axis=0).argmax())
+    log.warning(
+        "%s: its channels cancel each other; channel %d (counted from 0) is used alone", path, loudest
+    )
     return np.ascontiguousarray(waveform_SC[:, loudest])
 
 

@@ -18,7 +18,6 @@ from vox.decode.confidence import silence_confidence
 from vox.decode.ctc import decode_ctc
 from vox.decode.words import LabelTime, time_labels
 from vox.model.encoded import Encoded
-from vox.model.label_clock import count_labels_begun
 from vox.model.recogniser import Recogniser
 from vox.progress import AudioProgress
 from vox.text import BLANK_ID
@@ -203,11 +202,9 @@ def _add_piece(
 
 def _place(recogniser: Recogniser, piece: Encoded) -> Encoded:
     """Give a piece its label positions, counted from its own beginning, if the decoder reads any."""
-    if recogniser.config.cross_attention != "label_clock":
-        return piece
     log_probs_BTV = piece.ctc_log_probs_BTV
     is_valid_BT = torch.ones(log_probs_BTV.shape[:2], dtype=torch.bool, device=log_probs_BTV.device)
-    return replace(piece, label_positions_BT=count_labels_begun(log_probs_BTV, is_valid_BT))
+    return replace(piece, label_positions_BT=recogniser.place_frames(log_probs_BTV, is_valid_BT))
 
 
 def join_hypotheses(

@@ -41,7 +41,8 @@ def read_tuned(checkpoint: Path, lm: Path | str | None) -> Tuned | None:
 
     Raises CheckpointError for a file that cannot be read, and OSError for a language model that cannot.
     """
-    return _read_entries(checkpoint / TUNED).get(_key(lm))
+    entries = _read_entries(checkpoint / TUNED)
+    return entries.get(_key(lm)) if entries else None  # a language model may be large: hash it for a reason
 
 
 def write_tuned(checkpoint: Path, lm: Path | str | None, tuned: Tuned) -> Path:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vox.audio import read_channels
+from vox.audio import channels_cancel, read_channels
 from vox.corpus import Utterance
 from vox.decode.ctc import min_ctc_frames
 from vox.errors import AudioError
@@ -55,7 +55,6 @@ def measure(utterance: Utterance) -> Measured:
     if not np.isfinite(waveform_SC).all():
         raise AudioError("samples that are NaN or infinite", where=utterance.audio_path)
     energy_C = np.square(waveform_SC, dtype=np.float64).mean(axis=0)
-    mixed_energy = float(np.square(waveform_SC.mean(axis=1), dtype=np.float64).mean())
     return Measured(
         utterance,
         samples_to_seconds(resampled_length(len(waveform_SC), rate)),
@@ -65,7 +64,7 @@ def measure(utterance: Utterance) -> Measured:
         float(np.sqrt(energy_C.max())),
         float(max(waveform_SC.mean(axis=0, dtype=np.float64), key=abs)),
         float(max(_clipped_share(waveform_SC[:, channel]) for channel in range(waveform_SC.shape[1]))),
-        bool(mixed_energy < 0.01 * energy_C.max()),
+        channels_cancel(waveform_SC),
     )
 
 

@@ -56,10 +56,13 @@ class Recogniser(nn.Module):
         # Half precision has too few digits for sums over time.
         wide = torch.promote_types(logits_BTV.dtype, torch.float32)
         log_probs_BTV = logits_BTV.to(wide).log_softmax(dim=2)
-        positions_BT = None
-        if self.config.cross_attention == "label_clock":
-            positions_BT = count_labels_begun(log_probs_BTV, is_valid_BT)
-        return Encoded(hidden_BTD, num_frames_B, log_probs_BTV, positions_BT)
+        return Encoded(hidden_BTD, num_frames_B, log_probs_BTV, self.place_frames(log_probs_BTV, is_valid_BT))
+
+    def place_frames(self, log_probs_BTV: Tensor, is_valid_BT: Tensor) -> Tensor | None:
+        """Return each frame's position [B, T], counted in labels; None where the decoder reads none."""
+        if self.config.cross_attention != "label_clock":
+            return None
+        return count_labels_begun(log_probs_BTV, is_valid_BT)
 
     def _dtype(self) -> torch.dtype:
         return self.ctc_head.weight.dtype
