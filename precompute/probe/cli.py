@@ -50,7 +50,7 @@ from vox.options import (
 @wavlm_option
 @features_option
 @device_option
-@batch_seconds_option("160 on a GPU, 30 on a CPU")
+@batch_seconds_option("320 on a GPU, 30 on a CPU")
 @workers_option("one less than cores, at most 8 with a GPU, else 4")
 @click.option("--dry-run", is_flag=True, help="Print how large it will be, and stop.")
 @skip_bad_option

@@ -40,7 +40,7 @@ Run = Callable[[], Features]
     "--audio", type=click.Path(path_type=Path), help="Folder of FLAC or WAV files; made ones if none."
 )
 @click.option("--count", default=12, show_default=True, help="Recordings.")
-@click.option("--batch-seconds", type=float, help="Padded audio a batch. Default: 30 on CPU, 160 on CUDA.")
+@click.option("--batch-seconds", type=float, help="Padded audio a batch. Default: 30 on CPU, 320 on CUDA.")
 @click.option("--repeats", default=3, show_default=True, help="Timed turns; the median counts.")
 @click.option("--device", "device_name", default="auto", show_default=True)
 def main(audio: Path | None, count: int, batch_seconds: float | None, repeats: int, device_name: str) -> None:
@@ -59,7 +59,7 @@ def main(audio: Path | None, count: int, batch_seconds: float | None, repeats: i
     theirs, ours = theirs.to(device), ours.to(device).eval()
     recordings = load_recordings(audio, count)
     seconds = sum(map(len, recordings)) / SAMPLE_RATE
-    budget = batch_seconds or (160.0 if device.type == "cuda" else 30.0)
+    budget = batch_seconds or (320.0 if device.type == "cuda" else 30.0)
     lengths = [len(recording) for recording in recordings]
     alone = plan_by_length(lengths, 1)
     padded = plan_by_length(lengths, seconds_to_samples(budget))

@@ -40,5 +40,5 @@ def test_a_gpu_gets_more_decoders_and_larger_batches(
     monkeypatch: pytest.MonkeyPatch, device: str, num_cores: int, workers: int
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(num_cores)))
-    assert choose_pace(None, None, device) == Pace(160.0 if device == "cuda" else 30.0, workers)
+    assert choose_pace(None, None, device) == Pace(320.0 if device == "cuda" else 30.0, workers)
     assert choose_pace(7.0, 0, device) == Pace(7.0, 0)

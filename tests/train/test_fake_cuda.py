@@ -38,8 +38,12 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a real GPU is
 CUDA = torch.device("cuda")
 Batch = AudioBatch | FeatureBatch
 
-# Where products are in float32 whatever the precision: WavLM's stem and the gates of its position bias.
-STEM = {f"vox/wavlm/stem.py {name}" for name in ("ConvLayer.run_batch", "FeatureProjection.forward")}
+# Where products are in float32 whatever the precision: below WavLM's layers, and in the gates of the bias.
+STEM = {
+    *(f"vox/wavlm/stem.py {name}" for name in ("ConvLayer.run_batch", "ConvLayer._multiply")),
+    "vox/wavlm/stem.py FeatureProjection.forward",
+    "vox/wavlm/encoder.py PositionalConvolution.convolve_by_fft",
+}
 GATES = {"vox/wavlm/attention.py Attention._gates"}
 STATISTICS = {"vox/wavlm/stem.py fold_group_norm", "vox/wavlm/stem.py fold_moments"}  # in float64
 

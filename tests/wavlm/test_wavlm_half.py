@@ -13,7 +13,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import WavLMConfig, WavLMModel
 
 from tests.support.wavlm_models import copy_to_ours, make_waveform, relative_l2
-from vox.wavlm.encoder import PositionalConvolution
 from vox.wavlm.model import WavLM
 from vox.wavlm.stem import ConvStem
 
@@ -36,11 +35,18 @@ class ProductsOfAGpu(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func._overloadpacket not in PRODUCTS or args[0].dtype is not torch.float16:
+        if func._overloadpacket not in PRODUCTS or torch.float16 not in map(_dtype_of, args[:2]):
             return func(*args, **kwargs)
         self.num_products += 1
+        if "dtype" in func._overloadname:  # half-precision numbers, sums that stay float32: a GPU's alone
+            kept = func._overloadpacket.default
+            return kept(*(_widen(value) for value in args if not isinstance(value, torch.dtype)))
         out = func(*map(_widen, args), **{name: _widen(value) for name, value in kwargs.items()})
         return (out[0].half(), *out[1:]) if isinstance(out, tuple) else out.half()
+
+
+def _dtype_of(value: object) -> torch.dtype | None:
+    return value.dtype if isinstance(value, Tensor) else None
 
 
 def _widen(value: object) -> object:
@@ -70,11 +76,8 @@ def test_features_in_float16_are_those_in_float32(wavlm: WavLM, monkeypatch: pyt
     waveforms_BS = torch.cat([make_waveform(SECOND), square_1S])
     expected_BTD = compute_features(wavlm, waveforms_BS)
     monkeypatch.setattr(ConvStem, "forward", ConvStem.run_batch)
-    monkeypatch.setattr(
-        PositionalConvolution, "forward", lambda self, hidden: self.activation(self.convolve(hidden))
-    )
     with ProductsOfAGpu() as gpu, torch.autocast("cpu", dtype=torch.float16):
         actual_BTD = compute_features(wavlm, waveforms_BS)
     for actual_TD, expected_TD in zip(actual_BTD, expected_BTD, strict=True):
-        assert relative_l2(actual_TD, expected_TD) <= 0.8e-3
-    assert gpu.num_products == 12 * (6 + 1) + 1  # linear maps and attention of all layers; positions
+        assert relative_l2(actual_TD, expected_TD) <= 0.9e-3
+    assert gpu.num_products == 12 * (6 + 1) + 4  # linear maps and attention of all layers; two convolutions

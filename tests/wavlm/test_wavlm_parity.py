@@ -14,7 +14,6 @@ from tests.support.wavlm_models import (
     relative_l2,
     run_reference,
 )
-from vox.wavlm.flex import FLEX_ATTENTION
 from vox.wavlm.model import WavLM
 
 LIMIT = 1e-5
@@ -37,38 +36,6 @@ def test_every_hidden_state_equals_hugging_face(shape: str, num_samples: int) ->
     expected = run_reference(reference, waveform_1S)
     assert num_frames_B.tolist() == [len(expected[0])]
     assert_states_equal([state[0] for state in states], expected)
-
-
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("shape", SHAPES)
-def test_every_hidden_state_by_flex_attention_equals_hugging_face(shape: str, monkeypatch) -> None:
-    """T10 and T1: three clips of different lengths in one batch, each against itself alone."""
-    reference = make_reference(shape)
-    ours = copy_to_ours(reference)
-    waveforms = [make_waveform(num_samples) for num_samples in LENGTHS[1:]]
-    waveforms_BS = torch.nn.utils.rnn.pad_sequence([each[0] for each in waveforms], batch_first=True)
-    monkeypatch.setenv(FLEX_ATTENTION, "1")
-    monkeypatch.setattr("vox.wavlm.attention.Attention._attend", None)
-    with torch.inference_mode():
-        states, num_frames_B = ours(waveforms_BS, torch.tensor(LENGTHS[1:]))
-    monkeypatch.undo()
-    for row, (waveform_1S, num_frames) in enumerate(zip(waveforms, num_frames_B.tolist(), strict=True)):
-        expected = run_reference(reference, waveform_1S)
-        assert_states_equal([state[row, :num_frames] for state in states], expected)
-
-
-def test_flex_attention_is_used_without_gradients_only(monkeypatch) -> None:
-    """It has no dropout: where layers learn, and in training mode, attention stays what it is."""
-    monkeypatch.setenv(FLEX_ATTENTION, "1")
-    monkeypatch.setattr("vox.wavlm.attention.attend_by_distance", None)
-    ours = copy_to_ours(make_reference("base"))
-    ours.freeze_except((2,))
-    states, _ = ours.train()(make_waveform(9_000), torch.tensor([9_000]))
-    states[-1].sum().backward()
-    layer = ours.encoder.layers[2]
-    with torch.no_grad():
-        bias = ours.encoder.position_bias(27, by_distance=True)
-        layer(states[2].detach(), bias, torch.ones(1, 27, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("shape", SHAPES)

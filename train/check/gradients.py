@@ -127,6 +127,7 @@ def gradients_of(
     settings = StepSettings(device, dtype, 0.3, 0.1, 1.0, augment=None)
     scaler = torch.amp.GradScaler(device.type, enabled=False)
     losses = wrap_losses(recogniser, Ranks())
+    recogniser.zero_grad(set_to_none=True)  # a check before may have left some
     accumulate_gradients(losses, scaler, update.batches, update.totals, settings, Ranks())
     gradients = [p.grad.flatten() for p in recogniser.parameters() if p.grad is not None]
     recogniser.zero_grad(set_to_none=True)

@@ -186,8 +186,8 @@ def compute_losses(
     ctc = F.ctc_loss(
         encoded.ctc_log_probs_BTV.transpose(0, 1),
         labels.labels_BU,
-        encoded.num_frames_B if host_frames_B is None else host_frames_B,
-        labels.num_labels_B,
+        (encoded.num_frames_B if host_frames_B is None else host_frames_B).tolist(),  # type: ignore[arg-type]
+        labels.num_labels_B.tolist(),  # type: ignore[arg-type]
         blank=BLANK_ID,
         reduction="sum",
     )

@@ -71,7 +71,12 @@ def count_flops(work: Callable[[], object]) -> int:
 
     Work in threads of its own is not counted.
     """
-    counts: dict[Any, Any] = {torch.ops.aten.convolution_backward: _count_convolution_backward}
+    aten = torch.ops.aten
+    counts: dict[Any, Any] = {
+        aten.convolution_backward: _count_convolution_backward,
+        aten.bmm: _count_bmm,
+        aten.baddbmm: _count_baddbmm,
+    }
     if IS_ONEDNN_THERE:
         counts[torch.ops.mkldnn._linear_pointwise] = _count_packed_product
     with FlopCounterMode(display=False, custom_mapping=counts) as counter:
@@ -125,6 +130,21 @@ def _count_convolution_backward(
     _bias, _stride, _padding, _dilation, is_transposed, _output_padding, _groups, is_wanted = settings
     own = conv_flop_count(input_shape, weight_shape, grad_shape, transposed=is_transposed)
     return own * sum(is_wanted[:2])
+
+
+def _count_bmm(left_shape: torch.Size, right_shape: torch.Size, *_: object, out_shape: object = None) -> int:
+    """Count a product whose sums may have a dtype of their own, which torch's count does not take."""
+    return 2 * left_shape.numel() * right_shape[-1]
+
+
+def _count_baddbmm(
+    _added_shape: torch.Size,
+    left_shape: torch.Size,
+    right_shape: torch.Size,
+    *_: object,
+    out_shape: object = None,
+) -> int:
+    return _count_bmm(left_shape, right_shape)
 
 
 def _count_packed_product(

@@ -44,7 +44,7 @@ class Amounts:
 CUDA = Amounts(
     clip_seconds=(2.0, 5.3, 9.1, 12.4, 16.0),
     odd_frames=(192, 320, 448, 576, 704, 832),
-    batch_seconds=160.0,
+    batch_seconds=320.0,
     num_batches=8,
     update_utterances=32,
     micro_utterances=8,

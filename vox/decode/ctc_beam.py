@@ -267,8 +267,8 @@ def sum_alignments(log_probs_TV: Tensor, labels: list[list[int]]) -> list[float]
     loss_N = F.ctc_loss(
         log_probs_TNV,
         padded_NU.to(log_probs_TV.device),
-        torch.full((count,), len(log_probs_TV)),
-        torch.tensor([len(text) for text in labels]),
+        [len(log_probs_TV)] * count,  # type: ignore[arg-type]
+        [len(text) for text in labels],  # type: ignore[arg-type]
         blank=BLANK_ID,
         reduction="none",
     )

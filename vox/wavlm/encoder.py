@@ -32,8 +32,7 @@ class PositionalConvolution(nn.Module):
     @torch.no_grad()
     def forward(self, hidden_BTD: Tensor) -> Tensor:
         """Return [B, T, D] for the input that must be zero on padded frames, as beyond a lone utterance."""
-        is_on_cpu = hidden_BTD.device.type == "cpu"
-        return self.activation(self.convolve_by_fft(hidden_BTD) if is_on_cpu else self.convolve(hidden_BTD))
+        return self.activation(self.convolve_by_fft(hidden_BTD))
 
     def convolve(self, hidden_BTD: Tensor) -> Tensor:
         """Return the convolution [B, T, D] by torch's own kernel: what a GPU does best."""
@@ -129,11 +128,11 @@ class Encoder(nn.Module):
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.layers = nn.ModuleList(EncoderLayer(config, index) for index in range(config.num_hidden_layers))
 
-    def position_bias(self, num_frames: int, *, by_distance: bool = False) -> Tensor:
+    def position_bias(self, num_frames: int) -> Tensor:
         """Return the ungated bias that all layers share, from the first one's table."""
         first = self.layers[0]
         assert isinstance(first, EncoderLayer)
-        return first.attention.position_bias(num_frames, by_distance=by_distance)
+        return first.attention.position_bias(num_frames)
 
     def add_positions(self, hidden_BTD: Tensor, is_valid_BT: Tensor) -> Tensor:
         """Return the first layer's input [B, T, D], float32, from projected frames."""

@@ -12,13 +12,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import huggingface_hub
 import torch
 import transformers
 from huggingface_hub.errors import HTTPError, StrictDataclassError
-from transformers import WavLMConfig, WavLMModel
+from transformers import WavLMConfig
 
 from vox.errors import WavLMError, name_first
 from vox.wavlm.files import (
@@ -30,6 +30,9 @@ from vox.wavlm.files import (
     find_snapshot,
 )
 from vox.wavlm.model import WavLM, check_config
+
+if TYPE_CHECKING:
+    from transformers import WavLMModel
 
 log = logging.getLogger(__name__)
 
@@ -161,7 +164,9 @@ def _read_do_normalize(folder: Path, config: WavLMConfig) -> bool:
     return do_normalize
 
 
-def _read_weights(folder: Path, config: WavLMConfig) -> WavLMModel:
+def _read_weights(folder: Path, config: WavLMConfig) -> "WavLMModel":
+    from transformers import WavLMModel  # seconds to import, and a checkpoint holds WavLM's weights itself
+
     try:
         with _quiet_transformers():
             loaded: Any = WavLMModel.from_pretrained(

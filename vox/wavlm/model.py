@@ -24,7 +24,6 @@ from vox.units import samples_to_frames
 from vox.wavlm.attention import make_bias_scratch
 from vox.wavlm.derived import clear_derived
 from vox.wavlm.encoder import Encoder
-from vox.wavlm.flex import uses_flex_attention
 from vox.wavlm.linear import ACTIVATIONS
 from vox.wavlm.measure import Measured
 from vox.wavlm.stem import ConvStem, FeatureProjection, clean_waveforms
@@ -169,22 +168,23 @@ class WavLM(nn.Module):
         self, hidden_BTD: Tensor, is_valid_BT: Tensor, first: int, wanted: Sequence[int]
     ) -> list[Tensor]:
         """Return the wanted hidden states, from hidden state `first`."""
-        device, is_flex = hidden_BTD.device, uses_flex_attention()
+        device = hidden_BTD.device
         with self._gradient(0 in self.trainable_layers):
-            position_bias = self.encoder.position_bias(hidden_BTD.shape[1], by_distance=is_flex)
+            position_bias = self.encoder.position_bias(hidden_BTD.shape[1])
         first_trainable = min(self.trainable_layers, default=self.num_layers)
         kept = {first: hidden_BTD} if first in wanted else {}
-        scratch_BHTT = None
+        bias, scratch_BHTT = position_bias, None
         for index in range(first, max(wanted, default=0)):
             is_above = index >= first_trainable
             # Without gradients no layer needs bfloat16, and a validation hears what the cache would hold.
             is_learning = is_above and torch.is_grad_enabled()
             with self._gradient(is_above), nullcontext() if is_learning else frozen_autocast(device):
-                if torch.is_grad_enabled() or is_flex:
-                    scratch_BHTT = None
+                if torch.is_grad_enabled():
+                    bias, scratch_BHTT = position_bias, None
                 elif scratch_BHTT is None:
                     scratch_BHTT = make_bias_scratch(hidden_BTD, self.config.num_attention_heads)
-                hidden_BTD = self.encoder.layers[index](hidden_BTD, position_bias, is_valid_BT, scratch_BHTT)
+                    bias = position_bias.to(scratch_BHTT.dtype)  # once for all layers
+                hidden_BTD = self.encoder.layers[index](hidden_BTD, bias, is_valid_BT, scratch_BHTT)
             if index + 1 in wanted:
                 kept[index + 1] = hidden_BTD
         return [kept[state] for state in wanted]
@@ -199,12 +199,15 @@ class WavLM(nn.Module):
             clean_BS, folded = clean_waveforms(waveforms_BS, num_samples_B, self.do_normalize), None
         else:
             clean_BS, folded = measured.clean(waveforms_BS), measured.folded
-        # The stem in half precision alone takes float16 features beyond 1e-3 of float32's, which is as far as
-        # a cache may differ from live audio: 0.9e-3 to 1.3e-3 over kinds of audio with random weights of full
-        # size, emulated on a CPU. With stem and projection in float32 0.6e-3. Its products are a third of
-        # WavLM's; the last four convolutions, 7 % of all, would not be enough (0.8e-3 to 1.1e-3).
-        with torch.autocast(waveforms_BS.device.type, enabled=False):
-            hidden_BTD = self.feature_projection(self.feature_extractor(clean_BS, num_samples_B, folded))
+        # Features in float16 may be 1e-3 from float32's (relative L2): that is how far a cache may be from live
+        # audio. With the whole stem in half precision they are 0.9e-3 to 1.3e-3 away, over kinds of audio,
+        # with stem and projection in float32 0.6e-3. On an H100 it is 0.77e-3 with two convolutions that
+        # multiply half-precision numbers, and the stem takes 10 ms of a batch of 160 s instead of 20.
+        kind = waveforms_BS.device.type
+        products = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        with torch.autocast(kind, enabled=False):
+            frames_BTC = self.feature_extractor(clean_BS, num_samples_B, folded, products)
+            hidden_BTD = self.feature_projection(frames_BTC)
         return self.encoder.add_positions(hidden_BTD, is_valid_BT)
 
     @staticmethod

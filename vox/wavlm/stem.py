@@ -27,7 +27,10 @@ Folded = tuple[Tensor, Tensor] | tuple[None, None]
 
 BLOCK_FRAMES = 32  # of the stem's output at a time on a CPU: 4 MB after the first convolution of base
 SUM_PARTS = 64  # of a sum over all of an utterance's samples
-BATCH_FRAMES = 8192  # at a time on a GPU: 164 s, 1.1 GB after the first convolution of base in float32
+BATCH_FRAMES = 8192  # of an utterance at a time on a GPU: 164 s, 1.1 GB after base's first convolution
+# Convolutions, counted from 0, that multiply half-precision numbers where the rest of WavLM does; their sums
+# stay float32. They are 70 % of the stem's work. See `WavLM._embed` for what it costs in precision.
+HALF_LAYERS = (1, 2)
 
 
 def clean_waveforms(waveforms_BS: Tensor, num_samples_B: Tensor, do_normalize: bool) -> Tensor:
@@ -90,6 +93,7 @@ class ConvLayer(nn.Module):
         channels = config.conv_dim[index]
         self.kernel, self.stride = config.conv_kernel[index], config.conv_stride[index]
         self.conv = nn.Conv1d(in_channels, channels, self.kernel, self.stride, bias=config.conv_bias)
+        self.index = index
         self.activation_name: str = config.feat_extract_activation
         self.activation = ACTIVATIONS[self.activation_name]
         self.layer_norm: nn.GroupNorm | nn.LayerNorm | None = None
@@ -123,13 +127,50 @@ class ConvLayer(nn.Module):
             return self._finish(multiply_packed(windows_TW, packed, self.conv.bias))
         return multiply_packed(windows_TW, packed, self.conv.bias, self.activation_name)
 
-    def run_batch(self, frames_BTC: Tensor, weight_BKCD: Tensor | None, bias_BD: Tensor | None) -> Tensor:
-        """Return [B, T', D] of a batch [B, T, C]: what a GPU does best."""
+    def run_batch(
+        self,
+        frames_BTC: Tensor,
+        weight_BKCD: Tensor | None,
+        bias_BD: Tensor | None,
+        products: torch.dtype | None = None,
+    ) -> Tensor:
+        """Return [B, T', D] of a batch [B, T, C]: what a GPU does best.
+
+        products: the precision of what is multiplied; sums and results keep the weights'.
+        """
         if weight_BKCD is None or bias_BD is None:
-            # Transposed views: channels stay innermost in memory, as the first layer and the norms have them.
-            return self._finish(self.conv(frames_BTC.transpose(1, 2)).transpose(1, 2))
+            return self._finish(self._multiply(frames_BTC, products))
         windows_BTK = frames_BTC[..., 0].unfold(1, self.kernel, self.stride)
         return self.activation(torch.baddbmm(bias_BD[:, None], windows_BTK, weight_BKCD[:, :, 0]))
+
+    def _multiply(self, frames_BTC: Tensor, products: torch.dtype | None) -> Tensor:
+        """Return the convolution [B, T', D] as products of matrices that read the frames where they lie.
+
+        As many taps as a stride has frames stand side by side in memory, and so are one row of a matrix.
+        """
+        weight, num_steps = (
+            self.conv.weight,
+            samples_to_frames(frames_BTC.shape[1], (self.kernel,), (self.stride,)),
+        )
+        products = products or weight.dtype
+        is_lower = products is not weight.dtype
+        frames_BTC, weight_KCD = frames_BTC.to(products), weight.permute(2, 1, 0).to(products)
+        out_BTD: Tensor | None = None
+        for tap in range(0, self.kernel, self.stride):
+            taps = min(self.stride, self.kernel - tap)
+            rows_BTCW = frames_BTC[:, tap:].unfold(1, taps, self.stride)[:, :num_steps]
+            rows_BTW = rows_BTCW.transpose(2, 3).flatten(2)
+            weight_BWD = weight_KCD[tap : tap + taps].flatten(0, 1).expand(len(rows_BTW), -1, -1)
+            if is_lower and out_BTD is None:
+                out_BTD = torch.bmm(rows_BTW, weight_BWD, out_dtype=weight.dtype)
+            elif is_lower and out_BTD is not None:
+                out_BTD = torch.baddbmm(out_BTD, rows_BTW, weight_BWD, out_dtype=weight.dtype)
+            elif out_BTD is None:
+                out_BTD = torch.bmm(rows_BTW, weight_BWD)
+            else:
+                out_BTD = torch.baddbmm(out_BTD, rows_BTW, weight_BWD)
+        assert out_BTD is not None
+        return out_BTD if self.conv.bias is None else out_BTD + self.conv.bias
 
     def _finish(self, frames: Tensor) -> Tensor:
         if isinstance(self.layer_norm, nn.LayerNorm):
@@ -151,16 +192,29 @@ class ConvStem(nn.Module):
         self.conv_layers = nn.ModuleList(ConvLayer(config, index) for index in range(len(self.kernels)))
 
     @torch.no_grad()
-    def forward(self, waveforms_BS: Tensor, num_samples_B: Tensor, folded: Folded | None = None) -> Tensor:
+    def forward(
+        self,
+        waveforms_BS: Tensor,
+        num_samples_B: Tensor,
+        folded: Folded | None = None,
+        products: torch.dtype | None = None,
+    ) -> Tensor:
         """Return frames [B, T, C] of clean waveforms [B, S] (zeros in the padding).
 
         folded: what `ConvLayer.fold_norm` returns, where it is not to be computed from these waveforms.
+        products: the precision of what some convolutions multiply on a GPU (HALF_LAYERS).
         """
         if waveforms_BS.device.type == "cpu":
             return self.run_in_blocks(waveforms_BS, num_samples_B, folded)
-        return self.run_batch(waveforms_BS, num_samples_B, folded)
+        return self.run_batch(waveforms_BS, num_samples_B, folded, products)
 
-    def run_batch(self, waveforms_BS: Tensor, num_samples_B: Tensor, folded: Folded | None = None) -> Tensor:
+    def run_batch(
+        self,
+        waveforms_BS: Tensor,
+        num_samples_B: Tensor,
+        folded: Folded | None = None,
+        products: torch.dtype | None = None,
+    ) -> Tensor:
         """Compute the whole batch at once, what a GPU does best; very long recordings in a few parts."""
         if folded is None:
             folded = self._layer(0).fold_norm(waveforms_BS, num_samples_B)
@@ -172,7 +226,8 @@ class ConvStem(nn.Module):
             frames_BTC = waveforms_BS[:, start * hop : (end - 1) * hop + field, None]
             frames_BTC = self._layer(0).run_batch(frames_BTC, *folded)
             for index in range(1, len(self.kernels)):
-                frames_BTC = self._layer(index).run_batch(frames_BTC, None, None)
+                lower = products if index in HALF_LAYERS else None
+                frames_BTC = self._layer(index).run_batch(frames_BTC, None, None, lower)
             parts.append(frames_BTC)
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 

@@ -27,34 +27,34 @@ STEPS: list[Step[Bench]] = [
     Step("machine", kernels.report_machine),
     Step("attention", kernels.time_attention),
     Step("low scores", kernels.check_low_scores),
+    on_subject("matrices", machine.check_matrix_rate),
     on_subject("WavLM", promises.check_reference),
     on_subject("batching", promises.check_batching),
     Step("stem", models.compare_stems),
-    on_subject("extremes", promises.check_extremes),
+    Step("convolutions", models.compare_convolutions),
+    Step("extraction", models.time_extraction),
+    Step("profile of extraction", models.profile_extraction),
+    Step("updates", models.time_cuts),
+    Step("profile of an update", models.profile_update),
     on_subject("gradients", gradients.check_gradients),
     on_subject("cut", gradients.check_cut),
     on_subject("finite", gradients.check_finite),
     on_subject("scores", decoding.check_scores),
     on_subject("steps", decoding.check_steps),
-    Step("decoders", models.compare_decoders),
-    Step("long", models.check_long_gradient),
-    Step("precisions", models.check_other_precisions),
     Step("waits", models.count_waits),
-    on_subject("matrices", machine.check_matrix_rate),
-    on_subject("decoding", decoding.check_speed),
-    Step("extraction", models.time_extraction),
-    Step("precompute", commands.time_precompute),
-    Step("updates", models.time_cuts),
     on_subject("stage 1 live", training.check_live_updates),
     on_subject("stage 2", training.check_stage2_updates),
     on_subject("memory", training.check_memory),
+    Step("precompute", commands.time_precompute),
+    Step("commands", commands.check_training),
+    Step("compiled layer", kernels.time_compiled_layer),
     Step("depthwise", kernels.time_depthwise),
     Step("CTC", kernels.time_ctc),
-    Step("commands", commands.check_training),
-    Step("profile of extraction", models.profile_extraction),
-    Step("profile of an update", models.profile_update),
-    Step("compiled layer", kernels.time_compiled_layer),
-    Step("FlexAttention", kernels.time_flex_attention),
+    Step("precisions", models.check_other_precisions),
+    Step("long", models.check_long_gradient),
+    on_subject("extremes", promises.check_extremes),
+    on_subject("decoding", decoding.check_speed),
+    Step("decoders", models.compare_decoders),
 ]
 
 
@@ -78,6 +78,7 @@ def main(device_name: str, minutes: float, only: tuple[str, ...]) -> None:
             if time.monotonic() - start > 60 * minutes:
                 click.echo(f"left out, no time: {step.title}")
                 continue
+            bench.subject.recogniser.eval()  # a step that trains it leaves it in training mode
             run_steps([step], bench, findings, lambda found: click.echo(format_finding(found)))
     _print_table(findings, time.monotonic() - start)
 

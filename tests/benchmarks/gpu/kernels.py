@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.benchmarks.gpu.bench import Bench, Found, say
+from train.check.gradients import HALF_BOUND
 from vox.check.environment import describe, look_at_machine
 from vox.check.rates import time_work
 from vox.check.results import Promise, Rate
 from vox.device import autocast
 from vox.model.conformer import ConformerLayer
-from vox.model.rotary import rotary_table
+from vox.model.rotary import Rotary, rotary_table
 
 BACKENDS = {0: "math", 1: "flash", 2: "memory-efficient", 3: "cuDNN", 4: "overrideable"}  # torch's numbers
 NEW_LENGTHS = 10
@@ -100,47 +101,33 @@ def time_compiled_layer(bench: Bench) -> Found:
     width, frames = bench.subject.config.model.d_model, 599 if bench.is_cuda else 60
     head_width = width // bench.subject.config.model.encoder_heads
     x_BTD = torch.randn(8, frames, width, device=bench.device, requires_grad=True)
-    rotary = rotary_table(torch.arange(frames, device=bench.device), head_width)
+
+    def rotary_of(num_frames: int) -> Rotary:
+        return rotary_table(torch.arange(num_frames, device=bench.device), head_width)
+
     is_valid_BT = torch.ones(8, frames, dtype=torch.bool, device=bench.device)
+
+    def gradient(run: Callable[..., Tensor], x_BTD: Tensor) -> Tensor:
+        x_BTD, num_frames = x_BTD.detach().requires_grad_(True), x_BTD.shape[1]
+        with autocast(bench.device, bench.subject.precision):
+            out = run(x_BTD, rotary_of(num_frames), is_valid_BT[:, :num_frames])
+        out.float().square().mean().backward()
+        assert x_BTD.grad is not None
+        return x_BTD.grad
+
+    layer.eval()  # without dropout, so that the two can be compared
     for name, run in (("eager", layer), ("compiled", torch.compile(layer, dynamic=True))):
-
-        def work(run: Callable[..., Tensor] = run) -> None:
-            with autocast(bench.device, bench.subject.precision):
-                out = run(x_BTD, rotary, is_valid_BT)
-            out.float().square().mean().backward()
-
-        first = time_work(work, bench.device, warm_up=0)
-        again = time_work(work, bench.device, repeats=10)
-        yield Rate(
-            f"layer_{name}", f"a Conformer layer, {name}", 1000 * again, "ms", note=f"first {first:.1f} s"
-        )
-
-
-def time_flex_attention(bench: Bench) -> Found:
-    """Time WavLM's biased attention by FlexAttention, against the bias as a tensor; and compare the two."""
-    from torch.nn.attention.flex_attention import flex_attention
-
-    batch, heads, frames = (10, 12, 799) if bench.is_cuda else (1, 2, 96)
-    query, key, value = (
-        torch.randn(batch, heads, frames, 64, device=bench.device, dtype=_half(bench)) for _ in range(3)
-    )
-    table = torch.randn(heads, 2 * frames - 1, device=bench.device, dtype=_half(bench))
-    gate = torch.rand(batch, heads, frames, device=bench.device, dtype=_half(bench))
-
-    def add_bias(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return score + gate[b, h, q] * table[h, k - q + frames - 1]
-
-    offsets = torch.arange(frames, device=bench.device)
-    bias = gate[..., None] * table[:, offsets[None, :] - offsets[:, None] + frames - 1]
-    compiled = torch.compile(flex_attention)
-    with torch.inference_mode():
-        expected = F.scaled_dot_product_attention(query, key, value, bias)
-        found = compiled(query, key, value, score_mod=add_bias)
-        error = float((found.float() - expected.float()).norm() / expected.float().norm())
-        plain = time_work(lambda: F.scaled_dot_product_attention(query, key, value, bias), bench.device, 10)
-        flex = time_work(lambda: compiled(query, key, value, score_mod=add_bias), bench.device, 10)
-    yield Promise("", "FlexAttention against a bias as a tensor", error, 1e-2)
-    yield Rate("flex", "FlexAttention", 1000 * flex, "ms", note=f"{1000 * plain:.2f} ms with the bias")
+        first = time_work(partial(gradient, run, x_BTD), bench.device, warm_up=0)
+        again = time_work(partial(gradient, run, x_BTD), bench.device, repeats=10)
+        what = f"a Conformer layer, {name}"
+        yield Rate(f"layer_{name}", what, 1000 * again, "ms", note=f"first {first:.1f} s")
+    for num_frames in (frames - 1, frames // 2, frames // 3 * 2):
+        shorter_BTD = x_BTD[:, :num_frames]
+        seconds = time_work(partial(gradient, run, shorter_BTD), bench.device, warm_up=0)
+        found, expected = gradient(run, shorter_BTD), gradient(layer, shorter_BTD)
+        error = float((found - expected).norm() / expected.norm())
+        what = f"gradient of the compiled layer, {num_frames} frames ({seconds:.1f} s at first)"
+        yield Promise("", what, error, HALF_BOUND)
 
 
 def _time_shapes(

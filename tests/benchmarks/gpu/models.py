@@ -4,8 +4,7 @@ B batch, S samples, T frames.
 """
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from unittest.mock import patch
@@ -31,7 +30,6 @@ from vox.check.decoding import encode
 from vox.check.promises import PRECISION_BOUND, check_extremes, compute_features, relative_l2
 from vox.check.results import Promise, Rate
 from vox.decode import DECODERS, SearchOptions
-from vox.wavlm.stem import ConvStem
 
 LONG_SECONDS = 35.0  # more than WavLM's attention takes in one pass
 NUM_UPDATES = 30
@@ -44,12 +42,20 @@ def compare_stems(bench: Bench) -> Found:
     exact_BTC = compute_features(bench.subject, torch.float32)
     error = relative_l2(compute_features(bench.subject, dtype), exact_BTC)
     yield Promise("T2", f"features in {_name(dtype)}", error, PRECISION_BOUND)
-    with _half_stem(bench.device, dtype):
-        error = relative_l2(compute_features(bench.subject, dtype), exact_BTC)
-        yield Rate("half_stem_error", "features, the stem in half precision", error, "relative L2")
-        if bench.is_cuda:
-            for rate in precompute.check.check_extraction(bench.subject):
-                yield replace(rate, what=f"{rate.what}, the stem in half precision")
+
+
+def compare_convolutions(bench: Bench) -> Found:
+    """Give the features' error and extraction's rate with more and more of the stem in half precision."""
+    exact_BTC = compute_features(bench.subject, torch.float32)
+    dtype = torch.float16 if bench.is_cuda else torch.bfloat16
+    for layers in ((), (1,), (1, 2), (1, 2, 3), tuple(range(1, 7))):
+        with patch("vox.wavlm.stem.HALF_LAYERS", layers):
+            name = f"convolutions {layers} multiplied in half precision"
+            error = relative_l2(compute_features(bench.subject, dtype), exact_BTC)
+            yield Rate("", f"features, {name}", error, "relative L2")
+            if bench.is_cuda:
+                for rate in precompute.check.check_extraction(bench.subject):
+                    yield replace(rate, key="", what=f"{rate.what}, {name}")
 
 
 def check_other_precisions(bench: Bench) -> Found:
@@ -121,15 +127,13 @@ def compare_decoders(bench: Bench) -> Found:
 
 
 def time_extraction(bench: Bench) -> Found:
-    """Time extraction as `vox check` does, with attention by cuDNN allowed, and off."""
-    former = torch.backends.cuda.cudnn_sdp_enabled()
-    try:
-        for is_on in (True, False) if bench.is_cuda else (former,):
-            torch.backends.cuda.enable_cudnn_sdp(is_on)
-            for rate in precompute.check.check_extraction(bench.subject):
-                yield replace(rate, what=f"{rate.what}, cuDNN attention {'allowed' if is_on else 'off'}")
-    finally:
-        torch.backends.cuda.enable_cudnn_sdp(former)
+    """Time extraction as `vox check` does, and with half as much audio in a batch."""
+    amounts = bench.subject.amounts
+    for divisor in (2, 1):
+        seconds = amounts.batch_seconds / divisor
+        subject = replace(bench.subject, amounts=replace(amounts, batch_seconds=seconds))
+        for rate in precompute.check.check_extraction(subject):
+            yield replace(rate, what=f"{rate.what}, batches of {seconds:.0f} s")
 
 
 def time_cuts(bench: Bench) -> Found:
@@ -157,7 +161,7 @@ def profile_update(bench: Bench) -> Found:
     trainer = Trainer(subject.recogniser, subject.config, subject.device, subject.precision, cached=True)
     lengths = [amounts.utterance_seconds] * amounts.update_utterances
     update = make_update(
-        lengths, subject.config.model, amounts.micro_utterances, live=False, pin=bench.is_cuda
+        lengths, subject.config.model, amounts.update_utterances, live=False, pin=bench.is_cuda
     )
     _profile("a cached update", bench, lambda: trainer.update(update.totals, update.batches))
     return []
@@ -183,19 +187,6 @@ def _profile(what: str, bench: Bench, work: Callable[[], object]) -> None:
     column = "self_device_time_total" if bench.is_cuda else "self_cpu_time_total"
     table = profiler.key_averages().table(sort_by=column, row_limit=PROFILE_ROWS, max_name_column_width=60)
     print(table, flush=True)
-
-
-@contextmanager
-def _half_stem(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Compute WavLM's convolutions in half precision, whatever WavLM asks for."""
-    forward = ConvStem.forward
-
-    def compute(self: ConvStem, *arguments: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(device.type, dtype=dtype):
-            return forward(self, *arguments)
-
-    with patch.object(ConvStem, "forward", compute):
-        yield
 
 
 def _name(dtype: torch.dtype) -> str:
