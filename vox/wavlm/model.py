@@ -199,7 +199,7 @@ class WavLM(nn.Module):
             clean_BS, folded = clean_waveforms(waveforms_BS, num_samples_B, self.do_normalize), None
         else:
             clean_BS, folded = measured.clean(waveforms_BS), measured.folded
-        # Features in float16 may be 1e-3 from float32's (relative L2): that is how far a cache may be from live
+        # Features in float16 may be 1e-3 from float32's (relative L2), as far as a cache may be from live
         # audio. With the whole stem in half precision they are 0.9e-3 to 1.3e-3 away, over kinds of audio,
         # with stem and projection in float32 0.6e-3. On an H100 it is 0.77e-3 with two convolutions that
         # multiply half-precision numbers, and the stem takes 10 ms of a batch of 160 s instead of 20.
