@@ -1,4 +1,4 @@
-"""Calibration on an evaluation's page: is a text that is called 90 % certain right nine times out of ten?"""
+"""Calibration on the evaluation page: of the texts with 90 % confidence, are nine in ten correct?"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ NUM_BINS = 10
 
 @dataclass(frozen=True)
 class CalibrationBin:
-    """Utterances of about the same confidence."""
+    """Utterances of similar confidence."""
 
     count: int
     confidence: float  # mean
-    share_right: float  # of the utterances without an error
+    share_right: float  # fraction of utterances without an error
 
 
 def bin_confidences(confidences: Sequence[float], are_right: Sequence[bool]) -> list[CalibrationBin]:
-    """Put utterances into bins of equal width in confidence, and leave out empty bins."""
+    """Group utterances into confidence bins of equal width, without empty bins."""
     numbers = np.minimum((np.asarray(confidences) * NUM_BINS).astype(int), NUM_BINS - 1)
     bins = []
     for number in np.unique(numbers):
@@ -31,13 +31,13 @@ def bin_confidences(confidences: Sequence[float], are_right: Sequence[bool]) -> 
 
 
 def calibration_error(bins: Sequence[CalibrationBin]) -> float:
-    """Return the mean distance of confidence and share right, over utterances (Guo et al. 2017, ECE)."""
+    """Return the expected calibration error, the mean of |confidence - share right| (Guo et al. 2017)."""
     total = sum(one.count for one in bins)
     return sum(one.count * abs(one.confidence - one.share_right) for one in bins) / total
 
 
 def render_calibration(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Write the section; nothing where no decoder has a `confidence` (0 to 1) in each of its rows."""
+    """Render the section; empty if no decoder has a `confidence` (0 to 1) in all of its rows."""
     parts = [
         _render_decoder(name, some)
         for name, some in rows.items()
@@ -46,8 +46,8 @@ def render_calibration(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     if not parts:
         return ""
     note = (
-        "Utterances by the confidence that the decoder gave them: the share without an error should be that "
-        "confidence. The calibration error is the mean distance of the two."
+        "Utterances grouped by confidence. The share without an error should equal the confidence; the "
+        "calibration error is the mean difference between the two."
     )
     return (
         f'<section id="calibration"><h2>Confidence</h2><p class="note">{note}</p>{"".join(parts)}</section>'

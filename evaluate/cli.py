@@ -1,4 +1,4 @@
-"""`vox evaluate`: error rates of a checkpoint on a split, decoder by decoder."""
+"""`vox evaluate`: error rates of a checkpoint on a split, for each decoder."""
 
 from pathlib import Path
 
@@ -66,7 +66,7 @@ def evaluate(
 ) -> None:
     """Measure WER and CER on a split.
 
-    Prints a line for each decoder, and writes hypotheses, a report and a page to look at.
+    Prints a line for each decoder, and writes the hypotheses, a report and an HTML page.
     """
     from evaluate.intervals import read_earlier
     from evaluate.report import (
@@ -84,12 +84,12 @@ def evaluate(
     from vox.decode import VALIDATION_DECODERS, make_options
     from vox.device import pick_device
 
-    # Whatever can be wrong is met before the work: names, folders, headers of the recordings, weights.
+    # Check everything before the work: names, folders, headers of the recordings, weights.
     if decoders:
         make_options(decoders, beam)
     place = pick_device(device)
     folder = checkpoint or newest_checkpoint()
-    # Training moves the link `best` to another checkpoint, perhaps just now.
+    # Resolve the link once: training may move `best` to another checkpoint at any time.
     resolved = folder.resolve()
     plan = plan_search(
         resolved,

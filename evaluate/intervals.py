@@ -1,4 +1,4 @@
-"""How certain an evaluation's rates are, and how its decoders and an earlier report differ.
+"""Confidence intervals of an evaluation's rates, and comparisons of decoders and with an earlier report.
 
 Shape suffix: N utterances.
 """
@@ -21,7 +21,7 @@ FEW_SPEAKERS = 10  # below this, intervals over speakers are rough
 
 @dataclass(frozen=True)
 class EarlierReport:
-    """What `--against` names: the texts of an earlier evaluation."""
+    """The texts of an earlier evaluation (`--against`)."""
 
     folder: Path
     texts: dict[str, dict[str, tuple[str, str]]]  # decoder: id: reference and hypothesis
@@ -41,22 +41,22 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Intervals:
-    """The rates of every decoder with their draws, and the comparisons."""
+    """The rates of every decoder with their bootstrap draws, and the comparisons."""
 
     over: str  # what was drawn: "speakers" or "utterances"
     num_units: int
     wer: dict[str, Rate]
     cer: dict[str, Rate]
     between_decoders: list[Comparison]
-    against: list[Comparison]  # this evaluation with an earlier one, decoder by decoder; may be empty
-    earlier_folder: Path | None  # of that one
+    against: list[Comparison]  # this evaluation with an earlier one, for each decoder; may be empty
+    earlier_folder: Path | None  # of the earlier report
 
 
 def read_earlier(folder: Path, decoders: Sequence[str], utterances: Sequence[Utterance]) -> EarlierReport:
-    """Read the report that an earlier evaluation wrote into a folder.
+    """Read the report of an earlier evaluation from its folder.
 
-    Raises ReportError if it is missing or damaged, or has no decoder or no utterance (of the same
-    reference) in common with what is to be evaluated.
+    Raises ReportError if it is missing or damaged, or if it shares no decoder or no utterance (with the same
+    reference) with this evaluation.
     """
     remedy = "name a folder that `vox evaluate` wrote"
     if not (folder / "report.json").is_file():
@@ -87,9 +87,9 @@ def _read_texts(path: Path) -> dict[str, tuple[str, str]]:
 def measure_intervals(
     evaluation: Evaluation, utterances: Mapping[str, Utterance], earlier: EarlierReport | None = None
 ) -> Intervals:
-    """Draw speakers (or utterances, where speakers are unknown or there is one) for every figure.
+    """Bootstrap all rates over speakers, or over utterances if a speaker is unknown or there is only one.
 
-    utterances: by id, those of the evaluation and perhaps more.
+    utterances: by id; all of the evaluation, maybe more.
     """
     scores = {name: result.score.utterances for name, result in evaluation.decoders.items()}
     units_N = _pick_units(evaluation.ids, utterances)
@@ -119,7 +119,7 @@ def measure_intervals(
 
 
 def _pick_units(ids: Sequence[str], utterances: Mapping[str, Utterance]) -> Sequence[Hashable]:
-    """Return each utterance's speaker; the ids themselves if a speaker is unknown or there is one only."""
+    """Return each utterance's speaker; the ids instead if a speaker is unknown or there is only one."""
     speakers = [utterances[utterance_id].speaker for utterance_id in ids]
     return speakers if all(speakers) and len(set(speakers)) > 1 else ids
 
@@ -135,9 +135,9 @@ def _compare_with_earlier(
     for name, texts in earlier.texts.items():
         now = dict(zip(evaluation.ids, evaluation.decoders[name].score.utterances, strict=True))
         references = dict(zip(evaluation.ids, evaluation.references, strict=True))
-        # Only what both were asked, and asked alike.
+        # Compare only utterances that are in both, with the same reference.
         ids = [i for i in evaluation.ids if i in texts and texts[i][0] == references[i]]
-        if not ids:  # those in common could not be read this time
+        if not ids:  # the shared recordings could not be read this time
             continue
         then = score([texts[i][0] for i in ids], [texts[i][1] for i in ids]).utterances
         rates = measure_rates(
@@ -152,7 +152,7 @@ def _compare_with_earlier(
 
 
 def describe_intervals(intervals: Intervals) -> dict[str, Any]:
-    """Make report.json's entries about how the intervals were found and the comparisons."""
+    """Return report.json's entries for the bootstrap and the comparisons."""
     return {
         "bootstrap": {
             "level": LEVEL,

@@ -1,7 +1,7 @@
-"""The page of an evaluation: one HTML file that needs no network and opens from disk.
+"""The evaluation page: one HTML file that opens from disk and needs no network.
 
-`page.html` is the template: layout, colours and the script that searches and sorts. Everything that a corpus
-or a model can put into the page goes through `escape`.
+`page.html` is the template: layout, colours and the script that searches and sorts. All text from a corpus
+or a model passes through `escape`.
 """
 
 import math
@@ -36,11 +36,11 @@ def render_page(
     checkpoint: Mapping[str, Any],
     out_dir: Path,
 ) -> str:
-    """Write the whole page.
+    """Render the whole page.
 
-    rows: by decoder, what goes into the hypotheses file; where each of them has a `confidence`, its
-    calibration is shown. utterances: by id, probed. out_dir: where the page goes, from which recordings are
-    linked that are too large to embed.
+    rows: by decoder, the rows of the hypotheses file; if all of them have a `confidence`, the page shows its
+    calibration. utterances: by id, probed. out_dir: the page's folder; links to recordings that are too large
+    to embed are relative to it.
     """
     template = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
     recordings = [utterances[utterance_id] for utterance_id in evaluation.ids]
@@ -68,7 +68,7 @@ def render_page(
 
 
 def _format_percent(share: float, sign: str = "") -> str:
-    """Write 0.0123 as `1.23`; sign: `+` to sign positive numbers too."""
+    """Format 0.0123 as `1.23`; sign: `+` to sign positive numbers too."""
     return f"{100 * share:{sign}.2f}".replace("-", "\N{MINUS SIGN}")
 
 
@@ -103,7 +103,7 @@ def _render_decoder(name: str, result: DecoderResult, intervals: Intervals) -> s
     )
     legend = "".join(f'<li><i class="{key}"></i>{count:,} {kind}</li>' for key, kind, count in kinds)
     cut = (
-        f"<p>{len(result.truncated_ids):,} texts cut off at the most labels</p>"
+        f"<p>{len(result.truncated_ids):,} texts cut off at the label limit</p>"
         if result.truncated_ids
         else ""
     )
@@ -141,9 +141,9 @@ def _explain_intervals(intervals: Intervals) -> str:
         f"{intervals.num_units:,} {intervals.over}."
     )
     if intervals.over == "speakers" and intervals.num_units < FEW_SPEAKERS:
-        text += f" With {intervals.num_units} speakers they are rough, and most likely too narrow."
+        text += f" With {intervals.num_units} speakers they are rough, and probably too narrow."
     if any(rate.value == 0 for rate in intervals.wer.values()):
-        text += " A decoder without errors has no width here: more speech is needed to tell how good it is."
+        text += " A decoder without errors has an interval of no width: evaluate on more speech to rate it."
     return text
 
 
@@ -158,12 +158,12 @@ def _render_comparisons(intervals: Intervals) -> str:
             lines = "".join(_render_comparison(one, widest) for one in some)
             parts.append(
                 f'<h3>{escape(title)}</h3><div class="scroll"><table><thead><tr><th>first</th><th>second</th>'
-                "<th>WER %</th><th>difference, points</th><th></th><th>what can be said</th></tr></thead>"
+                "<th>WER %</th><th>difference, points</th><th></th><th>verdict</th></tr></thead>"
                 f"<tbody>{lines}</tbody></table></div>"
             )
     if not parts:
         return ""
-    note = "Drawn in pairs: both are measured on the same draws, so that what is hard for both cancels out."
+    note = "Paired: both are measured on the same draws, so what is hard for both cancels out."
     return (
         f'<section id="comparisons"><h2>Comparisons</h2><p class="note">{note}</p>{"".join(parts)}</section>'
     )
@@ -171,7 +171,7 @@ def _render_comparisons(intervals: Intervals) -> str:
 
 def _render_comparison(one: Comparison, widest: float) -> str:
     low, high = one.wer.interval
-    verdict = "no difference to be seen"
+    verdict = "no clear difference"
     if high < 0 or low > 0:
         verdict = f"the second is {'better' if high < 0 else 'worse'}"
     chance = f"better in {100 * one.wer.probability:.0f} % of the draws, {one.num_utterances:,} utterances"
@@ -226,9 +226,9 @@ def _group_by_speaker(recordings: Sequence[Utterance]) -> dict[str, Indices]:
 
 
 def split_evenly(values: Sequence[float], label: str) -> dict[str, Indices]:
-    """Put utterances into groups of about the same size, from low values to high.
+    """Sort utterances into groups of about the same size, from low values to high.
 
-    label: a format of a group's lowest and highest value. Equal values stay together.
+    label: format string for a group's lowest and highest value. Equal values stay together.
     """
     order = sorted(range(len(values)), key=lambda index: values[index])
     size = math.ceil(len(order) / max(1, min(MAX_GROUPS, len(order) // MIN_GROUP)))
@@ -238,7 +238,7 @@ def split_evenly(values: Sequence[float], label: str) -> dict[str, Indices]:
             groups.append([])
         groups[-1].append(index)
     labelled: dict[str, Indices] = {}
-    for group in groups:  # two groups that look alike are one
+    for group in groups:  # merge groups with the same label
         labelled.setdefault(label.format(values[group[0]], values[group[-1]]), []).extend(group)
     return labelled
 
@@ -271,7 +271,7 @@ def _render_bar(share: float) -> str:
 
 
 def _rate_of(scores: Sequence[UtteranceScore]) -> tuple[float, int, int]:
-    """Return the WER of some utterances, their errors and their words."""
+    """Return the WER of some utterances, the number of errors and the number of words."""
     errors, words = sum(one.num_errors for one in scores), sum(one.num_words for one in scores)
     return errors / words, errors, words
 

@@ -1,4 +1,4 @@
-"""Evaluation's outputs: a table and a page for people, a report and the hypotheses for programs.
+"""Output files of an evaluation: a table and a page to read, a report and the hypotheses for programs.
 
 report.json               every figure, the checkpoint's identity, versions, what was excluded and why
 report.txt                the table
@@ -31,14 +31,14 @@ VERSIONS_OF = ("torch", "transformers", "sentencepiece", "jiwer")
 
 
 def default_out_dir(checkpoint: Path, split: str) -> Path:
-    """Return RUN/evaluate/CHECKPOINT-SPLIT: in the run's folder, never among its checkpoints."""
+    """Return RUN/evaluate/CHECKPOINT-SPLIT: in the run's folder, outside its checkpoints."""
     folder = checkpoint if checkpoint.name else checkpoint.absolute()
     run_dir = folder.parent.parent if folder.parent.name == CHECKPOINTS else folder.parent
     return run_dir / "evaluate" / f"{folder.name}-{split}"
 
 
 def prepare_out_dir(out_dir: Path) -> Path:
-    """Make the folder and try to write in it, before the work: raises OSError if that cannot be done."""
+    """Create the folder and test that it is writable, before the work. Raises OSError."""
     out_dir.mkdir(parents=True, exist_ok=True)
     remove_leftovers(out_dir)
     with tempfile.TemporaryFile(dir=out_dir):
@@ -46,7 +46,7 @@ def prepare_out_dir(out_dir: Path) -> Path:
 
 
 def format_table(evaluation: Evaluation) -> str:
-    """Write a line for each decoder, then what was scored and what was not."""
+    """Format one line a decoder, then what was scored and what was excluded."""
     lines = [f"{'decoder':<16}{'WER %':>8}{'CER %':>8}{'sub':>8}{'del':>8}{'ins':>8}{'words':>9}{'RTF':>8}"]
     for name, result in evaluation.decoders.items():
         counts = result.score
@@ -60,7 +60,7 @@ def format_table(evaluation: Evaluation) -> str:
     lines += _hotword_lines(evaluation)
     for name, result in evaluation.decoders.items():
         if result.truncated_ids:
-            lines.append(f"{name}: {len(result.truncated_ids)} hypotheses cut off at the most labels")
+            lines.append(f"{name}: {len(result.truncated_ids)} hypotheses cut off at the label limit")
     if evaluation.excluded:
         lines.append(
             f"excluded, in no figure above: {len(evaluation.excluded)} utterances that cannot be used"
@@ -70,7 +70,7 @@ def format_table(evaluation: Evaluation) -> str:
 
 
 def _hotword_lines(evaluation: Evaluation) -> list[str]:
-    """Write a line for each decoder of what it made of the hotwords; none where none were asked for."""
+    """Format one line a decoder with its hotword figures; an empty list without hotwords."""
     columns = f"{'WER %':>8}{'other %':>9}{'recall %':>10}{'precision %':>13}{'false alarms':>14}"
     lines = []
     for name, result in evaluation.decoders.items():
@@ -83,7 +83,7 @@ def _hotword_lines(evaluation: Evaluation) -> list[str]:
 
 
 def describe_checkpoint(path: Path, loaded: Checkpoint) -> dict[str, Any]:
-    """Say which checkpoint it is. Call it right after loading: training may replace and delete it later."""
+    """Return the checkpoint's identity. Call it right after loading: training may delete the folder later."""
     checksums = json.loads((loaded.folder / CHECKSUMS).read_text(encoding="utf-8"))
     return {
         "path": str(path),
@@ -102,10 +102,10 @@ def write_report(
     utterances: Sequence[Utterance],
     earlier: EarlierReport | None = None,
 ) -> None:
-    """Write the report's files; each replaces an old one whole. Raises OSError.
+    """Write the report's files, each atomically. Raises OSError.
 
-    checkpoint: from `describe_checkpoint`. utterances: those of the evaluation, probed, and perhaps more.
-    earlier: to compare with.
+    checkpoint: from `describe_checkpoint`. utterances: probed; all of the evaluation, maybe more.
+    earlier: the report to compare with.
     """
     by_id = {utterance.id: utterance for utterance in utterances}
     intervals = measure_intervals(evaluation, by_id, earlier)
@@ -116,7 +116,7 @@ def write_report(
     write_whole(out_dir / "report.txt", f"{format_table(evaluation)}\n".encode())
     page = render_page(evaluation, intervals, rows, by_id, checkpoint, out_dir)
     write_whole(out_dir / "report.html", page.encode())
-    # Last: a report.json that is there has all its parts beside it.
+    # Written last: if report.json exists, the other files are complete.
     report = json.dumps(_make_report(evaluation, intervals, checkpoint), indent=1, ensure_ascii=False)
     write_whole(out_dir / "report.json", f"{report}\n".encode())
 

@@ -1,7 +1,7 @@
-"""Decode a split with every decoder asked for, and score what comes out.
+"""Decode a split with each requested decoder, and score the hypotheses.
 
-The encoder runs once a batch; its time is counted to each decoder, so that a decoder's real-time factor
-is what it would be alone. Reading the files is not counted: other processes do it meanwhile.
+The encoder runs once a batch. Its time is added to each decoder's, so a decoder's real-time factor is the one
+it would have alone. Reading the files is not counted, because other processes do it in parallel.
 """
 
 import logging
@@ -32,14 +32,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DecoderResult:
-    """What one decoder made of a split."""
+    """One decoder's results on a split."""
 
     score: Score  # its `utterances` are in the order of Evaluation.ids
     hypotheses: list[str]  # in the order of Evaluation.ids
-    confidences: list[float | None]  # in that order: how sure the model is of each hypothesis
-    truncated_ids: list[str]  # decoding was cut off at the most labels
+    confidences: list[float | None]  # of each hypothesis, in that order
+    truncated_ids: list[str]  # decoding stopped at the label limit
     real_time_factor: float  # seconds of computing for a second of audio
-    hotwords: HotwordScore | None = None  # where hotwords were asked for
+    hotwords: HotwordScore | None = None  # None if no hotwords were given
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,16 @@ class Evaluation:
     split: str
     ids: list[str]  # of the utterances scored, sorted
     references: list[str]
-    excluded: dict[str, str]  # id: why it cannot be used; counted in no figure
+    excluded: dict[str, str]  # id: why it cannot be used; excluded from all figures
     audio_seconds: float  # of the utterances scored
-    precision: str  # what was computed in: float32, bfloat16 or float16
+    precision: str  # of the computation: float32, bfloat16 or float16
     decoders: dict[str, DecoderResult]
-    options: SearchOptions  # of the decoders that are not greedy
+    options: SearchOptions  # of the searches; greedy decoders ignore them
 
 
 @dataclass
 class _Tally:
-    """What is collected while decoding."""
+    """Results collected during decoding."""
 
     texts: dict[str, dict[str, str]]  # decoder: id: hypothesis
     truncated: dict[str, list[str]]
@@ -83,15 +83,15 @@ def evaluate_split(
     workers: int = 0,
     left_out: Mapping[str, str] | None = None,
 ) -> Evaluation:
-    """Decode and score utterances (probed) on the device that the recogniser is on.
+    """Decode and score utterances (probed) on the recogniser's device.
 
-    In the precision that training chooses for that device, and validates in: half precision on a GPU.
-    options: of the searches; None for the defaults. hotwords: scored apart, for every decoder; their
-    spellings become their phrases, normalised, in the hypotheses. left_out: what of the split is not in
-    `utterances`, and why; only listed. Recordings that turn out to be unreadable join it: they are in no
-    figure.
+    Uses the precision that training and validation use on that device: half precision on a GPU.
+    options: of the searches; None for the defaults. hotwords: get figures of their own, for every decoder; in
+    the hypotheses their spellings are replaced by their phrases, normalised. left_out: other utterances of
+    the split, and why they are not in `utterances`; they are only listed. Recordings that cannot be decoded
+    are added to them and excluded from all figures.
 
-    Raises CorpusError when none can be read, and ConfigError for an unknown decoder.
+    Raises CorpusError if no recording can be read, and ConfigError for an unknown decoder.
     """
     tally = _Tally(texts={name: {} for name in decoders}, truncated={name: [] for name in decoders})
     tally.precision = pick_precision("auto", device_of(loaded.recogniser))
@@ -112,9 +112,9 @@ def read_batches(
     workers: int,
     excluded: dict[str, str],
 ) -> Iterator[AudioBatch]:
-    """Yield utterances (probed) in batches of like length, and show progress under a title.
+    """Yield utterances (probed) in batches of similar length, with a progress bar of that title.
 
-    excluded: gets the ids of recordings that cannot be read, and why; each is logged too.
+    excluded: is filled with the ids of recordings that cannot be read, and why. Each is also logged.
     """
     seconds = {utterance.id: samples_to_seconds(utterance.num_samples or 0) for utterance in utterances}
     with AudioProgress(sum(seconds.values()), title) as progress:
@@ -175,7 +175,7 @@ def _score_tally(
         hypotheses = [matcher.replace_spellings(texts[utterance.id]) for utterance in scored]
         if tally.truncated[name]:
             log.warning(
-                "%s: %d hypotheses were cut off at the most labels for their length (listed in the report)",
+                "%s: %d hypotheses were cut off at the label limit for their length (listed in the report)",
                 name,
                 len(tally.truncated[name]),
             )

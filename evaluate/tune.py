@@ -1,9 +1,9 @@
-"""Weights for rescoring, chosen on a dev split; and the temperature of confidences.
+"""Choose the weights of rescoring on a dev split, and fit the temperature of confidences.
 
-The encoder runs once. A wide CTC beam lists texts for each utterance, with every part of their scores. A set
-of weights only reorders these lists, which takes no model, so a thousand sets can be tried. What this cannot
-show is a text that other weights would have brought into the beam, so the split is decoded once more with the
-weights that were chosen: the WERs that are compared are those of real decoding.
+The encoder runs once. A wide CTC beam lists texts for each utterance, with all parts of their scores. A set
+of weights only reorders these lists. That needs no model, so a thousand sets can be tried. But other weights
+might have brought other texts into the beam. So the split is decoded again with the chosen weights: the
+compared WERs are those of real decoding.
 
 Letters: B utterances, K texts of each, P parts, C choices of weights, U labels, V vocabulary.
 """
@@ -36,15 +36,15 @@ log = logging.getLogger(__name__)
 CTC_WEIGHTS = tuple(k / 10 for k in range(11))
 LENGTH_BONUSES = tuple(k / 4 for k in range(-2, 7))
 LM_WEIGHTS = tuple(k / 10 for k in range(11))
-MAX_CONFIDENCE_LABELS = 20_000  # as many as a temperature needs, and as little memory
+MAX_CONFIDENCE_LABELS = 20_000  # enough to fit a temperature, in little memory
 
 
 @dataclass
 class _Lists:
-    """What one pass over the split collects."""
+    """Results of one pass over the split."""
 
     errors_BK: list[list[int]] = field(default_factory=list)  # word errors of each text
-    parts_BKP: list[list[list[float]]] = field(default_factory=list)  # ctc, attention, labels, and lm if any
+    parts_BKP: list[list[list[float]]] = field(default_factory=list)  # ctc, attention, labels, lm (if given)
     rows_UV: list[torch.Tensor] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     words: list[int] = field(default_factory=list)
@@ -61,10 +61,10 @@ def tune(
     batch_seconds: float = 120.0,
     workers: int = 0,
 ) -> Tuned:
-    """Choose weights for `rescore`, and the best of it, `joint` and the greedy decoders, on a split (probed).
+    """Choose weights for `rescore`, then the best of `rescore`, `joint` and the greedy decoders.
 
-    options: the beam, and a language model among the scorers with the weight that its search begins with.
-    Raises CorpusError if no recording can be read.
+    utterances: of the split, probed. options: the beam, and the language model, if any, as a scorer with its
+    initial weight. Raises CorpusError if no recording can be read.
     """
     lists = _collect(loaded, utterances, split, options, batch_seconds, workers)
     if not lists.errors_BK:
@@ -85,7 +85,7 @@ def tune(
     )
     wer = {name: result.score.wer for name, result in evaluation.decoders.items()}
     return Tuned(
-        decoder=min(wer, key=lambda name: wer[name]),  # of equals the first: the cheapest
+        decoder=min(wer, key=lambda name: wer[name]),  # among equals the first, which is the cheapest
         beam=options.beam,
         ctc_weight=ctc_weight,
         length_bonus=length_bonus,
@@ -99,10 +99,10 @@ def tune(
 def choose_weights(
     errors_BK: Sequence[Sequence[int]], parts_BKP: Sequence[Sequence[Sequence[float]]], *, has_lm: bool
 ) -> tuple[float, float, float, int]:
-    """Return the CTC weight, the bonus a label and the weight of the language model, and their word errors.
+    """Return the CTC weight, the length bonus, the language model's weight, and the word errors with them.
 
-    parts: of each text its scores by CTC and by attention, its labels, and its score by the language model.
-    Of equally good weights, those nearest to the middle of all such: a plateau's edge is a matter of luck.
+    parts_BKP: for each text its CTC score, its attention score, its number of labels, and its language model
+    score. Among equally good weights, those nearest to their mean are taken: the edge of a plateau is chance.
     """
     choices_CP = np.array(
         [
@@ -131,7 +131,7 @@ def _collect(
     lists = _Lists()
     texts = {utterance.id: utterance.text for utterance in utterances}
     num_labels = sum(len(loaded.tokenizer.encode(text)) for text in texts.values())
-    step = -(-num_labels // MAX_CONFIDENCE_LABELS)  # one utterance in so many fits the temperature
+    step = -(-num_labels // MAX_CONFIDENCE_LABELS)  # every step-th utterance is used for the temperature
     sampled = set(sorted(texts)[::step])
     for batch in read_batches(utterances, f"listing {split}", batch_seconds, workers, {}):
         _collect_batch(loaded, batch, options, texts, sampled, lists)
@@ -177,7 +177,7 @@ def _count_errors(reference: str, hypothesis: str) -> int:
 def _collect_words(
     log_probs_TV: torch.Tensor, labels: list[int], reference: str, tokenizer: Tokenizer, lists: _Lists
 ) -> None:
-    """Add the labels of a text, and which of its words are right, to what the temperature is fitted to."""
+    """Add a text's labels, and which of its words are right, to the data of the temperature fit."""
     spans, groups = align_labels(log_probs_TV, labels), tokenizer.group_words(labels)
     if spans is None or not groups:
         return

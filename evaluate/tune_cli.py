@@ -1,4 +1,4 @@
-"""`vox tune`: weights of the search, chosen on a dev split and kept with the checkpoint."""
+"""`vox tune`: choose the search and its weights on a dev split, and keep them with the checkpoint."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from vox.options import (
 
 
 @click.command()
-@click.option("--split", required=True, help="A dev split: never the one that is tested on.")
+@click.option("--split", required=True, help="A dev split. Never use the test split.")
 @checkpoint_option
 @click.option(
     "--beam", type=click.IntRange(1, 1000), default=8, show_default=True, help="Texts of an utterance."
@@ -25,7 +25,7 @@ from vox.options import (
     "--lm",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Tune with this language model: an entry of its own.",
+    help="Tune with this language model; its weights are kept separately.",
 )
 @root_option
 @device_option
@@ -43,11 +43,11 @@ def tune(
     workers: int,
     skip_bad: bool,
 ) -> None:
-    """Choose how a checkpoint is searched.
+    """Choose the decoder of a checkpoint and its weights.
 
-    Finds the weights of rescoring (CTC's, a bonus a label, the language model's) with the lowest WER on a
-    split, compares it with `joint` and the greedy decoders, and fits the temperature of the confidences.
-    Writes tuned.json into the checkpoint's folder, where `vox transcribe` and `vox evaluate` look for it.
+    Finds the weights of `rescore` (of CTC, a label, the language model) with the lowest WER on a split,
+    compares it with `joint` and the greedy decoders, and fits the temperature of the confidences.
+    Writes tuned.json into the checkpoint's folder, where `vox transcribe` and `vox evaluate` read it.
     """
     from evaluate.tune import tune as tune_weights
     from vox.additions import read_additions
@@ -61,7 +61,7 @@ def tune(
     place = pick_device(device)
     folder = (checkpoint or newest_checkpoint()).resolve()
     loaded = load_recogniser(folder, place)
-    read_tuned(folder, lm)  # what cannot be written to is found before the work
+    read_tuned(folder, lm)  # fail on a damaged tuned.json before the work
     scorers = read_additions(lm, None, None, (), None).make_scorers(loaded.tokenizer, place)
     utterances = load_split(root, split, skip_bad=skip_bad)
     tuned = tune_weights(
@@ -73,7 +73,7 @@ def tune(
         workers=workers,
     )
     for name, wer in tuned.wer.items():
-        click.echo(f"{name:<12}{100 * wer:>8.2f} % WER{'  <- taken' if name == tuned.decoder else ''}")
+        click.echo(f"{name:<12}{100 * wer:>8.2f} % WER{'  <- chosen' if name == tuned.decoder else ''}")
     lm_weight = f", language model {tuned.lm_weight:g}" if lm is not None else ""
     click.echo(
         f"rescore: CTC weight {tuned.ctc_weight:g}, {tuned.length_bonus:g} a label{lm_weight}; "

@@ -1,6 +1,6 @@
-"""The utterances of an evaluation's page: each with its recording and its alignments.
+"""The utterances on the evaluation page, each with its recording and alignments.
 
-Decoders that found the same text share one alignment.
+Decoders with the same text share one alignment.
 """
 
 import base64
@@ -24,9 +24,9 @@ MAX_EMBEDDED_BYTES = 20 * 2**20  # of all recordings together; above it they are
 
 
 def render_cards(evaluation: Evaluation, recordings: Sequence[Utterance], out_dir: Path) -> str:
-    """Write a card for every utterance, those with the most errors (of all decoders together) first.
+    """Render a card for every utterance, sorted by the errors of all decoders together, most first.
 
-    recordings: in the order of `evaluation.ids`. out_dir: the folder that links start from.
+    recordings: in the order of `evaluation.ids`. out_dir: links are relative to this folder.
     """
     decoders = list(evaluation.decoders)
     embeds = _total_bytes(recordings) <= MAX_EMBEDDED_BYTES
@@ -51,7 +51,7 @@ def _render_card(
     texts = "".join(_render_text(names, score_of[pairs]) for pairs, names in by_text.items())
     facts = [f"speaker {utterance.speaker}"] if utterance.speaker else []
     facts += [f"{seconds:.1f} s", f"{scores[0].num_words / seconds:.1f} words/s"]
-    # What the search looks into: the texts whole, and with their errors marked.
+    # Text that the page's search reads: the plain texts, and the texts with errors marked.
     found = [utterance.id, *facts[:1], utterance.text]
     for pairs in by_text:
         if score_of[pairs].num_errors:
@@ -97,7 +97,7 @@ def _total_bytes(recordings: Sequence[Utterance]) -> int:
 
 
 def _embed(utterance: Utterance) -> str | None:
-    """Return a recording as a data URI, a segment as a WAV file's; None if it cannot be read any more."""
+    """Return a recording as a data URI, a segment as a WAV file; None if it can no longer be read."""
     try:
         if utterance.segment is None:
             data = utterance.audio_path.read_bytes()
@@ -113,9 +113,9 @@ def _embed(utterance: Utterance) -> str | None:
 
 
 def _link(utterance: Utterance, out_dir: Path) -> str:
-    """Return a recording's address relative to the page, which opens wherever both are moved together.
+    """Return a recording's URL relative to the page, so both can be moved together.
 
-    A segment's has its times (a media fragment): a browser plays that part.
+    The URL of a segment has its times (a media fragment), so a browser plays only that part.
     """
     path = os.path.relpath(utterance.audio_path.resolve(), out_dir.resolve())
     segment = utterance.segment

@@ -1,4 +1,4 @@
-"""Stage 3's data: which source a checkpoint comes from, and a target with that source replayed beside it."""
+"""Data of stage 3: the source of a checkpoint, and a target split with the source replayed."""
 
 import logging
 from dataclasses import replace
@@ -13,10 +13,10 @@ log = logging.getLogger(__name__)
 
 
 def name_source(config: Config, origin: Config) -> Config:
-    """Return the config with the source's splits named: those asked for, else the checkpoint's own.
+    """Return the config with the source's splits filled in: the requested ones, or else the checkpoint's.
 
     origin: the config that the checkpoint was trained with. After an earlier stage 3 the source is that
-    stage's. Raises ConfigError where source and target are the same split, for training or for validation.
+    stage's source. Raises ConfigError if source and target are the same split, for training or validation.
     """
     asked = config.adapt
     split = asked.replay_split or origin.adapt.replay_split or origin.data.train_split
@@ -36,7 +36,7 @@ def name_source(config: Config, origin: Config) -> Config:
 
 
 def add_replay(target: TrainingSplit, source: TrainingSplit) -> TrainingSplit:
-    """Return the target's utterances and, behind them, the source's, whose ids begin with its name."""
+    """Append the source's utterances to the target's; their ids get the source's name as a prefix."""
     assert isinstance(target.source, CachedSource) and isinstance(source.source, CachedSource)
     prefix = f"{source.name}/"
     replayed = [replace(utterance, id=prefix + utterance.id) for utterance in source.utterances]

@@ -1,4 +1,4 @@
-"""How a checkpoint is searched: what the user asks for, over what `vox tune` chose, over the defaults."""
+"""Choose decoders and options: the user's options first, then what `vox tune` chose, then the defaults."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -31,14 +31,14 @@ class Additions:
 
     @property
     def options(self) -> list[str]:
-        """The options that only a search can follow."""
+        """The given command-line options that need a search."""
         return ["--lm"] * (self.lm is not None) + ["--hotwords"] * bool(self.hotwords)
 
     def make_scorers(self, tokenizer: Tokenizer, device: torch.device) -> tuple[tuple[Scorer, float], ...]:
-        """Return them as scorers with weights, for SearchOptions; an empty list of hotwords is none.
+        """Return them as weighted scorers for SearchOptions; an empty list of hotwords gives no scorer.
 
         Raises LanguageModelError for a model that does not fit the tokenizer, and TextError for hotwords with
-        letters that it lacks.
+        letters that the tokenizer does not have.
         """
         scorers: list[tuple[Scorer, float]] = []
         if self.lm is not None:
@@ -56,9 +56,10 @@ def read_additions(
     hotwords: Sequence[str],
     hotword_weight: float | None,
 ) -> Additions:
-    """Return what is to be added; hotwords: lines as in the file. No weight is the default one.
+    """Return the language model and hotwords to use. hotwords: lines as in the file. None: default weight.
 
-    Raises ConfigError for a weight of nothing, and TextError for hotwords that cannot be used.
+    Raises ConfigError for a weight without its model or hotwords, and TextError for hotwords that cannot be
+    used.
     """
     if lm is None and lm_weight is not None:
         raise ConfigError("--lm-weight without a language model", remedy="add --lm FILE")
@@ -78,9 +79,9 @@ def read_additions(
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """The decoders to run, with everything that they read but the scorers, which need the tokenizer."""
+    """The decoders to run and their options. Scorers need the tokenizer, so `options_for` makes them."""
 
-    decoders: tuple[str, ...]  # none: the greedy one with the lower dev WER
+    decoders: tuple[str, ...]  # empty: the greedy one with the lower dev WER
     options: SearchOptions
     additions: Additions
     temperature: float  # of confidences
@@ -102,11 +103,11 @@ def plan_search(
     hotwords: Sequence[str] = (),
     hotword_weight: float | None = None,
 ) -> SearchPlan:
-    """Choose the decoders and their options; None and nothing mean: not asked for.
+    """Choose the decoders and their options; None or empty means that an option is not given.
 
-    Without a named decoder it is the one that `vox tune` chose for this checkpoint and this language model;
-    and `rescore`, where there is something to search for. Raises ConfigError for options that contradict each
-    other and for an unknown decoder, and what `read_additions` and `read_tuned` raise.
+    If no decoder is named, it is the one that `vox tune` chose for this checkpoint and this language model.
+    If an option needs a search and that decoder is greedy or missing, it is `rescore`. Raises ConfigError for
+    contradictory options and for an unknown decoder, and what `read_additions` and `read_tuned` raise.
     """
     if lm is not None and not Path(lm).is_file():
         raise ConfigError("no such language model", where=lm, remedy="make one with `vox lm`")
@@ -119,7 +120,7 @@ def plan_search(
     if not decoders and is_search_wanted and not set(names) - set(GREEDY_DECODERS):
         names = (DEFAULT_SEARCH,)
     width = beam
-    if width is None:  # as wide as the texts that are asked for, at least
+    if width is None:  # at least as wide as the n-best list
         width = max(nbest, SearchOptions.beam if tuned is None else tuned.beam)
     others = ["--nbest"] * (nbest > 1) + additions.options
     options = replace(make_options(names, beam, others=others), beam=width, nbest=nbest)

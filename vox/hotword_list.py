@@ -1,8 +1,8 @@
-"""Hotwords: phrases that a search gets a bonus for, and what a text has of them.
+"""Hotwords: phrases that earn a bonus in a search, and how to find them in a text.
 
-A file has one phrase a line. `mind flayer` is searched for as it stands; `Nyx: nicks, nix` searches for the
+A file has one phrase a line. `mind flayer` is searched for as written. `Nyx: nicks, nix` searches for the
 spellings on the right, and the text then shows the phrase on the left in their place. A line may end in a
-weight, `mind flayer @2`; without one it is 1. Empty lines mean nothing.
+weight, `mind flayer @2`; the default weight is 1. Empty lines are ignored.
 """
 
 import logging
@@ -21,20 +21,20 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Hotword:
-    """A phrase, and what it is searched for by."""
+    """A phrase and the spellings that are searched for."""
 
     phrase: str  # as the text shows it
     spellings: tuple[str, ...]  # normalised
-    weight: float = 1.0  # relative to the weight of all hotwords
+    weight: float = 1.0  # multiplies the weight of all hotwords
 
 
 def read_hotwords(path: Path | str) -> list[Hotword]:
-    """Read a file of hotwords; raise TextError with the file and the line for one that cannot be used."""
+    """Read a file of hotwords; raise TextError with the file and line of one that cannot be used."""
     return parse_hotwords(list_lines(path))
 
 
 def list_lines(path: Path | str) -> list[tuple[str, str]]:
-    """Return the lines of a file of hotwords, each with its place; raise TextError if it cannot be read."""
+    """Return the lines of a hotword file, each with its location; raise TextError if it cannot be read."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -45,10 +45,10 @@ def list_lines(path: Path | str) -> list[tuple[str, str]]:
 
 
 def parse_hotwords(lines: Iterable[tuple[str, str]]) -> list[Hotword]:
-    """Turn lines, each with where it stands, into hotwords.
+    """Parse lines, each with its location, into hotwords.
 
-    A line that repeats another one is left out with a warning. Raises TextError for a phrase of nothing, a
-    character outside the alphabet, a weight that is none, and a spelling that two phrases claim.
+    A repeated line is skipped with a warning. Raises TextError for an empty phrase, a character outside the
+    alphabet, an invalid weight, and a spelling of two different phrases.
     """
     hotwords: list[Hotword] = []
     owner: dict[str, Hotword] = {}
@@ -63,14 +63,14 @@ def parse_hotwords(lines: Iterable[tuple[str, str]]) -> list[Hotword]:
         for spelling in hotword.spellings:
             if spelling in owner:
                 raise TextError(
-                    f"the hotword {spelling!r} is there already, for another phrase or with another weight",
+                    f"the hotword {spelling!r} occurs twice, with different phrases or weights",
                     where=where,
                     remedy="delete one of the two",
                 )
             owner[spelling] = hotword
         hotwords.append(hotword)
     if repeated:
-        log.warning("hotwords that are there more than once count once: %s", ", ".join(sorted(set(repeated))))
+        log.warning("repeated hotwords count once: %s", ", ".join(sorted(set(repeated))))
     return hotwords
 
 
@@ -83,7 +83,7 @@ def _parse_line(where: str, line: str) -> Hotword:
     spellings = tuple(dict.fromkeys(_normalise(where, source) for source in sources))
     phrase = " ".join(phrase.split()) if colon else spellings[0]
     if not phrase:
-        raise TextError("a hotword of nothing", where=where, remedy="write a phrase before the colon")
+        raise TextError("an empty hotword", where=where, remedy="write a phrase before the colon")
     return Hotword(phrase, spellings, _parse_weight(where, weight))
 
 
@@ -93,7 +93,7 @@ def _normalise(where: str, source: str) -> str:
     except TextError as error:
         raise TextError(f"the hotword {source.strip()!r}", where=where, remedy=str(error)) from None
     if not spelling:
-        raise TextError("a hotword of nothing", where=where, remedy="write a phrase, or delete the line")
+        raise TextError("an empty hotword", where=where, remedy="write a phrase, or delete the line")
     return spelling
 
 
@@ -104,7 +104,7 @@ def _parse_weight(where: str, text: str) -> float:
         weight = math.nan
     if not abs(weight) <= LARGEST_WEIGHT:
         raise TextError(
-            f"{text.strip()!r} is no weight of a hotword",
+            f"{text.strip()!r} is not a hotword weight",
             where=where,
             remedy=f"write a number from {-LARGEST_WEIGHT:g} to {LARGEST_WEIGHT:g} after the @",
         )
@@ -112,9 +112,9 @@ def _parse_weight(where: str, text: str) -> float:
 
 
 def as_in_transcripts(hotwords: Sequence[Hotword]) -> list[Hotword]:
-    """Return hotwords whose phrases are normalised, as transcripts are, to compare a text with them.
+    """Return hotwords with phrases normalised as transcripts are, for comparison with a reference.
 
-    A phrase that cannot be (with digits, say) is its first spelling.
+    A phrase that cannot be normalised (one with digits, for example) is replaced by its first spelling.
     """
     return [replace(hotword, phrase=_transcribe_phrase(hotword)) for hotword in hotwords]
 
@@ -139,13 +139,13 @@ class HotwordMatcher:
     def replace_spellings(self, text: str) -> str:
         """Return a text in which each spelling is replaced by its phrase.
 
-        From the left; where several begin at the same word, the longest.
+        Matches from the left; of several that begin at the same word, the longest is taken.
         """
         words = text.split()
         return " ".join(phrase or words[first] for phrase, first, _ in self.cut(words))
 
     def cut(self, words: Sequence[str]) -> list[tuple[str | None, int, int]]:
-        """Cut words into spellings and single words: phrase (None for a word of none), first, end."""
+        """Split words into spellings and single words: (phrase, or None for a single word; first; end)."""
         pieces: list[tuple[str | None, int, int]] = []
         place = 0
         while place < len(words):
@@ -157,17 +157,17 @@ class HotwordMatcher:
         return pieces
 
     def match(self, words: Sequence[str]) -> list[tuple[str, int, int]]:
-        """Return every hotword in words, overlapping ones too: phrase, first word, end."""
+        """Return every hotword in words, including overlapping ones: (phrase, first word, end)."""
         texts = tuple(words)
         return [(self._phrase_of[texts[first:end]], first, end) for first, end in self._list_matches(texts)]
 
     def count(self, text: str) -> Counter[str]:
-        """Count how often each phrase that is in a text is there."""
+        """Count the occurrences of each phrase in a text."""
         words = tuple(text.split())
         return Counter(self._phrase_of[words[first:end]] for first, end in self._list_matches(words))
 
     def mark(self, words: Sequence[str]) -> list[bool]:
-        """Say of each word whether it stands inside a hotword."""
+        """Return for each word whether it is inside a hotword."""
         is_inside = [False] * len(words)
         for first, end in self._list_matches(tuple(words)):
             is_inside[first:end] = [True] * (end - first)

@@ -1,8 +1,8 @@
-"""Recordings longer than any that the model was trained on: encoded in windows, decoded in pieces.
+"""Transcribe recordings longer than the training recordings: encode in windows, decode in pieces.
 
-A window sees frames on both sides of those that it owns, and every frame is owned by exactly one window. What
-the windows own, in order, is one sequence for the whole recording. It is cut at the longest stretches of
-blank, and each piece is decoded alone. Only a window and a piece are in memory at any time.
+Each window has context frames on both sides of the frames it owns, and every frame is owned by exactly one
+window. The owned frames, in order, form one sequence for the whole recording. The sequence is cut at the
+longest stretches of blank, and each piece is decoded alone. Only one window and one piece are in memory.
 
 B batch, S samples, T frames, V vocabulary, D model width.
 """
@@ -24,20 +24,20 @@ from vox.text import BLANK_ID
 from vox.units import FRAME_RATE, HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, samples_to_frames, samples_to_seconds
 from vox.wavlm.measure import Measured, measure
 
-DEFAULT_LONGEST_SAMPLES = 30 * 16_000  # where a checkpoint does not record what it was trained on
+DEFAULT_LONGEST_SAMPLES = 30 * 16_000  # if the checkpoint does not record the longest training recording
 
-# What a window sees, context included: as long as the model's training recordings, within these bounds.
+# Length of a window, context included: that of the longest training recording, within these bounds.
 MIN_WINDOW_FRAMES = 16 * FRAME_RATE
 MAX_WINDOW_FRAMES = 32 * FRAME_RATE
 CONTEXT_FRAMES = 4 * FRAME_RATE  # on each side: docs/log.md, "long recordings"
 
 ENCODER_STEP = 4  # frames: the encoder's lowest rate is a quarter of WavLM's
-MIN_PIECE_SHARE = 1 / 3  # of the longest piece: an earlier pause would leave the decoder a short text
+MIN_PIECE_SHARE = 1 / 3  # of the longest piece: an earlier cut would make the piece too short
 
 
 @dataclass(frozen=True)
 class Window:
-    """Frames of a recording: those seen, [first, end), and among them those owned, [own_first, own_end)."""
+    """Frames of a window: all, [first, end), and the owned ones among them, [own_first, own_end)."""
 
     first: int
     own_first: int
@@ -46,9 +46,9 @@ class Window:
 
 
 def plan_windows(num_frames: int, window_frames: int, context_frames: int = CONTEXT_FRAMES) -> list[Window]:
-    """Cut a recording into windows of at most `window_frames`, in order; each frame is owned by one of them.
+    """Divide a recording into windows of at most `window_frames`; each frame is owned by exactly one.
 
-    Windows begin at multiples of 4 frames, where the encoder's lower rates begin too.
+    Windows begin at multiples of 4 frames, so the encoder's downsampled frames are the same in all windows.
     """
     assert context_frames % ENCODER_STEP == 0, "a window would not begin where the encoder's steps do"
     step = (window_frames - 2 * context_frames) // ENCODER_STEP * ENCODER_STEP
@@ -67,9 +67,9 @@ def plan_windows(num_frames: int, window_frames: int, context_frames: int = CONT
 def encode_windows(
     recogniser: Recogniser, waveform_S: Tensor, measured: Measured, windows: Sequence[Window]
 ) -> Iterator[Encoded]:
-    """Yield what each window owns, without label positions, which depend on where a piece begins.
+    """Yield the owned frames of each window, without label positions: those depend on the piece's start.
 
-    waveform_S: float32, on the CPU. Where the model normalises features by utterance, a window is one.
+    waveform_S: float32, on the CPU. If the model normalises features by utterance, a window counts as one.
     """
     device = next(recogniser.parameters()).device
     for window in windows:
@@ -82,7 +82,7 @@ def encode_windows(
 
 
 def slice_frames(encoded: Encoded, start: int, end: int) -> Encoded:
-    """Return frames [start, end) of one utterance, a copy without label positions."""
+    """Return a copy of frames [start, end) of one utterance, without label positions."""
     return Encoded(
         encoded.hidden_BTD[:, start:end].clone(),
         torch.tensor([end - start], device=encoded.num_frames_B.device),
@@ -92,7 +92,7 @@ def slice_frames(encoded: Encoded, start: int, end: int) -> Encoded:
 
 
 def cut_pieces(parts: Iterator[Encoded], max_frames: int) -> Iterator[Encoded]:
-    """Join consecutive parts of one utterance, and cut the result into pieces of at most `max_frames`."""
+    """Concatenate consecutive parts of one utterance, and cut them into pieces of at most `max_frames`."""
     kept: Encoded | None = None
     for part in parts:
         kept = part if kept is None else _join(kept, part)
@@ -114,11 +114,11 @@ def _join(first: Encoded, second: Encoded) -> Encoded:
 
 
 def find_cut(log_probs_TV: Tensor, max_frames: int) -> int:
-    """Return how many frames to cut off, at most `max_frames` and at least a third of them.
+    """Return the length of the next piece: at most `max_frames` and at least a third of that.
 
-    The cut is in the middle of the longest stretch of frames whose best label is the blank. Where there is no
-    such frame it is where the best label changes, so that none is found on both sides, and of those places
-    where the blank is likeliest.
+    The cut is in the middle of the longest stretch of frames whose best label is blank. If there is no such
+    frame, the cut is at a change of the best label, so that no label is found on both sides, and among the
+    changes at the one where blank is likeliest.
     """
     first = max(1, int(max_frames * MIN_PIECE_SHARE))
     searched_TV = log_probs_TV[first : max_frames + 1]
@@ -135,10 +135,10 @@ def find_cut(log_probs_TV: Tensor, max_frames: int) -> int:
 
 @dataclass(frozen=True)
 class Found:
-    """What was found in a long recording.
+    """The result for a long recording.
 
-    hypotheses: of the whole, best first. ctc: by greedy CTC. times: of the first hypothesis's labels.
-    silence: how sure the model is that nothing was said.
+    hypotheses: of the whole recording, best first. ctc: of greedy CTC. times: of the first hypothesis's
+    labels. silence: confidence that nothing was said.
     """
 
     hypotheses: list[Hypothesis]
@@ -156,10 +156,10 @@ def recognise_long(
     temperature: float = 1.0,
     name: str = "audio",
 ) -> Found:
-    """Recognise float32 [S], on the CPU, of any length; without a search, greedy CTC is the answer.
+    """Recognise float32 [S], on the CPU, of any length; without a search, by greedy CTC.
 
-    longest_samples: of a piece. A piece in which CTC's best path is blank throughout has no text, whatever
-    the search: an attention decoder can make one up. name: in the lines of progress.
+    longest_samples: maximum length of a piece. A piece whose best CTC path is all blank has no text, for any
+    search, because an attention decoder can invent one. name: shown by the progress bar.
     """
     max_frames = max(ENCODER_STEP, samples_to_frames(longest_samples))
     window_frames = min(max(max_frames, MIN_WINDOW_FRAMES), MAX_WINDOW_FRAMES)
@@ -185,7 +185,7 @@ def _add_piece(
     temperature: float,
     first_frame: int,
 ) -> Found:
-    """Decode the next piece and add it to what was found before."""
+    """Decode the next piece and append it to the result so far."""
     log_probs_TV = piece.ctc_log_probs_BTV[0]
     silence = min(found.silence, silence_confidence(log_probs_TV, temperature))
     (ctc,) = decode_ctc(recogniser, piece)
@@ -201,7 +201,7 @@ def _add_piece(
 
 
 def _place(recogniser: Recogniser, piece: Encoded) -> Encoded:
-    """Give a piece its label positions, counted from its own beginning, if the decoder reads any."""
+    """Add a piece's label positions, counted from its own beginning, if the decoder uses them."""
     log_probs_BTV = piece.ctc_log_probs_BTV
     is_valid_BT = torch.ones(log_probs_BTV.shape[:2], dtype=torch.bool, device=log_probs_BTV.device)
     return replace(piece, label_positions_BT=recogniser.place_frames(log_probs_BTV, is_valid_BT))
@@ -210,7 +210,7 @@ def _place(recogniser: Recogniser, piece: Encoded) -> Encoded:
 def join_hypotheses(
     before: Sequence[Hypothesis], after: Sequence[Hypothesis], nbest: int
 ) -> list[Hypothesis]:
-    """Return the `nbest` best of all pairs, best first: the n-best of the two parts together."""
+    """Return the n-best of two consecutive parts together: the `nbest` best pairs, best first."""
     pairs = [_join_pair(first, second) for first in before for second in after]
     return sorted(pairs, key=lambda pair: -(pair.score or 0.0))[:nbest]
 

@@ -1,4 +1,4 @@
-"""Vox's own manifest, version 1: JSON lines (docs/corpora.md has every key)."""
+"""Vox's own manifest, version 1: JSON lines (docs/corpora.md lists every key)."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from vox.segment import Segment
 
 MANIFEST_VERSION = 1
 
-# Keys that make something else of the recording, and Vox does not know: ignored, the text would be wrong.
+# Keys that change which audio is meant and that Vox does not support. Ignoring them would give wrong texts.
 _REFUSED_KEYS = frozenset(
     "start end begin stop start_time end_time channels channel_selector speed tempo gain volume".split()  # noqa: SIM905
 )
@@ -20,7 +20,7 @@ _REFUSED_KEYS = frozenset(
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of a manifest. id: None where the line has none."""
+    """One line of a manifest. id: None if the line has none."""
 
     audio: str
     text: str
@@ -29,7 +29,7 @@ class Entry:
     segment: Segment | None = None
 
     def to_line(self) -> str:
-        """Write the entry as a line, without what is absent."""
+        """Format the entry as a line, without absent keys."""
         fields: dict[str, Any] = {"audio": self.audio, "text": self.text}
         if self.id is not None:
             fields["id"] = self.id
@@ -45,7 +45,7 @@ class Entry:
 
 
 def parse_entry(line: str) -> Entry:
-    """Read a line; raise ValueError saying what is wrong with it."""
+    """Parse a line; raise ValueError with the reason if it is invalid."""
     try:
         entry: Any = json.loads(line)
     except json.JSONDecodeError as error:
@@ -76,7 +76,7 @@ def parse_entry(line: str) -> Entry:
 
 
 def _parse_segment(entry: dict[str, Any]) -> Segment | None:
-    """Return the segment that a line asks for; None for the whole recording."""
+    """Return the segment of a line; None for the whole recording."""
     given = {key: entry[key] for key in ("offset", "duration", "channel") if entry.get(key) is not None}
     for key in given.keys() - {"channel"}:
         if type(given[key]) not in (int, float) or not math.isfinite(given[key]) or given[key] < 0:
@@ -92,7 +92,7 @@ def _parse_segment(entry: dict[str, Any]) -> Segment | None:
 
 
 def name_entries(entries: Sequence[Entry]) -> list[Entry]:
-    """Give every entry without an id the name of its recording, and a number where that has several segments.
+    """Name entries without an id after their recording, with a number if it has several segments.
 
     Numbers count a recording's segments in the order of the lines, from 0: `talk-0000`, `talk-0001`.
     """

@@ -1,7 +1,7 @@
-"""Word and character error rates, and where the errors are.
+"""Word and character error rates, and the alignments with the errors.
 
 Edit distance over words (WER) and over characters, spaces included (CER): errors / reference length, the
-sums taken over the whole set, so that a long utterance weighs more than a short one. jiwer counts.
+sums taken over the whole set, so a long utterance has more weight than a short one. Computed by jiwer.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from itertools import zip_longest
 
 import jiwer
 
-# A word of the reference and the word that stands against it; None: an insertion, or a deletion.
+# A word of the reference and the word aligned to it; None on one side: an insertion or a deletion.
 WordPair = tuple[str | None, str | None]
 
 
@@ -25,7 +25,7 @@ class UtteranceScore:
 
     @property
     def substitutions(self) -> int:
-        """Count the words that another word stands for."""
+        """Count the words replaced by another word."""
         return sum(None not in pair and pair[0] != pair[1] for pair in self.pairs)
 
     @property
@@ -51,7 +51,7 @@ class UtteranceScore:
 
 @dataclass(frozen=True)
 class Score:
-    """Error rates of a set of utterances (1.0 = as many errors as words) and the counts behind them."""
+    """Error rates of a set of utterances (1.0 = as many errors as words), with their counts."""
 
     wer: float
     cer: float
@@ -67,7 +67,7 @@ class Score:
 def score(references: Sequence[str], hypotheses: Sequence[str]) -> Score:
     """Compare hypotheses with references, pair by pair.
 
-    A hypothesis may be empty (all its words are deletions); there must be a word in the references.
+    A hypothesis may be empty (all words are deletions). The references must contain at least one word.
     """
     assert len(references) == len(hypotheses), f"{len(references)} references, {len(hypotheses)} hypotheses"
     assert any(reference.split() for reference in references), "no word to score against"

@@ -1,9 +1,9 @@
-"""How well hotwords are recognised, and what they cost the other words.
+"""Score hotwords and the other words separately.
 
-A word is a hotword's where it stands inside a hotword's phrase. Errors: substitutions and deletions count for
-the kind that the reference word has, insertions for the kind that the inserted word has. An utterance has as
-many phrases right as its reference and its hypothesis both have, phrase by phrase; what a hypothesis has more
-than its reference are false alarms.
+A word counts as a hotword if it is inside a hotword's phrase. Substitutions and deletions count for the kind
+of the reference word, insertions for the kind of the inserted word. For each phrase of an utterance, the
+number right is the minimum of its counts in the reference and in the hypothesis. Occurrences in the
+hypothesis beyond those in the reference are false alarms.
 """
 
 from collections import Counter
@@ -17,7 +17,7 @@ from vox.hotword_list import Hotword, HotwordMatcher
 
 @dataclass(frozen=True)
 class HotwordScore:
-    """Counts over a set of utterances, and the rates that follow; a rate of nothing is None."""
+    """Counts over a set of utterances, and their rates; a rate with denominator 0 is None."""
 
     hotword_errors: int
     hotword_words: int  # in the references
@@ -60,9 +60,9 @@ def _rate(part: int, whole: int) -> float | None:
 def score_hotwords(
     references: Sequence[str], hypotheses: Sequence[str], hotwords: Sequence[Hotword]
 ) -> HotwordScore:
-    """Compare hypotheses with references, pair by pair; both as they are before spellings are replaced.
+    """Compare hypotheses with references, pair by pair, both before spellings are replaced.
 
-    References may be empty (silence): whatever is found there is a false alarm.
+    References may be empty (silence): every hotword found there is a false alarm.
     """
     matcher = HotwordMatcher(hotwords)
     errors, num_words = Counter[bool](), Counter[bool]()  # True: of hotwords
@@ -89,7 +89,7 @@ def score_hotwords(
 def _list_errors(
     reference: str, hypothesis: str, in_reference: list[bool], in_hypothesis: list[bool]
 ) -> list[bool]:
-    """Return for each error whether it is a hotword's."""
+    """Return for each error whether it is of a hotword."""
     if not in_reference:
         return in_hypothesis
     (chunks,) = jiwer.process_words([reference], [hypothesis]).alignments

@@ -1,11 +1,11 @@
-"""Segments: a part of a recording, by seconds on the file's clock and by channel."""
+"""Segments: parts of a recording, by seconds from the file's start and by channel."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from vox.errors import AudioError
 
-# Tools round times to hundredths: an end that is this much beyond the file's is the file's end.
+# Tools round times to hundredths: an end this much beyond the file's end is taken as the file's end.
 END_TOLERANCE_SECONDS = 0.02
 # Tools also add a margin to each segment. Neighbours that share more than this share words.
 OVERLAP_TOLERANCE_SECONDS = 0.25
@@ -15,7 +15,7 @@ OVERLAP_TOLERANCE_SECONDS = 0.25
 class Segment:
     """A part of a recording.
 
-    offset: seconds from the file's start. duration: seconds; None for all that follows. channel: counted
+    offset: seconds from the file's start. duration: seconds; None for the rest of the file. channel: counted
     from 0; None for the mean of all.
     """
 
@@ -24,19 +24,19 @@ class Segment:
     channel: int | None = None
 
     def __str__(self) -> str:
-        """Write it as lists of recordings and content hashes have it: 3.0+2.5@1."""
+        """Format it as in lists of recordings and content hashes: 3.0+2.5@1."""
         duration = "" if self.duration is None else repr(float(self.duration))
         return f"{float(self.offset)!r}+{duration}" + ("" if self.channel is None else f"@{self.channel}")
 
     @property
     def end(self) -> float:
-        """The end in seconds; infinite where it is the file's."""
+        """The end in seconds; infinite for the end of the file."""
         return float("inf") if self.duration is None else self.offset + self.duration
 
     def locate(self, rate: int, num_frames: int, channels: int, where: object) -> tuple[int, int]:
-        """Return the first sample and the number of samples, at a file's own rate, each rounded.
+        """Return the first sample and the number of samples, at the file's own rate, each rounded.
 
-        Raises AudioError where the segment is not in a file of `num_frames` samples a channel, or is empty.
+        Raises AudioError if the segment is not within a file of `num_frames` samples a channel, or is empty.
         """
         start = round(self.offset * rate)
         count = num_frames - start if self.duration is None else round(self.duration * rate)
@@ -62,9 +62,9 @@ WHOLE = Segment()
 
 
 def find_overlaps(segments: Sequence[tuple[str, Segment]]) -> Iterator[tuple[str, str, float]]:
-    """Yield pairs of names of one recording's segments that share more than the tolerance, and the seconds.
+    """Yield (name, name, seconds) for segments of one recording that overlap by more than the tolerance.
 
-    Each segment is compared with the one before it that ends last. Different channels share nothing.
+    Each segment is compared with the earlier one that ends last. Different channels never overlap.
     """
     channels = {segment.channel for _, segment in segments if segment.channel is not None}
     either: list[int | None] = [*sorted(channels)] if channels else [None]

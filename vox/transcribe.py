@@ -1,4 +1,4 @@
-"""From waveforms to text with a trained recogniser.
+"""Transcribe recordings with a trained recogniser.
 
 Shape letters: B batch, S samples.
 """
@@ -35,13 +35,13 @@ from vox.units import samples_to_frames, samples_to_seconds
 
 log = logging.getLogger(__name__)
 
-# Two decoders whose texts differ in length by more than this do not agree on what was said.
+# If the texts of two decoders differ in length by more than this, one of them is wrong.
 MAX_LENGTH_DIFFERENCE = 0.25  # of the longer one
-MIN_LENGTH_DIFFERENCE = 5  # labels: short texts differ by chance
+MIN_LENGTH_DIFFERENCE = 5  # labels; short texts may differ by chance
 
 
 class Transcriber:
-    """A checkpoint that is ready to write down recordings, one at a time.
+    """A loaded checkpoint that transcribes recordings, one at a time.
 
     for transcript in vox.load("runs/stage2/best").transcribe(["talk.wav"]):
         print(transcript.text, [(word.text, word.start) for word in transcript.words])
@@ -55,10 +55,10 @@ class Transcriber:
         hotwords: Sequence[Hotword] = (),
         temperature: float = 1.0,
     ) -> None:
-        """Choose the decoder; None is the greedy one with the lower dev WER when the checkpoint was saved.
+        """Choose the decoder. None: the greedy one with the lower dev WER in the checkpoint's state.
 
-        options: None for the defaults. hotwords: what options.scorers prefers, if anything; in a text their
-        spellings become their phrases. temperature: of confidences.
+        options: None for the defaults. hotwords: the phrases of the hotword scorer in options.scorers, if
+        there is one; in a text their spellings are replaced by their phrases. temperature: of confidences.
 
         Raises ConfigError for an unknown decoder.
         """
@@ -78,14 +78,14 @@ class Transcriber:
     def transcribe(
         self, recordings: Path | str | np.ndarray | Iterable[Path | str | np.ndarray]
     ) -> Iterator[Transcript]:
-        """Yield a Transcript for each recording, in order, as soon as it is known.
+        """Yield a Transcript for each recording, in order, as soon as it is decoded.
 
         A recording is a file, or an array: float32 [S], 16 kHz, one channel.
 
-        A recording longer than any that the model was trained on is encoded in windows and decoded in pieces
-        (vox/long.py). Warns of a text by attention that is much longer or shorter than CTC's (a text by CTC
-        is compared with nothing). A recording that cannot be read does not stop the others: it is logged, and
-        when all are done an AudioError counts them.
+        A recording longer than the longest training recording is encoded in windows and decoded in pieces
+        (vox/long.py). Logs a warning if a text is much longer or shorter than greedy CTC's. A recording that
+        cannot be read does not stop the others: it is logged, and after the last recording an AudioError
+        gives the number of failures.
         """
         if isinstance(recordings, str | Path | np.ndarray):
             recordings = [recordings]
@@ -139,7 +139,7 @@ class Transcriber:
     def _recognise_long(
         self, waveform_S: torch.Tensor, name: str
     ) -> tuple[list[Hypothesis], Hypothesis, tuple[Word, ...], float | None]:
-        """Return the n-best, CTC's text, the best one's words, and the confidence of the whole."""
+        """Return the n-best, greedy CTC's text, the words of the best text, and its confidence."""
         recogniser, tokenizer = self.loaded.recogniser, self.loaded.tokenizer
         device = device_of(recogniser)
         with autocast(device, pick_precision("auto", device)):
@@ -158,7 +158,7 @@ class Transcriber:
 
     def _warn(self, name: str, best: Hypothesis, ctc: Hypothesis) -> None:
         if best.is_truncated:
-            log.warning("%s: the text was cut off at the most labels for its length", name)
+            log.warning("%s: the text was cut off at the label limit for its length", name)
         elif is_far_apart(len(best.ids), len(ctc.ids)):
             log.warning(
                 "%s: the %s decoder found %d labels and CTC %d: words may be missing or repeated; compare "
@@ -171,10 +171,10 @@ class Transcriber:
 
 
 def show_hotwords(transcript: Transcript, matcher: HotwordMatcher) -> Transcript:
-    """Return a transcript with its hotwords listed, and each spelling replaced by its phrase.
+    """Return a transcript with its hotwords listed and each spelling replaced by its phrase.
 
-    A phrase that replaces several words is one word, from the first one's start to the last one's end, as
-    sure as the least sure of them.
+    A phrase that replaces several words becomes one word, from the start of the first to the end of the last,
+    with the smallest of their confidences.
     """
     texts = [word.text for word in transcript.words]
     words = transcript.words
@@ -201,7 +201,7 @@ def _join_words(words: Sequence[Word], phrase: str | None) -> Word:
 
 
 def _read_recording(recording: Path | str | np.ndarray, name: str) -> torch.Tensor:
-    """Return [S] float32 at 16 kHz; raise AudioError for what cannot be read or has no frame."""
+    """Return [S] float32 at 16 kHz; raise AudioError if it cannot be read or is shorter than a frame."""
     if isinstance(recording, np.ndarray):
         samples_S = recording
         if samples_S.ndim != 1 or samples_S.dtype != np.float32 or not np.isfinite(samples_S).all():
@@ -222,7 +222,7 @@ def _read_recording(recording: Path | str | np.ndarray, name: str) -> torch.Tens
 
 
 def is_far_apart(num_labels: int, num_ctc_labels: int) -> bool:
-    """Say whether two decoders' texts differ so much in length that one of them must be wrong."""
+    """Return whether two decoders' texts differ so much in length that one of them must be wrong."""
     longer, difference = max(num_labels, num_ctc_labels), abs(num_labels - num_ctc_labels)
     if longer > 0 and min(num_labels, num_ctc_labels) == 0:
         return True
@@ -231,16 +231,16 @@ def is_far_apart(num_labels: int, num_ctc_labels: int) -> bool:
 
 @dataclass(frozen=True)
 class _Recognised:
-    """What was found in one recording."""
+    """The decoded texts of one recording."""
 
     hypotheses: list[Hypothesis]  # best first
-    ctc: Hypothesis  # by greedy CTC, at next to no cost
+    ctc: Hypothesis  # of greedy CTC, which costs almost nothing
     ctc_log_probs_TV: torch.Tensor
 
 
 @torch.inference_mode()
 def _recognise(recogniser: Recogniser, waveform_S: torch.Tensor, search: Search | None) -> _Recognised:
-    """Encode one recording and search it; without a search, greedy CTC is the answer."""
+    """Encode one recording and decode it; without a search, by greedy CTC."""
     device = device_of(recogniser)
     waveforms_BS = waveform_S[None].to(device)
     num_samples_B = torch.tensor([len(waveform_S)], device=device)

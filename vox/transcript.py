@@ -1,11 +1,11 @@
-"""What `vox transcribe` and `vox.load(...).transcribe(...)` return, and the formats that it is written in."""
+"""The result of `vox transcribe` and `vox.load(...).transcribe(...)`, and its output formats."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from html import escape
 
-# A caption ends at a pause, or where it would be too long to read.
+# A caption ends at a pause, or before it becomes too long to read.
 CAPTION_PAUSE_SECONDS = 0.8
 CAPTION_SECONDS = 6.0
 CAPTION_CHARACTERS = 80
@@ -13,10 +13,10 @@ CAPTION_CHARACTERS = 80
 
 @dataclass(frozen=True)
 class Word:
-    """A word, its time in seconds from the beginning of the recording, and how sure the model is of it.
+    """A word, its time in seconds from the beginning of the recording, and its confidence.
 
-    start, end: None where the text has more labels than the recording has frames to align them with.
-    confidence: a probability; None where there are no times.
+    start, end: None if the text has more labels than can be aligned to the recording's frames.
+    confidence: a probability; None if there are no times.
     """
 
     text: str
@@ -27,7 +27,7 @@ class Word:
 
 @dataclass(frozen=True)
 class Alternative:
-    """A text that a search found, its score (a weighted sum of natural logarithms), and its parts."""
+    """One text of the n-best, its score (a weighted sum of natural logs), and the unweighted parts."""
 
     text: str
     score: float | None
@@ -36,7 +36,7 @@ class Alternative:
 
 @dataclass(frozen=True)
 class SpottedHotword:
-    """A hotword in a text: how the text shows it, what it was recognised as, and when, as in Word."""
+    """A hotword in a text: the phrase shown, the spelling that was recognised, and its time as in Word."""
 
     phrase: str
     spelling: str
@@ -48,10 +48,10 @@ class SpottedHotword:
 class Transcript:
     """The text of one recording.
 
-    audio: the recording's path, or "array 1" and so on. seconds: its length. decoder: the search's name.
-    confidence: the smallest of the words'; of an empty text, that nothing was said; None without times.
-    alternatives: the texts that were asked for, best first; the first is this one.
-    hotwords: those that are in the text, overlapping ones too.
+    audio: the recording's path, or "array 1" and so on. seconds: its length. decoder: its name.
+    confidence: the smallest of the words'; for an empty text, that nothing was said; None without times.
+    alternatives: the n-best, best first; the first is `text`.
+    hotwords: those in the text, including overlapping ones.
     """
 
     audio: str
@@ -65,12 +65,12 @@ class Transcript:
 
 
 def to_json(transcript: Transcript) -> str:
-    """Write a transcript as one line of JSON, with the fields of the dataclasses."""
+    """Format a transcript as one line of JSON, with the fields of the dataclasses."""
     return json.dumps(asdict(transcript), ensure_ascii=False) + "\n"
 
 
 def to_tsv(transcript: Transcript) -> str:
-    """Write a line a word, with tabs: start and end in seconds, word, confidence; first a line of names."""
+    """Format tab-separated values with a header: start and end in seconds, word, confidence."""
     lines = ["start\tend\tword\tconfidence"]
     lines += [
         "\t".join((_number(word.start), _number(word.end), word.text, _number(word.confidence)))
@@ -80,7 +80,7 @@ def to_tsv(transcript: Transcript) -> str:
 
 
 def to_ctm(transcript: Transcript) -> str:
-    """Write NIST's CTM: recording, channel, start, duration, word, confidence; no word without times."""
+    """Format NIST's CTM: recording, channel, start, duration, word, confidence. Skips words without times."""
     name = transcript.audio.replace(" ", "_") or "-"
     lines = []
     for word in transcript.words:
@@ -93,7 +93,7 @@ def to_ctm(transcript: Transcript) -> str:
 
 
 def to_srt(transcript: Transcript) -> str:
-    """Write SubRip captions."""
+    """Format SubRip captions."""
     blocks = [
         f"{number}\n{_clock(start, ',')} --> {_clock(end, ',')}\n{text}\n"
         for number, (start, end, text) in enumerate(_captions(transcript), start=1)
@@ -102,7 +102,7 @@ def to_srt(transcript: Transcript) -> str:
 
 
 def to_vtt(transcript: Transcript) -> str:
-    """Write WebVTT captions."""
+    """Format WebVTT captions."""
     blocks = [
         f"{_clock(start, '.')} --> {_clock(end, '.')}\n{escape(text, quote=False)}\n"
         for start, end, text in _captions(transcript)
@@ -120,7 +120,7 @@ FORMATS: dict[str, Callable[[Transcript], str]] = {
 
 
 def _captions(transcript: Transcript) -> Iterator[tuple[float, float, str]]:
-    """Cut the words into captions: start, end, text. Without times, one caption for the whole recording."""
+    """Yield captions (start, end, text). Without word times, yield one caption for the whole recording."""
     words = transcript.words
     if any(word.start is None for word in words):
         yield 0.0, transcript.seconds, transcript.text

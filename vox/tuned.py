@@ -1,7 +1,7 @@
-"""What `vox tune` found out about a checkpoint: the decoder, the weights and the temperature that suit it.
+"""The settings that `vox tune` chose for a checkpoint: decoder, weights and temperature.
 
-`tuned.json` lies in the checkpoint's folder, since weights of one checkpoint say nothing about another. It
-has an entry without a language model and one for each model that was tuned with, by the file's sha256.
+`tuned.json` is in the checkpoint's folder, because weights of one checkpoint do not fit another. It has one
+entry without a language model and one for each language model, keyed by the file's sha256.
 """
 
 import json
@@ -19,11 +19,11 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Tuned:
-    """Settings that a dev split chose.
+    """Settings chosen on a dev split.
 
     decoder: the one with the lowest WER on that split. beam, ctc_weight, length_bonus, lm_weight: as in
     SearchOptions and `--lm-weight`. temperature: of confidences (`vox.decode.confidence`).
-    split: the dev split. wer: on it, by decoder, as fractions.
+    split: the dev split. wer: WERs on it by decoder, as fractions.
     """
 
     decoder: str
@@ -37,16 +37,16 @@ class Tuned:
 
 
 def read_tuned(checkpoint: Path, lm: Path | str | None) -> Tuned | None:
-    """Return what was tuned for a checkpoint with this language model (None: without); None if nothing was.
+    """Return the entry of a checkpoint for this language model (None: without one); None if there is none.
 
-    Raises CheckpointError for a file that cannot be read, and OSError for a language model that cannot.
+    Raises CheckpointError if tuned.json cannot be read, and OSError if the language model cannot.
     """
     entries = _read_entries(checkpoint / TUNED)
-    return entries.get(_key(lm)) if entries else None  # a language model may be large: hash it for a reason
+    return entries.get(_key(lm)) if entries else None  # a language model may be large: hash it only if needed
 
 
 def write_tuned(checkpoint: Path, lm: Path | str | None, tuned: Tuned) -> Path:
-    """Write an entry, and keep the others; return the file. Raises OSError, and CheckpointError as above."""
+    """Write an entry and keep the others; return the file. Raises OSError, and as `read_tuned`."""
     path = checkpoint / TUNED
     entries = _read_entries(path) | {_key(lm): tuned}
     content = {"format": FORMAT, "entries": {key: asdict(entry) for key, entry in entries.items()}}
@@ -77,5 +77,5 @@ def _read_entry(entry: dict[str, Any]) -> Tuned:
     if not isinstance(tuned.beam, int) or not isinstance(tuned.decoder, str) or tuned.temperature <= 0:
         raise ValueError("not what vox tune writes")
     if not all(math.isfinite(weight) for weight in weights):
-        raise ValueError("a weight that is no number")
+        raise ValueError("a weight that is not a finite number")
     return tuned

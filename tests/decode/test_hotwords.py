@@ -203,9 +203,7 @@ def test_a_file_with_all_that_it_may_have(tmp_path: Path, caplog: pytest.LogCapt
             Hotword("2B", ("two bee",)),
             Hotword("cafe", ("cafe",), -1.0),
         ]
-    assert [record.getMessage() for record in caplog.records] == [
-        "hotwords that are there more than once count once: mind flayer"
-    ]
+    assert [record.getMessage() for record in caplog.records] == ["repeated hotwords count once: mind flayer"]
     path.write_bytes(b"\xef\xbb\xbf\n \n")
     assert read_hotwords(path) == []
 
@@ -214,15 +212,15 @@ def test_a_file_with_all_that_it_may_have(tmp_path: Path, caplog: pytest.LogCapt
     ("line", "message"),
     [
         ("level 9", r"the hotword 'level 9': .*:2; characters outside the alphabet \(9\); spell out numbers"),
-        ("...", "a hotword of nothing: .*:2; write a phrase, or delete the line"),
-        ("Nyx:", "a hotword of nothing: .*:2; write a phrase, or delete the line"),
-        ("Nyx: nicks,", "a hotword of nothing: .*:2; .*"),
-        (": nicks", "a hotword of nothing: .*:2; write a phrase before the colon"),
-        ("go @much", "'much' is no weight of a hotword: .*:2; write a number .*"),
-        ("go @nan", "'nan' is no weight .*"),
-        ("go @1e9", "'1e9' is no weight .*"),
-        ("go @3", "the hotword 'go' is there already, for another phrase or with another weight: .*:2; .*"),
-        ("Go!: stop, go", "the hotword 'go' is there already, .*:2; .*"),
+        ("...", "an empty hotword: .*:2; write a phrase, or delete the line"),
+        ("Nyx:", "an empty hotword: .*:2; write a phrase, or delete the line"),
+        ("Nyx: nicks,", "an empty hotword: .*:2; .*"),
+        (": nicks", "an empty hotword: .*:2; write a phrase before the colon"),
+        ("go @much", "'much' is not a hotword weight: .*:2; write a number .*"),
+        ("go @nan", "'nan' is not a hotword weight .*"),
+        ("go @1e9", "'1e9' is not a hotword weight .*"),
+        ("go @3", "the hotword 'go' occurs twice, with different phrases or weights: .*:2; .*"),
+        ("Go!: stop, go", "the hotword 'go' occurs twice, .*:2; .*"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:

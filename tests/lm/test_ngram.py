@@ -161,24 +161,32 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "line"),
     [
-        ("\\end\\\n", "", r"a cut ARPA file \(it ends at line 20\): .*model.arpa; make or copy it again"),
-        (TOY, "", r"not an ARPA file, or a cut one \(it ends at line 0\): .*"),
-        (TOY[TOY.index("\\1-grams:") :], "", r"not an ARPA file, or a cut one \(it ends at line 5\): .*"),
-        (TOY[TOY.index("b </s>") :], "", r"3 2-grams are announced, and here is none: .*:16; .*"),
-        (TOY[TOY.index("-0.2\tb") :], "", r"a cut ARPA file \(it ends at line 15\): .*"),
+        (
+            "\\end\\\n",
+            "",
+            r"a truncated ARPA file \(it ends at line 20\): .*model.arpa; make or copy it again",
+        ),
+        (TOY, "", r"not an ARPA file, or a truncated one \(it ends at line 0\): .*"),
+        (
+            TOY[TOY.index("\\1-grams:") :],
+            "",
+            r"not an ARPA file, or a truncated one \(it ends at line 5\): .*",
+        ),
+        (TOY[TOY.index("b </s>") :], "", r"not one of the 3 2-grams that the header announces: .*:16; .*"),
+        (TOY[TOY.index("-0.2\tb") :], "", r"a truncated ARPA file \(it ends at line 15\): .*"),
         ("-0.8\tb", "0.8\tb", r"the positive log-probability 0.8: .*:11; make the model again"),
         ("-0.8\tb", "nan\tb", r"nan is not a finite number: .*:11; .*"),
         ("-0.8\tb", "x\tb", r"'x' is not a number: .*:11; .*"),
         ("-0.7\n", "-inf\n", r"-inf is not a finite number: .*:15; .*"),
-        ("ngram 2=3", "ngram 2=4", r"4 2-grams are announced, and here is none: .*:17; .*"),
-        ("ngram 2=3", "ngram 2=2", r"more than the 2 2-grams that are announced: '-0.2.*: .*:16; .*"),
+        ("ngram 2=3", "ngram 2=4", r"not one of the 4 2-grams that the header announces: .*:17; .*"),
+        ("ngram 2=3", "ngram 2=2", r"more than the 2 2-grams that the header announces: '-0.2.*: .*:16; .*"),
         ("ngram 2=3", "ngram 3=3", r"the count of order 3 where order 2 belongs: .*:3; .*"),
         ("ngram 3=1\n", "", r"'\\\\\\\\3-grams:' where .*|no \\end\\ after the last n-gram: .*:17; .*"),
         ("a b\t", "a c\t", r"the word 'c' is not among the unigrams: .*:15; .*"),
-        ("-0.8\tb", "-0.8\ta", r"the unigram 'a' a second time: .*:11; .*"),
-        ("a b\t", "a b c\t", r"3 2-grams are announced, and here is none: .*:15; .*"),
+        ("-0.8\tb", "-0.8\ta", r"the unigram 'a' occurs twice: .*:11; .*"),
+        ("a b\t", "a b c\t", r"not one of the 3 2-grams that the header announces: .*:15; .*"),
         ("<s> a b\n", "a a b\n", r"an n-gram whose context is not listed: .*:19; .*"),
-        ("b </s>\n", "a b\n", r"an n-gram a second time: .*:16; .*"),
+        ("b </s>\n", "a b\n", r"an n-gram that occurs twice: .*:16; .*"),
     ],
 )
 def test_a_bad_file_is_one_line_with_its_place(tmp_path: Path, old: str, new: str, line: str) -> None:
@@ -202,5 +210,5 @@ def test_files_that_are_no_text_are_named(tmp_path: Path) -> None:
 
 
 def test_a_model_over_words_is_refused_under_a_search_over_pieces(tmp_path: Path) -> None:
-    with pytest.raises(LanguageModelError, match=r"another vocabulary \('a' is none .*:10; .*vox lm"):
+    with pytest.raises(LanguageModelError, match=r"another vocabulary \('a' is not one .*:10; .*vox lm"):
         load_ngram(write(tmp_path, TOY.replace("b", "below")), make_tokenizer(), CPU)

@@ -112,7 +112,7 @@ def test_weights_newer_than_their_dev_result_are_not_handed_over(stage1, tiny_ro
         return replace(loaded, state=loaded.state | {"update": loaded.state["update"] + 1})
 
     monkeypatch.setattr("train.build.load_recogniser", load_later)
-    with pytest.raises(CheckpointError, match="start from a `best` one"):
+    with pytest.raises(CheckpointError, match="start from a `best` checkpoint"):
         run_training(stage2_options(tiny_root, tmp_path / "run", stage1.run_dir / "best"))
 
 
@@ -145,7 +145,7 @@ def test_a_split_of_which_nothing_can_be_read_is_an_error(split, tiny_wavlm_dir,
     write_split(root, "train-tiny", 12)
     write_split(root, "dev-tiny", 2, speaker=8)
     cut_recordings(root, split)
-    with pytest.raises(AudioError, match=f"not one recording.*{split}"):
+    with pytest.raises(AudioError, match=f"no recording of the dev split.*{split}"):
         run_training(stage1_options(root, tiny_wavlm_dir, tmp_path / "run"))
 
 

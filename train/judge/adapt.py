@@ -1,7 +1,7 @@
-"""Stage 3's beginning and end: the old weights validated and kept, then old and new ones interpolated.
+"""Start and end of stage 3: validate and keep the old weights; at the end, interpolate old and new weights.
 
-Weights between those before and after fine-tuning are often better on both domains than either (WiSE-FT,
-Wortsman et al., CVPR 2022).
+Weights interpolated between before and after fine-tuning are often better on both domains than either
+(WiSE-FT, Wortsman et al., CVPR 2022).
 """
 
 import logging
@@ -24,7 +24,7 @@ NUM_STEPS = 10  # of alpha, from 0 (the old weights) to 1 (the new ones)
 
 
 def begin_adaptation(run: Run) -> None:
-    """Validate the old weights on both dev splits, set the promise's limit, keep them as `before`."""
+    """Validate the old weights on both dev splits, set the source's limit, and keep them as `before`."""
     result = _validate(run)
     assert result.source is not None
     run.progress.promise = make_promise(result.source, run.parts.config.adapt.tolerance)
@@ -40,19 +40,19 @@ def begin_adaptation(run: Run) -> None:
 
 
 def link_before(run: Run) -> None:
-    """Let `before` name the checkpoint of the old weights, which is then not deleted."""
+    """Link `before` to the checkpoint of the old weights, so that it is not deleted."""
     folder = run.checkpoints_dir / checkpoint_name(0, "validated")
     if run.ranks.is_first and folder.exists():
         replace_link(run.run_dir / BEFORE, folder)
 
 
 def interpolate_at_the_end(run: Run) -> None:
-    """Validate weights between the old and the new ones; the best that keep the promise may become `best`."""
-    if run.parts.source_dev is None or run.progress.weights == "interpolated":  # resumed after it was done
+    """Validate weights between old and new; the best of those within the limit may become `best`."""
+    if run.parts.source_dev is None or run.progress.weights == "interpolated":  # done before the resume
         return
     before = run.run_dir / BEFORE / MODEL
     if not before.exists():
-        log.warning("%s is lost (a backup does not hold it): nothing to interpolate with", before.parent)
+        log.warning("%s is missing (a backup does not keep it): weights are not interpolated", before.parent)
         return
     learning = find_learning(run.parts.recogniser)
     stored = load_file(before)
@@ -66,12 +66,12 @@ def interpolate_at_the_end(run: Run) -> None:
     kept = {alpha: each for alpha, each in found.items() if keeps_promise(run.progress.promise, each)}
     best = min(kept, key=lambda alpha: kept[alpha].rank, default=None)
     if best is None:
-        log.warning("no weights between the old and the new ones keep the promise")
+        log.warning("no weights between the old and the new ones are within the limit of the source's WER")
         return
-    log.info("the best weights between the old (0) and the new ones (1) are at %.1f", best)
+    log.info("the best weights between old (0) and new (1) are at alpha %.1f", best)
     put_between(learning, old, new, best)
     if not record(run, {"interpolated": found[best]}, can_be_worse=False):
-        log.info("they are not better than the best checkpoint, which stays")
+        log.info("they are not better than the best checkpoint, which is kept")
 
 
 def put_between(
@@ -90,7 +90,7 @@ def put_between(
 def _validate(run: Run) -> DevResult:
     try:
         return validate_run(run, run.signals.agree)
-    except Stopped:  # nothing of it is saved; resumed, it is done again
+    except Stopped:  # nothing is saved; a resumed run repeats it
         raise Interrupted(run.signals.number) from None
 
 

@@ -1,4 +1,4 @@
-"""The mean of the newest validated checkpoints at the end of training, validated beside the weights."""
+"""At the end of training, average the newest validated checkpoints and validate the mean."""
 
 import logging
 from collections.abc import Sequence
@@ -21,43 +21,43 @@ log = logging.getLogger(__name__)
 def average_at_the_end(run: Run) -> None:
     """Average the newest validated checkpoints, if the config says so; keep the mean if it is best."""
     count = run.parts.config.train.average_checkpoints
-    if count == 0 or run.progress.weights == "average":  # resumed after it was done
+    if count == 0 or run.progress.weights == "average":  # done before the resume
         return
-    run.writer.wait()  # the newest may be under way
+    run.writer.wait()  # the newest checkpoint may not be written yet
     try:
         results = average_checkpoints(run, count)
-    except Stopped:  # resumed, it is done again
+    except Stopped:  # a resumed run repeats it
         raise Interrupted(run.signals.number) from None
     if results and not record(run, results, can_be_worse=False):
-        log.info("the mean is not better: the weights stay as they are")
+        log.info("the mean is not better: the weights are kept")
 
 
 def average_checkpoints(run: Run, count: int) -> dict[Weights, DevResult]:
-    """Put the mean of the newest validated checkpoints' weights into the recogniser, and validate it.
+    """Load the mean of the newest validated checkpoints' weights into the recogniser, and validate it.
 
-    The mean is over the weights that learn, as training left them. A damaged checkpoint is left out, with
-    a warning. Returns nothing where fewer than two are left.
+    Averages the raw trainable weights, not their exponential averages. A damaged checkpoint is skipped with
+    a warning. Returns an empty dict if fewer than two are left.
     """
-    # Only rank 0 looks: all ranks must average the same checkpoints, and damage is logged once.
+    # Only rank 0 lists them: all ranks must average the same checkpoints, and damage is logged once.
     folders: list[Path] = run.ranks.gather(_list_whole(run.run_dir, count) if run.ranks.is_first else [])[0]
     if len(folders) < 2:
-        log.info("%d whole validated checkpoints are there: nothing to average", len(folders))
+        log.info("undamaged validated checkpoints: %d; averaging needs two", len(folders))
         return {}
     learning = find_learning(run.parts.recogniser)
     means = _mean_of([folder / MODEL for folder in folders], list(learning))
     with torch.no_grad():
         for name, parameter in learning.items():
             parameter.copy_(means[name])
-    log.info("the mean of the weights of %s", ", ".join(folder.name for folder in folders))
+    log.info("averaged the weights of %s", ", ".join(folder.name for folder in folders))
     return {"average": validate_run(run, run.signals.agree)}
 
 
 def _list_whole(run_dir: Path, count: int) -> list[Path]:
-    """List the newest validated checkpoints that are whole; warn of the others."""
+    """List the newest validated checkpoints that are undamaged; log a warning for each damaged one."""
     damages = {folder: find_damage(folder) for folder in list_validated(run_dir)[-count:]}
     for folder, damage in damages.items():
         if damage is not None:
-            log.warning("%s is left out of the mean of checkpoints: %s", folder, damage)
+            log.warning("%s is left out of the average: %s", folder, damage)
     return [folder for folder, damage in damages.items() if damage is None]
 
 

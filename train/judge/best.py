@@ -1,4 +1,4 @@
-"""Which checkpoint is the best: dev results are written, and the better ones saved."""
+"""Record dev results, and decide which checkpoint is `best`."""
 
 import json
 import logging
@@ -15,11 +15,11 @@ log = logging.getLogger(__name__)
 
 
 def record(run: Run, results: Mapping[Weights, DevResult], *, can_be_worse: bool = True) -> bool:
-    """Write dev results, by the weights they are of; save a checkpoint, as `best` if one of them is.
+    """Log dev results, keyed by the weights they belong to; save a checkpoint, as `best` if it is the best.
 
-    The better of the results stands for the checkpoint; in stage 3 one that keeps the promise (T15) is better
-    than one that does not, and none that does not is `best`. can_be_worse: save it even if it is not the
-    best. Returns whether it is.
+    The better of the results represents the checkpoint. In stage 3, a result within the limit of the source's
+    WER (T15) ranks before one above it, and a result above the limit is never `best`. can_be_worse: save the
+    checkpoint even if it is not the best. Returns whether it is.
     """
     progress = run.progress
     weights, result = min(

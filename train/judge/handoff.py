@@ -1,4 +1,4 @@
-"""The handoff check (T8): a stage starts where the one before it ended, or does not start."""
+"""The handoff check (T8): a stage must start with the dev loss that the previous stage ended with."""
 
 import logging
 from collections.abc import Mapping
@@ -16,19 +16,19 @@ TOLERANCE = 0.01  # relative difference of the dev loss
 
 
 def hand_over(run: Run) -> None:
-    """Validate the loaded weights and compare with what the stage before recorded for them (T8)."""
+    """Validate the loaded weights and compare with the dev result that the previous stage recorded (T8)."""
     assert run.parts.origin is not None
     folder, state = run.parts.origin.folder, run.parts.origin.state
     dev = state.get("dev")
-    if not dev or dev.get("update") != state.get("update"):  # saved inside an epoch: newer than its result
+    if not dev or dev.get("update") != state.get("update"):  # saved inside an epoch: weights are newer
         raise CheckpointError(
-            "the checkpoint has no dev result of its weights to compare with",
+            "the checkpoint has no dev result for its weights",
             where=folder,
-            remedy="start from a `best` one",
+            remedy="start from a `best` checkpoint",
         )
     try:
         result = validate_run(run, run.signals.agree)
-    except Stopped:  # nothing was saved, and nothing is lost
+    except Stopped:  # nothing was saved yet, so nothing is lost
         raise Interrupted(run.signals.number) from None
     difference = check_handoff(
         dev,
@@ -51,12 +51,11 @@ def check_handoff(
     *,
     stages: tuple[int, int] = (1, 2),
 ) -> float:
-    """Compare the dev loss of the loaded weights with the one that was recorded for them.
+    """Compare the dev loss of the loaded weights with the recorded one.
 
-    recorded: the `dev` part of the checkpoint's state. measured: before any update, as this stage computes
-    it. stages: numbers of the stage that recorded it and of this one. Returns the relative difference.
-    Raises HandoffError, naming the likely cause, when it exceeds TOLERANCE or when
-    the two are not of the same split.
+    recorded: `dev` of the checkpoint's state. measured: this stage's result before any update. stages:
+    numbers of the recording stage and of this one. Returns the relative difference. Raises HandoffError with
+    the likely cause if it exceeds TOLERANCE or if the two are not of the same split.
     """
     earlier, stage = stages
     if recorded["split"] != measured.split:

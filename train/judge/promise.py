@@ -1,4 +1,4 @@
-"""The promise that adaptation forgets nothing (T15): the source's dev WER may not rise beyond a limit."""
+"""The promise of adaptation (T15): the source's dev WER must not rise above a limit."""
 
 import logging
 
@@ -6,14 +6,14 @@ from train.judge.validate import DevResult
 
 log = logging.getLogger(__name__)
 
-Promise = dict[str, float]  # "wer": of the source's dev split before training; "limit": the most it may be
+Promise = dict[str, float]  # "wer": of the source's dev split before training; "limit": its maximum after
 
 
 def make_promise(before: DevResult, tolerance: float | None) -> Promise:
-    """Return what the source's dev WER was before training, and the most it may be from now on.
+    """Return the source's dev WER before training and its limit from now on.
 
-    before: of the source's dev split, with its intervals. The better decoder counts, as in `rank_result`.
-    tolerance: how much it may rise; None: up to the upper end of its 95 % confidence interval.
+    before: of the source's dev split, with intervals. The better decoder counts, as in `rank_result`.
+    tolerance: how much the WER may rise; None: up to the upper end of its 95 % confidence interval.
     """
     decoder = min(before.wer, key=lambda name: before.wer[name])
     wer = before.wer[decoder]
@@ -22,7 +22,7 @@ def make_promise(before: DevResult, tolerance: float | None) -> Promise:
 
 
 def keeps_promise(promise: Promise | None, result: DevResult) -> bool:
-    """Say whether the source, validated with these weights, is within the limit; True without a promise."""
+    """Return whether the source's WER with these weights is within the limit; True without a promise."""
     if promise is None:
         return True
     assert result.source is not None

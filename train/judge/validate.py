@@ -1,4 +1,4 @@
-"""Validation: both losses, and both decoders' word error rates, always."""
+"""Validation: always both losses and both greedy decoders' word error rates."""
 
 import math
 import time
@@ -29,12 +29,12 @@ from vox.units import SAMPLE_RATE, seconds_to_samples
 
 DEV_BATCH_SECONDS = 120.0  # padded audio a batch
 NUM_SAMPLES_SHOWN = 3
-UNDECIDED_WER = 0.9  # from here up, WERs tell an untrained decoder from a babbling one, and no more
+UNDECIDED_WER = 0.9  # WERs from here up are noise: they do not rank checkpoints
 
 
 @dataclass(frozen=True)
 class DevResult:
-    """What validation found. Losses are nats a label, without label smoothing; WERs are fractions."""
+    """Results of a validation. Losses are nats a label, without label smoothing; WERs are fractions."""
 
     split: str
     split_digest: str  # of the utterances that were scored
@@ -44,7 +44,7 @@ class DevResult:
     num_truncated: int
     seconds: float
     examples: list[dict[str, str]]
-    wer_upper: dict[str, float] = field(default_factory=dict)  # ends of 95 % intervals, where asked for
+    wer_upper: dict[str, float] = field(default_factory=dict)  # upper ends of 95 % intervals, if requested
     source: "DevResult | None" = None  # the source's dev split with the same weights (stage 3)
 
     def loss(self, ctc_weight: float) -> float:
@@ -53,15 +53,15 @@ class DevResult:
 
     @property
     def rank(self) -> tuple[float, float]:
-        """Order results: see `rank_result`."""
+        """The key that orders results: see `rank_result`."""
         return rank_result(self.wer, self.ctc + self.attention)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as JSON-able values, for a checkpoint's state."""
+        """Return all fields as JSON values, for a checkpoint's state."""
         return asdict(self)
 
     def named_losses(self, prefix: str = "") -> dict[str, float]:
-        """Return losses and WERs, their names with a prefix."""
+        """Return losses and WERs, with a prefix to their names."""
         wers = {f"{prefix}wer_{name}": wer for name, wer in self.wer.items()}
         return {f"{prefix}ctc": self.ctc, f"{prefix}attention": self.attention, **wers}
 
@@ -76,10 +76,10 @@ class DevResult:
 
 
 def rank_result(wer: Mapping[str, float], losses: float) -> tuple[float, float]:
-    """Order dev results: the better decoder's WER, then the losses; lower is better, not finite is worst.
+    """Return a sort key for dev results: the better decoder's WER, then the losses; non-finite sorts last.
 
-    The better decoder, because `vox transcribe` uses that one (`vox.decode.preferred_decoder`). While even
-    its WER is near 100 % it is noise, and the losses decide.
+    The better decoder counts because `vox transcribe` uses it (`vox.decode.preferred_decoder`). While even
+    its WER is near 100 %, it is noise, and the losses decide.
     """
     better = min(min(wer.values()), UNDECIDED_WER)
     return (better, losses) if math.isfinite(losses) else (math.inf, math.inf)
@@ -91,7 +91,7 @@ class Stopped(Exception):  # noqa: N818 - an event, no error
 
 @dataclass
 class _Sums:
-    """What validation has found so far."""
+    """Running sums of a validation."""
 
     ctc: float = 0.0
     attention: float = 0.0
@@ -103,7 +103,7 @@ class _Sums:
     )
 
     def add(self, other: "_Sums") -> None:
-        """Add what another rank has found."""
+        """Add another rank's sums."""
         self.ctc += other.ctc
         self.attention += other.attention
         self.num_labels += other.num_labels
@@ -114,7 +114,7 @@ class _Sums:
 
 
 def validate_weights(run: Run, is_stopped: Callable[[], bool] = lambda: False) -> dict[Weights, DevResult]:
-    """Validate the weights as they stand and, if one is kept, their exponential average."""
+    """Validate the current weights and, if there is one, their exponential average."""
     results: dict[Weights, DevResult] = {"raw": validate_run(run, is_stopped)}
     if run.ema is not None:
         with run.ema.in_place():
@@ -123,7 +123,7 @@ def validate_weights(run: Run, is_stopped: Callable[[], bool] = lambda: False) -
 
 
 def validate_run(run: Run, is_stopped: Callable[[], bool] = lambda: False) -> DevResult:
-    """Validate the recogniser as it stands; raises Stopped when `is_stopped` becomes true."""
+    """Validate the recogniser with its current weights; raises Stopped when `is_stopped` becomes true."""
     parts = run.parts
     validate_split = partial(
         validate,
@@ -155,10 +155,10 @@ def validate(
     is_stopped: Callable[[], bool] = lambda: False,
     with_intervals: bool = False,
 ) -> DevResult:
-    """Compute losses and decode a whole split, in eval mode; the mode it found is restored.
+    """Compute losses and decode a whole split in eval mode, then restore the previous mode.
 
-    Ranks share the batches, and all return the same result. Raises Stopped when `is_stopped` becomes true
-    between two batches (on every rank alike), AudioError when nothing could be read.
+    Ranks share the batches, and all return the same result. Raises Stopped if `is_stopped` becomes true
+    between two batches (on all ranks together), AudioError if nothing could be read.
     """
     started = time.monotonic()
     was_training = recogniser.training
@@ -187,7 +187,7 @@ def validate(
 
 
 class _DevReader:
-    """This rank's batches of a split, sorted by length: as many rounds on every rank."""
+    """This rank's batches of a split, sorted by length. Every rank has the same number of rounds."""
 
     def __init__(self, split: TrainingSplit, ranks: Ranks) -> None:
         ids, lengths = split.ids, split.lengths
@@ -199,11 +199,11 @@ class _DevReader:
         self._stream = split.source.read(mine)
 
     def next(self) -> AudioBatch | FeatureBatch | None:
-        """Return the next batch, which is empty if none of it could be read; None when there is none left."""
+        """Return the next batch, empty if none of it could be read; None after the last one."""
         return next(self._stream, None)
 
     def seconds_of(self, batch: AudioBatch | FeatureBatch) -> float:
-        """Return how much audio a batch holds."""
+        """Return the seconds of audio in a batch."""
         return sum(self._seconds[name] for name in batch.ids)
 
 
@@ -251,7 +251,7 @@ def _summarise(split: TrainingSplit, sums: _Sums, seconds: float) -> DevResult:
     decoded = [name for name in references if name in next(iter(sums.texts.values()))]
     if not decoded:
         raise AudioError(
-            "not one recording of the dev split could be read",
+            "no recording of the dev split could be read",
             where=split.name,
             remedy="the first reasons are above; restore the audio, or choose another with --dev-split",
         )

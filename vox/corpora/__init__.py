@@ -1,1 +1,1 @@
-"""Corpora of other tools turned into Vox's manifest, and corpora read whole to find what is wrong."""
+"""Import other tools' corpora into Vox's manifest, and check corpora for problems."""

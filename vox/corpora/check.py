@@ -1,4 +1,4 @@
-"""Splits read whole, once: what is in them, and what should be looked at."""
+"""Read splits whole, once: report their content and what to look at."""
 
 import json
 from collections import Counter
@@ -25,7 +25,7 @@ MAX_CLIPPED = 1e-3
 MAX_SECONDS = 30.0
 MIN_WORDS_A_SECOND, MAX_WORDS_A_SECOND = 0.3, 6.0
 
-PORTION = 1024  # utterances that are measured before the next are begun
+PORTION = 1024  # utterances submitted at a time
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ class Finding:
 
 @dataclass
 class Checked:
-    """A split: its usable utterances with their measurements, and what was found."""
+    """A split: its usable utterances with their measurements, and the findings."""
 
     split: str
     measured: list[Measured] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
 
-# What to look for, in the order of the table: the kind, and a test that returns the detail.
+# What to check, in the order of the table: the kind, and a test that returns the detail.
 UNUSABLE = "cannot be used"
 DUPLICATE = "the same recording twice"
 SHARED = "in two splits"
@@ -85,7 +85,7 @@ REMEDIES = {
 
 
 def check_split(root: Path, split: str, workers: int) -> Checked:
-    """Read a split whole; raise CorpusError where it is missing or nothing in it can be used."""
+    """Read a whole split; raise CorpusError if it is missing or nothing in it can be used."""
     utterances, problems = read_split(root, split)
     probed, unreadable = probe_audio(utterances, workers)
     checked = Checked(split)
@@ -105,7 +105,7 @@ def check_split(root: Path, split: str, workers: int) -> Checked:
 
 
 def _measure_all(utterances: Sequence[Utterance], workers: int, title: str) -> Iterator[Measured | str]:
-    """Yield each utterance's measurements, or why there are none."""
+    """Yield each utterance's measurements, or the reason why it has none."""
 
     def try_to_measure(utterance: Utterance) -> Measured | str:
         try:

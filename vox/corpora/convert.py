@@ -1,4 +1,4 @@
-"""Corpora of other tools into Vox's manifest: which it is, what can be used, and the file."""
+"""Convert other tools' corpora to Vox's manifest: detect the kind, select usable entries, write the file."""
 
 import os
 from collections import Counter
@@ -24,7 +24,7 @@ KNOWN = (
 
 
 def recognise(source: Path) -> tuple[str, Callable[[], Imported]]:
-    """Return what a file or folder is, and how to read it; raise CorpusError where it is nothing known."""
+    """Return the kind of a file or folder and its reader; raise CorpusError if the kind is unknown."""
     if source.is_dir():
         return _recognise_folder(source)
     if not source.is_file():
@@ -70,8 +70,9 @@ def _recognise_folder(folder: Path) -> tuple[str, Callable[[], Imported]]:
 def import_corpus(source: Path, root: Path, split: str) -> Iterator[str]:
     """Write ROOT/SPLIT.jsonl from another tool's corpus; yield the lines of a report.
 
-    No recording is copied or opened. What is left out stands, with its reason, in ROOT/SPLIT.left-out.txt.
-    Raises CorpusError where the source is nothing known, nothing in it can be used, or the split exists.
+    No recording is copied or opened. Excluded entries are listed with their reason in
+    ROOT/SPLIT.left-out.txt. Raises CorpusError if the source's kind is unknown, nothing in it can be used, or
+    the split exists.
     """
     manifest_path = root / f"{split}.jsonl"
     if Path(split).name != split or split.startswith(".") or not split:
@@ -97,9 +98,9 @@ def import_corpus(source: Path, root: Path, split: str) -> Iterator[str]:
 
 
 def _find_usable(imported: Imported) -> Iterator[Entry]:
-    """Yield the entries whose recording is there and whose text can be used, with absolute paths."""
+    """Yield the entries with an existing recording and a usable text, with absolute paths."""
     for entry in imported.entries:
-        path = os.path.abspath(imported.folder / entry.audio)  # noqa: PTH100 - links stay links
+        path = os.path.abspath(imported.folder / entry.audio)  # noqa: PTH100 - keeps links
         name = entry.id or entry.audio
         if not os.path.isfile(path):  # noqa: PTH113 - a Path for each would double the time
             imported.leave_out(name, f"no such recording: {path}")
@@ -115,7 +116,7 @@ def _find_usable(imported: Imported) -> Iterator[Entry]:
 
 
 def _name_uniquely(entries: list[Entry]) -> list[Entry]:
-    """Name entries as a manifest does; where recordings in several folders share a name, by their paths."""
+    """Name entries as a manifest does; by their paths if recordings in several folders share a name."""
     stems = Counter(Path(audio).stem for audio in {entry.audio for entry in entries if entry.id is None})
     shared = {stem for stem, count in stems.items() if count > 1}
     if not shared:

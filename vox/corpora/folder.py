@@ -1,4 +1,4 @@
-"""A folder of recordings, each with a text file of the same name beside it: X.wav and X.txt or X.lab."""
+"""Read a folder of recordings, each with a text file of the same name: X.wav and X.txt or X.lab."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ TEXT_SUFFIXES = (".txt", ".lab")
 
 
 def find_texts(folder: Path) -> bool:
-    """Say whether some recording has a text beside it."""
+    """Return whether any recording has a text file beside it."""
     return any(_text_of(path) is not None for path in _find_recordings(folder))
 
 

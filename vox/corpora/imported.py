@@ -1,4 +1,4 @@
-"""What a parser of another tool's corpus returns, and how the parsers read text."""
+"""The result of a corpus parser, and text reading shared by the parsers."""
 
 import gzip
 import json
@@ -13,21 +13,21 @@ from vox.manifest import Entry
 
 @dataclass
 class Imported:
-    """Entries with absolute or relative paths of recordings, and what was left out: a name and a reason."""
+    """Entries with absolute or relative paths of recordings, and the excluded ones: a name and a reason."""
 
-    folder: Path  # that relative paths count from
+    folder: Path  # the base of relative paths
     entries: list[Entry] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)
 
     def leave_out(self, name: object, reason: str) -> None:
-        """Note something that is not taken over."""
+        """Record an excluded entry."""
         self.left_out.append((str(name), reason))
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a text file, gzipped if its name ends in .gz, without their ends.
+    """Yield the lines of a text file without line ends; gzipped if its name ends in .gz.
 
-    Raises CorpusError where it is not UTF-8 or not gzip.
+    Raises CorpusError if it is not UTF-8 or not gzip.
     """
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
@@ -40,7 +40,7 @@ def read_lines(path: Path) -> Iterator[str]:
 
 
 def read_objects(path: Path, imported: Imported) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each JSON object of a JSON-lines file with the name of its line; leave out what is none."""
+    """Yield each JSON object of a JSON-lines file with its line's name; exclude all other lines."""
     for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue

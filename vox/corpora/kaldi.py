@@ -1,4 +1,4 @@
-"""Kaldi's data folders: wav.scp, text, and optionally segments and utt2spk."""
+"""Read Kaldi data folders: wav.scp, text, and optionally segments and utt2spk."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ from vox.segment import Segment
 
 
 def read_kaldi(folder: Path) -> Imported:
-    """Read a data folder. A recording that wav.scp gives as a command (it ends with |) is left out."""
+    """Read a data folder. Recordings that wav.scp gives as a command (ending with |) are excluded."""
     imported = Imported(folder)
     recordings = _read_table(folder / "wav.scp")
     texts = _read_table(folder / "text")
@@ -39,7 +39,7 @@ def read_kaldi(folder: Path) -> Imported:
 
 
 def _locate(audio: str, folder: Path) -> str:
-    """Return a path of wav.scp: relative ones count from the recipe's folder (two above data/train)."""
+    """Resolve a path of wav.scp: relative to the recipe's folder (two above data/train)."""
     from_recipe = folder.absolute().parent.parent / audio
     return str(from_recipe) if from_recipe.is_file() else audio
 
@@ -59,7 +59,7 @@ def _read_table(path: Path) -> dict[str, str]:
 
 
 def _parse_segment(row: str) -> tuple[str, Segment]:
-    """Read `recording start end`; an end below 0 is the recording's."""
+    """Parse `recording start end`; an end below 0 means the recording's end."""
     recording, start_text, end_text = row.split()
     start, end = float(start_text), float(end_text)
     if not math.isfinite(start) or not math.isfinite(end) or start < 0 or 0 <= end <= start:

@@ -1,4 +1,4 @@
-"""lhotse's JSON lines: cuts, or recordings and supervisions."""
+"""Read lhotse's JSON lines: cuts, or recordings and supervisions."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ class _NotTakenError(Exception):
 
 
 def read_cuts(path: Path) -> Imported:
-    """Read cuts: an utterance for each supervision, whose times count from its cut's beginning."""
+    """Read cuts: one utterance a supervision. A supervision's times are relative to its cut's start."""
     imported = Imported(path.parent)
     for where, cut in read_objects(path, imported):
         name = str(cut.get("id", where))
@@ -30,7 +30,7 @@ def read_cuts(path: Path) -> Imported:
 
 
 def read_recordings(recordings_path: Path, supervisions_path: Path) -> Imported:
-    """Read recordings and supervisions: an utterance for each supervision."""
+    """Read recordings and supervisions: one utterance a supervision."""
     imported = Imported(recordings_path.parent)
     recordings = {row.get("id"): row for _, row in read_objects(recordings_path, imported)}
     for where, supervision in read_objects(supervisions_path, imported):
@@ -68,7 +68,7 @@ def _add(imported: Imported, supervision: dict[str, Any], recording: dict[str, A
 
 
 def _find_file(recording: dict[str, Any], channel: Any) -> tuple[str, int | None]:
-    """Return the file that holds a channel, and where it lies there; None where the file has no other."""
+    """Return the file with a channel, and the channel's index in it; None if it is the file's only one."""
     if type(channel) is not int:
         raise _NotTakenError("of several channels at once")
     for source in recording.get("sources", []):

@@ -1,4 +1,4 @@
-"""What one utterance sounds like, in numbers: S samples, C channels."""
+"""Measure one utterance's samples. Letters: S samples, C channels."""
 
 from dataclasses import dataclass
 
@@ -12,16 +12,16 @@ from vox.resample import resampled_length
 from vox.units import samples_to_frames, samples_to_seconds
 
 CLIPPING_LEVEL = 0.99  # of full scale
-CLIPPING_RUN = 3  # samples in a row at one value: a peak that only touches the limit is not clipped
+CLIPPING_RUN = 3  # consecutive samples of one value: a peak that only touches the limit is not clipped
 
 
 @dataclass(frozen=True)
 class Measured:
     """An utterance and the measurements of its samples at the file's own rate.
 
-    peak, offset: of full scale; the offset is the mean of the channel where it is farthest from 0.
-    rms: of the loudest channel. clipped: share of the samples that are cut off. cancels: the channels'
-    mean loses nearly everything.
+    peak, offset: fractions of full scale; the offset is the mean of the channel whose mean is farthest from
+    0. rms: of the loudest channel. clipped: fraction of clipped samples. cancels: the mean of the channels
+    loses nearly all energy.
     """
 
     utterance: Utterance
@@ -36,21 +36,21 @@ class Measured:
 
     @property
     def words_per_second(self) -> float:
-        """How fast it was spoken, if the text is all of it."""
+        """The speaking rate, if the text is complete."""
         return len(self.utterance.text.split()) / self.seconds
 
     @property
     def is_too_long_for_ctc(self) -> bool:
-        """Whether the letters do not fit into WavLM's frames, even one a frame.
+        """Whether the letters do not fit into WavLM's frames, even at one letter a frame.
 
-        Pieces of several letters need fewer: training may still take such a text, but no speech is so fast.
+        Pieces of several letters need fewer frames: training may take such a text, but no speech is so fast.
         """
         letters = [ord(letter) for letter in self.utterance.text if letter != " "]
         return min_ctc_frames(letters) > samples_to_frames(self.utterance.num_samples or 0)
 
 
 def measure(utterance: Utterance) -> Measured:
-    """Decode an utterance and measure it. Raises as `read_audio` does."""
+    """Decode and measure an utterance. Raises as `read_audio` does."""
     waveform_SC, rate = read_channels(utterance.audio_path, utterance.segment)
     if not np.isfinite(waveform_SC).all():
         raise AudioError("samples that are NaN or infinite", where=utterance.audio_path)
@@ -69,7 +69,7 @@ def measure(utterance: Utterance) -> Measured:
 
 
 def _clipped_share(samples_S: np.ndarray) -> float:
-    """Return the share of samples in runs of one value near full scale."""
+    """Return the fraction of samples in runs of one value near full scale."""
     changes = np.flatnonzero(np.diff(samples_S)) + 1
     starts = np.concatenate([[0], changes])
     lengths = np.diff(np.concatenate([starts, [len(samples_S)]]))

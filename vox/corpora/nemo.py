@@ -1,4 +1,4 @@
-"""NeMo's manifests: JSON lines of audio_filepath, text, duration and offset."""
+"""Read NeMo manifests: JSON lines of audio_filepath, text, duration and offset."""
 
 from collections import Counter
 from pathlib import Path
@@ -10,7 +10,7 @@ from vox.segment import Segment
 
 
 def read_nemo(path: Path) -> Imported:
-    """Read a manifest. `duration` alone is the whole recording's, unless other lines name that recording."""
+    """Read a manifest. `duration` alone means the whole recording, unless other lines name that recording."""
     imported = Imported(path.parent)
     rows = list(read_objects(path, imported))
     counts = Counter(str(row.get("audio_filepath")) for _, row in rows)

@@ -1,4 +1,4 @@
-"""Tables of recordings and texts: CommonVoice's TSV, and the metadata of Hugging Face's audio folders."""
+"""Read tables of recordings and texts: CommonVoice's TSV, and metadata of Hugging Face audio folders."""
 
 import csv
 from collections.abc import Iterable, Iterator
@@ -9,15 +9,15 @@ from vox.corpora.imported import Imported, read_lines, read_objects
 from vox.errors import CorpusError
 from vox.manifest import Entry
 
-# Names of the column of texts in the audio folders of the Hugging Face hub, first the one of their docs.
+# Names of the text column in audio folders of the Hugging Face hub; the first is the one in its docs.
 TEXT_COLUMNS = ("transcription", "text", "sentence", "transcript", "normalized_text", "raw_transcription")
 SPEAKER_COLUMNS = ("speaker_id", "speaker", "client_id")
 
-Row = tuple[str, dict[str, Any]]  # the name of a line, and its cells by column
+Row = tuple[str, dict[str, Any]]  # the line's name, and its cells by column
 
 
 def read_common_voice(path: Path) -> Imported:
-    """Read one TSV of CommonVoice (train.tsv, validated.tsv, …): recordings lie in clips/ beside it."""
+    """Read one CommonVoice TSV (train.tsv, validated.tsv, …); its recordings are in clips/ beside it."""
     imported = Imported(path.parent / "clips")
     rows = csv.DictReader(read_lines(path), delimiter="\t", quoting=csv.QUOTE_NONE)
     _add_rows(imported, _number(path, rows), "path", ("sentence",), path)

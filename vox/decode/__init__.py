@@ -63,23 +63,23 @@ DECODERS: dict[str, Callable[[Recogniser, Encoded, SearchOptions], list[list[Hyp
         recogniser, encoded, options, options.ctc_weight
     ),
 }
-GREEDY_DECODERS = ("ctc", "attention")  # they read no option
-DEFAULT_SEARCH = "rescore"  # where an option asks for a search and no decoder is named
-# What validation runs, and so what `best` means. Apart from DECODERS: a new decoder must change neither.
+GREEDY_DECODERS = ("ctc", "attention")  # these take no options
+DEFAULT_SEARCH = "rescore"  # used if an option needs a search and no decoder is named
+# Validation runs these, and they define `best`. Separate from DECODERS: adding a decoder must change neither.
 VALIDATION_DECODERS = ("ctc", "attention")
 
 
 def check_decoder(name: str) -> None:
-    """Raise ConfigError, naming those that there are, if there is no decoder of that name."""
+    """Raise ConfigError, listing the known decoders, if the name is not one of them."""
     if name not in DECODERS:
         raise ConfigError("unknown decoder", where=name, remedy=f"use {' or '.join(sorted(DECODERS))}")
 
 
 def make_options(names: Sequence[str], beam: int | None, others: Sequence[str] = ()) -> SearchOptions:
-    """Return the options of a command line that names these decoders (none: the default one).
+    """Return the search options for a command line that names these decoders (empty: the default decoder).
 
-    others: options that were given and that only a search can follow. Raises ConfigError for an unknown name,
-    and for such an option or a beam where none of the decoders searches.
+    others: given command-line options that need a search. Raises ConfigError for an unknown decoder, and
+    for a beam or one of `others` if every decoder is greedy.
     """
     for name in names:
         check_decoder(name)
@@ -94,9 +94,10 @@ def make_options(names: Sequence[str], beam: int | None, others: Sequence[str] =
 
 
 def make_search(name: str, options: SearchOptions, tokenizer: Tokenizer) -> Search:
-    """Return the decoder of that name; a search gives each utterance's hypotheses, best first.
+    """Return the decoder of that name. It returns each utterance's hypotheses, best first.
 
-    At least one an utterance, at most `options.nbest`. Raises ConfigError for an unknown name.
+    An utterance gets at least one hypothesis and at most `options.nbest`. Raises ConfigError for an unknown
+    name.
     """
     check_decoder(name)
     if options.length_bonus:
@@ -107,9 +108,9 @@ def make_search(name: str, options: SearchOptions, tokenizer: Tokenizer) -> Sear
 
 
 def preferred_decoder(state: Mapping[str, Any]) -> str:
-    """Return the validation decoder with the lower dev WER that a checkpoint's state records.
+    """Return the validation decoder with the lower dev WER in a checkpoint's state.
 
-    CTC where they are equal or where nothing is recorded: it never loops and never stops early.
+    Returns CTC if both are equal or none is recorded: CTC never loops and never stops early.
     """
     wer = (state.get("dev") or {}).get("wer", {})
     return min(VALIDATION_DECODERS, key=lambda name: wer.get(name, float("inf")))

@@ -1,4 +1,4 @@
-"""When each label was said: the best CTC path of a text that is known (forced alignment).
+"""Forced alignment: the best CTC path of a known text, which gives the time of each label.
 
 Letters: T frames, V vocabulary, U labels.
 """
@@ -26,9 +26,9 @@ class Span:
 def align_labels(log_probs_TV: Tensor, labels: Sequence[int]) -> list[Span] | None:
     """Return the frames of each label on the best CTC path of these labels (Viterbi).
 
-    log_probs_TV: log-probabilities of the CTC head for one utterance, its real frames only, any float type.
-    Returns None where no path exists: the labels need more frames than there are (an attention decoder
-    can write such a text). The blank is not a label.
+    log_probs_TV: log-probabilities of the CTC head for one utterance without padding, any float type.
+    labels: without blanks. Returns None if no path exists because the labels need more frames than there
+    are (an attention decoder can produce such a text).
     """
     assert BLANK_ID not in labels
     if not labels:
@@ -42,7 +42,7 @@ def align_labels(log_probs_TV: Tensor, labels: Sequence[int]) -> list[Span] | No
 
 
 def _spans(path: Sequence[int]) -> list[Span]:
-    """Group a path into the runs of equal labels, blanks left out."""
+    """Group a path into runs of equal labels, without the blanks."""
     spans = []
     start = 0
     for frame in range(1, len(path) + 1):

@@ -1,6 +1,6 @@
 """Sparse transitions of a finite-state machine, as sorted tensors.
 
-Letters: N states that are asked for, A arcs, K arcs of the states asked for, S states.
+Letters: N states of a query, A arcs, K arcs of the query's states, S states.
 """
 
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ _NO_KEY = np.iinfo(np.int64).max
 
 @dataclass(frozen=True)
 class Arcs:
-    """Arcs sorted by state, then by label. One more at the end is no state's."""
+    """Arcs sorted by state, then by label. The last entry is a sentinel that belongs to no state."""
 
     num_labels: int
     keys_A: Tensor  # state * num_labels + label, int64 ascending
@@ -49,9 +49,9 @@ class Arcs:
         return replace(self, **tensors)
 
     def find(self, states_N: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
-        """Return where each pair's arc is, int64 [N], and whether there is one, bool [N].
+        """Return the index of each pair's arc, int64 [N], and whether the arc exists, bool [N].
 
-        Where there is none, the place may be read, but means nothing.
+        The index of a missing arc is valid for reading, but its content is meaningless.
         """
         keys_N = states_N * self.num_labels + labels_N
         places_N = torch.searchsorted(self.keys_A, keys_N)
@@ -59,7 +59,7 @@ class Arcs:
         return places_N, is_found_N
 
     def list_all(self, states_N: Tensor) -> tuple[Tensor, Tensor]:
-        """Return every arc of each state: which of the N it belongs to, and where it is; both int64 [K]."""
+        """Return all arcs of the states: for each, which of the N it belongs to and its index, int64 [K]."""
         firsts_N = self.starts_S[states_N]
         counts_N = self.starts_S[states_N + 1] - firsts_N
         rows_K = torch.repeat_interleave(torch.arange(len(states_N), device=states_N.device), counts_N)

@@ -13,7 +13,7 @@ from vox.model.recogniser import Recogniser
 from vox.text import BOS_ID, EOS_ID, PAD_ID
 from vox.units import FRAME_RATE
 
-MAX_LABELS_PER_SECOND = 25  # several times faster than speech, so only a decoder that loops meets it
+MAX_LABELS_PER_SECOND = 25  # several times faster than speech: only a decoder that loops reaches it
 MIN_LABEL_LIMIT = 10  # for very short audio
 
 
@@ -23,8 +23,8 @@ def greedy_attention(
 ) -> tuple[list[list[int]], list[bool]]:
     """Take the best label at each step until eos; pad and bos are never taken.
 
-    Returns each row's labels, without eos, and is_truncated: True where max_labels were taken and the next
-    would not have been eos. Rows that have ended leave the batch, so the longest costs the others nothing.
+    Returns each row's labels without eos, and is_truncated: True if max_labels were taken and the next label
+    would not have been eos. Finished rows leave the batch, so the longest row adds no cost to the others.
     """
     limits = max_labels_B.tolist()
     labels: list[list[int]] = [[] for _ in limits]
@@ -37,7 +37,7 @@ def greedy_attention(
         for never in (
             PAD_ID,
             BOS_ID,
-        ):  # one by one: a list of them would be copied to the device, and waited for
+        ):  # one at a time: indexing with a list copies it to the device and synchronizes
             logits_BV[:, never] = float("-inf")
         token_B = logits_BV.argmax(dim=-1)
         kept = []
@@ -57,7 +57,7 @@ def greedy_attention(
 
 
 def label_limits(num_frames_B: Tensor) -> Tensor:
-    """Return the most labels that attention decoding may take for each utterance, int64 [B]."""
+    """Return the maximum number of labels for each utterance, int64 [B]."""
     return (num_frames_B * MAX_LABELS_PER_SECOND // FRAME_RATE).clamp(min=MIN_LABEL_LIMIT)
 
 

@@ -1,9 +1,9 @@
-"""How sure the model is of a text: the CTC head's own probability of each label where it was aligned.
+"""Confidence of a text: the CTC head's probability of each label at the frames where it is aligned.
 
-The probabilities are those of the model alone. What a search added for a language model or for hotwords
-is left out, so a word that is only there because it was boosted has a low confidence.
+The probabilities come from the model alone. They exclude the bonus of a language model or of hotwords, so a
+word that appears only because it was boosted has a low confidence.
 
-A word's confidence is the smallest of its labels': one wrong letter makes a wrong word.
+A word's confidence is the minimum over its labels, because one wrong letter makes a wrong word.
 
 Letters: T frames, U labels, V vocabulary, W words.
 """
@@ -17,14 +17,14 @@ from torch import Tensor
 from vox.decode.align import Span
 from vox.text import BLANK_ID
 
-# Where `fit_temperature` looks: natural logarithms of the temperature.
+# The search range of `fit_temperature`: natural logarithms of the temperature.
 LOG_TEMPERATURES = np.linspace(-1.5, 2.0, 141)
-SMALLEST = 1e-4  # probabilities are kept this far from 0 and 1 where their logarithm is taken
+SMALLEST = 1e-4  # probabilities are clamped to this distance from 0 and 1 before their logarithm is taken
 
 
 @torch.no_grad()
 def label_rows(log_probs_TV: Tensor, labels: Sequence[int], spans: Sequence[Span]) -> Tensor:
-    """Return [U, V] float32 log-probabilities: for each label, the frame of its span that gives it most."""
+    """Return [U, V] float32 log-probabilities: for each label, at its likeliest frame in its span."""
     log_probs_TV = log_probs_TV.float()
     frames = [
         span.start + int(log_probs_TV[span.start : span.end, label].argmax())
@@ -37,7 +37,7 @@ def label_rows(log_probs_TV: Tensor, labels: Sequence[int], spans: Sequence[Span
 def label_confidences(rows_UV: Tensor, labels: Sequence[int], temperature: float = 1.0) -> Tensor:
     """Return [U] the probability of each label at its own frame (`label_rows`).
 
-    temperature: above 1 the probabilities move towards equal ones, below 1 apart (`fit_temperature`).
+    temperature: above 1 flattens the distribution, below 1 sharpens it (`fit_temperature`).
     """
     labels_U = torch.tensor(list(labels), dtype=torch.int64, device=rows_UV.device)
     return (rows_UV / temperature).softmax(dim=-1).gather(1, labels_U[:, None])[:, 0]
@@ -45,18 +45,18 @@ def label_confidences(rows_UV: Tensor, labels: Sequence[int], temperature: float
 
 @torch.no_grad()
 def silence_confidence(log_probs_TV: Tensor, temperature: float = 1.0) -> float:
-    """Return how sure the model is that nothing was said: the smallest probability of a blank."""
+    """Return the confidence that nothing was said: the smallest probability of a blank."""
     return float((log_probs_TV.float() / temperature).softmax(dim=-1)[:, BLANK_ID].min())
 
 
 def fit_temperature(
     rows_UV: Tensor, labels: Sequence[int], words: Sequence[int], is_right: Sequence[bool]
 ) -> float:
-    """Return the temperature at which words' confidences agree best with how often words are right.
+    """Return the temperature at which word confidences best match how often words are correct.
 
-    words: the number of the word that each label belongs to, from 0, every word with a label.
-    is_right: for each word. The measure is the mean cross-entropy; 1.0 where all words are right or all are
-    wrong, which tells nothing.
+    words: for each label, the index of its word, from 0; every word has a label. is_right: for each word.
+    Minimizes the mean cross-entropy. Returns 1.0 if all words are right or all are wrong: then there is
+    nothing to fit.
     """
     right_W = np.asarray(is_right, bool)
     if right_W.all() or not right_W.any():

@@ -1,4 +1,4 @@
-"""CTC (Graves et al. 2006): greedy decoding, and how many frames a label sequence needs.
+"""CTC (Graves et al. 2006): greedy decoding, and the minimum number of frames of a label sequence.
 
 Letters: B batch, T frames, V vocabulary.
 """
@@ -16,7 +16,7 @@ from vox.text import BLANK_ID
 
 
 def min_ctc_frames(labels: Sequence[int]) -> int:
-    """Count the frames without which labels cannot be aligned: one each, and a blank between equals."""
+    """Return the minimum number of frames for labels: one each, and a blank between equal neighbours."""
     return len(labels) + sum(first == second for first, second in pairwise(labels))
 
 

@@ -1,11 +1,11 @@
 """CTC prefix beam search (Graves 2014; Hannun et al. 2014), batched, on the device.
 
-A hypothesis is a text, and its score the sum (log-add) over all alignments that spell it. Keeping only the
-best alignment of each text (max) is another search: with a beam of 1 that one is greedy decoding, while this
-one may find a text whose many alignments together beat the one best alignment. Alone it is worth little over
-greedy decoding; it carries language models and hotwords, and gives n-best lists.
+A hypothesis is a text. Its score is the sum (log-add) over all alignments that spell it. A search that keeps
+only the best alignment of each text (max) is a different one: with a beam of 1 it is greedy decoding, while
+this search may find a text whose many alignments together beat the single best alignment. Without scorers it
+gains little over greedy decoding; its use is language models, hotwords and n-best lists.
 
-No label of a frame is left out before the scorers have scored it, and no frame is skipped.
+No label is pruned before the scorers have scored it, and no frame is skipped.
 
 Letters: B utterances, K hypotheses of each, U labels, V vocabulary, S scorers, N = K + K V candidates.
 """
@@ -34,7 +34,7 @@ class PrefixBeam:
     blank_BK, label_BK: float32, log-probability of the alignments that end in blank, and in the last label.
     labels_BKU: int64; the first `num_labels_BK` of each are its text.
     last_BK: the last label; BLANK_ID for an empty text.
-    is_prefix_BKK: [b, i, j] True where i's text is the beginning of j's, and shorter.
+    is_prefix_BKK: [b, i, j] is True if text i is a proper prefix of text j.
     parts_BKS, states_BKS: the scorers' unweighted sums so far (float32), and their states (int64).
     """
 
@@ -67,8 +67,9 @@ class PrefixBeam:
 def search_ctc(log_probs_BTV: Tensor, num_frames_B: Tensor, options: SearchOptions) -> list[list[Hypothesis]]:
     """Return each utterance's hypotheses, best first: at least one, at most the beam.
 
-    log_probs_BTV: natural logs, float32 or float64; padded frames may hold anything. The search sums
-    alignments as far as its beam holds them; what it returns is scored and ordered by all alignments.
+    log_probs_BTV: natural logs, float32 or float64; padded frames may hold anything. During the search, a
+    score sums only the alignments that the beam kept. The returned hypotheses are scored and ordered by all
+    their alignments.
     """
     scorers = Scorers(options.scorers)
     lengths = num_frames_B.tolist()
@@ -81,7 +82,7 @@ def search_ctc(log_probs_BTV: Tensor, num_frames_B: Tensor, options: SearchOptio
 def run_beam(
     log_probs_BTV: Tensor, lengths: list[int], scorers: Scorers, width: int
 ) -> Iterator[tuple[int, PrefixBeam]]:
-    """Yield each row and its beam (of one row) after its last frame. Ended rows leave the batch."""
+    """Yield each row with its beam (of one row) after its last frame. Finished rows leave the batch."""
     rows = list(range(len(lengths)))
     beam = start_beam(len(rows), scorers, log_probs_BTV.device)
     for frame in range(max(lengths) + 1):
@@ -97,7 +98,7 @@ def run_beam(
 
 
 def start_beam(batch: int, scorers: Scorers, device: torch.device) -> PrefixBeam:
-    """Return a beam of one hypothesis an utterance: no label yet, for certain."""
+    """Return a beam of one hypothesis an utterance: the empty text, with probability 1."""
     zeros_B1 = torch.zeros(batch, 1, device=device)
     none_B1 = torch.full((batch, 1), BLANK_ID, device=device)
     return PrefixBeam(
@@ -114,7 +115,7 @@ def start_beam(batch: int, scorers: Scorers, device: torch.device) -> PrefixBeam
 
 
 def advance_beam(beam: PrefixBeam, log_probs_BV: Tensor, scorers: Scorers, width: int) -> PrefixBeam:
-    """Take one frame: every hypothesis stays as it is or gets one label more; the best `width` are kept."""
+    """Process one frame: each hypothesis stays or is extended by one label; keep the best `width`."""
     num_old, vocab_size = beam.last_BK.shape[1], log_probs_BV.shape[1]
     blank_BK, label_BK, more_BKV = _align(beam, log_probs_BV)
     gains = scorers.scores(beam.states_BKS.flatten(0, 1))
@@ -147,18 +148,18 @@ def advance_beam(beam: PrefixBeam, log_probs_BV: Tensor, scorers: Scorers, width
 def _align(beam: PrefixBeam, log_probs_BV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the log-probabilities after one more frame.
 
-    Of each hypothesis as it is, ending in blank and in its last label [B, K], and of it with each label more
-    that begins in this frame [B, K, V].
+    They are: of each unchanged hypothesis, ending in blank and in its last label [B, K]; and of its extension
+    by each label that begins in this frame [B, K, V].
     """
     total_BK = torch.logaddexp(beam.blank_BK, beam.label_BK)
     last_BK = log_probs_BV.gather(1, beam.last_BK)
     blank_BK, label_BK = total_BK + log_probs_BV[:, BLANK_ID, None], beam.label_BK + last_BK
     more_BKV = total_BK[:, :, None] + log_probs_BV[:, None, :]
-    # The last label once more needs a blank before it, or it is the same label going on.
+    # To repeat the last label, a blank must come before it; without one the same label continues.
     more_BKV.scatter_(2, beam.last_BK[:, :, None], (beam.blank_BK + last_BK)[:, :, None])
     for never in (PAD_ID, BOS_ID, EOS_ID):
         more_BKV[:, :, never] = NEVER
-    # A text must not be two hypotheses: where a prefix grows into another hypothesis, it joins that one.
+    # A text must be one hypothesis only: a prefix that grows into another hypothesis is merged into it.
     is_parent_BKK = beam.is_prefix_BKK & (beam.num_labels_BK[:, None] == beam.num_labels_BK[:, :, None] + 1)
     child_BKK = beam.last_BK[:, None, :].expand(is_parent_BKK.shape)
     joining_BKK = more_BKV.gather(2, child_BKK).masked_fill(~is_parent_BKK, NEVER)
@@ -169,7 +170,7 @@ def _align(beam: PrefixBeam, log_probs_BV: Tensor) -> tuple[Tensor, Tensor, Tens
 def _rank(
     beam: PrefixBeam, stay_BK: Tensor, more_BKV: Tensor, gains: list[Tensor], weights: list[float]
 ) -> Tensor:
-    """Return what the candidates are ranked by, [B, N]: hypotheses as they are, then with a label more."""
+    """Return the ranking scores of the candidates, [B, N]: unchanged hypotheses first, then extended ones."""
     for parts_BK, gain_NV, weight in zip(beam.parts_BKS.unbind(-1), gains, weights, strict=True):
         gain_BKV = parts_BK[:, :, None] + gain_NV.view(more_BKV.shape)
         stay_BK, more_BKV = stay_BK + weight * parts_BK, more_BKV + weight * gain_BKV
@@ -177,7 +178,7 @@ def _rank(
 
 
 def _append(beam: PrefixBeam, parents_BK: Tensor, last_BK: Tensor) -> Tensor:
-    """Return the parents' labels with the last label after them; where none was added it does not count."""
+    """Append the last label to the parents' labels; it is ignored for hypotheses that were not extended."""
     labels_BKU, capacity = beam.labels_BKU, beam.labels_BKU.shape[2]
     labels_BKU = labels_BKU.gather(1, parents_BK[:, :, None].expand(-1, -1, capacity))
     if beam.num_frames == capacity:  # there is at most one label a frame
@@ -194,13 +195,13 @@ def _relate(
     is_more_BK: Tensor,
     is_dead_BK: Tensor,
 ) -> Tensor:
-    """Return is_prefix_BKK of the new hypotheses, exactly, from that of their parents."""
+    """Compute is_prefix_BKK of the new hypotheses exactly, from that of their parents."""
     width = parents_BK.shape[1]
     rows_BKK = beam.is_prefix_BKK.gather(1, parents_BK[:, :, None].expand(-1, -1, beam.last_BK.shape[1]))
     is_prefix_BKK = rows_BKK.gather(2, parents_BK[:, None, :].expand(-1, width, -1))
     is_same_BKK = parents_BK[:, :, None] == parents_BK[:, None, :]
     is_prefix_BKK = is_prefix_BKK | (is_same_BKK & is_more_BK[:, None, :])
-    # A hypothesis that grew is still a prefix of j if j is longer and goes on with the label that it got.
+    # An extended hypothesis is still a prefix of j if j is longer and its next label is the one added.
     next_BK1 = (num_labels_BK - 1).clamp(min=0)
     next_BKK = labels_BKU.gather(2, next_BK1[:, None, :].expand(-1, width, -1)).transpose(1, 2)
     taken_BK1 = labels_BKU.gather(2, next_BK1[:, :, None])
@@ -217,7 +218,7 @@ def _advance_scorers(
     last_BK: Tensor,
     is_more_BK: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Return the scorers' sums and states of the new hypotheses; those that stay as they are keep theirs."""
+    """Return the scorers' sums and states of the new hypotheses; unchanged hypotheses keep theirs."""
     if not gains:
         return beam.parts_BKS[:, :1].expand(*parents_BK.shape, 0), beam.states_BKS[:, :1].expand(
             *parents_BK.shape, 0
@@ -237,7 +238,7 @@ def _advance_scorers(
 
 
 def _finish(beam: PrefixBeam, log_probs_TV: Tensor, scorers: Scorers) -> list[Hypothesis]:
-    """Return the hypotheses of a beam of one utterance, with the end scored, best first."""
+    """Score the end, and return the hypotheses of one utterance's beam, best first."""
     ends = [gain_KV[:, EOS_ID] for gain_KV in scorers.scores(beam.states_BKS[0])]
     parts = (beam.parts_BKS[0] + torch.stack(ends, -1) if ends else beam.parts_BKS[0]).tolist()
     is_live = (torch.logaddexp(beam.blank_BK[0], beam.label_BK[0]) > NEVER).tolist()

@@ -1,11 +1,11 @@
 """CTC prefix scores (Watanabe et al. 2017, "Hybrid CTC/attention architecture", algorithm 2).
 
-psi(h) is the log-probability that CTC's labels begin with h. It is what a search that grows hypotheses by
-labels, not by frames, can ask of CTC.
+psi(h) is the log-probability that CTC's labels begin with h. A search that extends hypotheses label by
+label, not frame by frame, uses it as the CTC score.
 
-The published recursion goes over frames one by one. Here both sums over frames are scans: taking away the
-running sum of what every alignment gains turns `x[t] = logaddexp(x[t-1], a[t]) + y[t]` into a cumulative
-log-sum-exp. The running sums reach thousands of nats, so the scans are in float64; what comes out is float32.
+The published recursion loops over frames. Here both sums over frames are scans: subtracting the running sum
+of y turns `x[t] = logaddexp(x[t-1], a[t]) + y[t]` into a cumulative log-sum-exp. The running sums reach
+thousands of nats, so the scans use float64. The results are float32.
 
 Letters: B batch, K hypotheses, T frames, P labels to score.
 """
@@ -21,11 +21,11 @@ LOWEST = -1e4  # nats a frame
 
 
 class CtcPrefix:
-    """Hypotheses of a batch, and the probability of all ways to align each up to every frame.
+    """Hypotheses of a batch, with the probability of their alignments up to every frame.
 
     label_BKT, blank_BKT: float64 [B, K, T + 1], log-probability of the alignments of exactly this hypothesis
-    over the first t frames that end in its last label, or in blank. last_BK: the last label, BLANK_ID where
-    there is none.
+    over the first t frames that end in its last label, or in blank. last_BK: the last label; BLANK_ID for
+    an empty hypothesis.
     """
 
     def __init__(
@@ -44,23 +44,23 @@ class CtcPrefix:
 
     @classmethod
     def start(cls, log_probs_BTV: Tensor, num_frames_B: Tensor) -> "CtcPrefix":
-        """Return one empty hypothesis for each utterance: all frames are blank.
+        """Return one empty hypothesis an utterance: all frames are blank.
 
         log_probs_BTV: float32; num_frames_B: int64. Padded frames may hold anything.
         """
         is_real_BT = lengths_to_mask(num_frames_B, log_probs_BTV.shape[1])
-        # Minus infinity taken from itself is not a number; e^-10000 is as impossible.
+        # Minus infinity minus itself is NaN, so use -10000 instead: as good as impossible.
         log_probs_BTV = zero_padding(log_probs_BTV, is_real_BT).clamp(min=LOWEST)
         blank_B1T = _running_sum(log_probs_BTV[:, None, :, BLANK_ID].to(torch.float64))
         last_B1 = torch.full_like(num_frames_B[:, None], BLANK_ID)
         return cls(log_probs_BTV, num_frames_B, torch.full_like(blank_B1T, NEVER), blank_B1T, last_B1)
 
     def scores(self, labels_BKP: Tensor) -> Tensor:
-        """Return psi of each hypothesis with one more label, float32 [B, K, P]; -inf where it cannot be."""
+        """Return psi of each hypothesis extended by one label, float32 [B, K, P]; -inf if impossible."""
         total_BKT, blank_BKT = self._before_each_frame()
         heard_BKPT = self._hear(labels_BKP)
         begun_BKP = (total_BKT[:, :, None] + heard_BKPT).logsumexp(-1)
-        # The last label once more needs a blank before it.
+        # To repeat the last label, a blank must come before it.
         again_BK = (blank_BKT + self._hear(self.last_BK[:, :, None])[:, :, 0]).logsumexp(-1)
         return torch.where(labels_BKP == self.last_BK[:, :, None], again_BK[:, :, None], begun_BKP)
 
@@ -71,9 +71,9 @@ class CtcPrefix:
         return whole_BKT.gather(2, index_BK1)[..., 0].float()
 
     def advance(self, rows_B: Tensor | None, parents_BK: Tensor, labels_BK: Tensor) -> "CtcPrefix":
-        """Return the hypotheses that are these parents, with one more label each.
+        """Return these parents, each extended by one label.
 
-        rows_B: the utterances to go on with; None: all. parents_BK: which of the row's hypotheses.
+        rows_B: the utterances to keep; None: all. parents_BK: indices into the row's hypotheses.
         """
         log_probs_BTV, num_frames_B = self.log_probs_BTV, self.num_frames_B
         label_BKT, blank_BKT, last_BK = self.label_BKT, self.blank_BKT, self.last_BK

@@ -1,15 +1,15 @@
-"""Hotwords as a scorer: an automaton (Aho and Corasick 1975) over letters that is read piece by piece.
+"""Hotwords as a scorer: an Aho-Corasick automaton (1975) over letters that is read piece by piece.
 
-The states are the beginnings of phrases, letter by letter with a word mark before each word, so that whatever
-way a search splits a phrase into pieces leads through them: a piece is an arc over several letters. The state
-after some labels is the longest end of their text that is a beginning of a phrase.
+The states are the prefixes of phrases, letter by letter, with a word mark before each word. A piece is an arc
+over several letters, so every way to split a phrase into pieces passes through these states. The state after
+some labels is the longest suffix of their text that is a prefix of a phrase.
 
-A phrase that is complete at a word's end pays its weight, once for each time that it occurs, also inside a
-longer phrase. On the way to it a search is paid in advance, the share of its letters that are there, and
-gives that back in the step that leaves the way, or at the end. So the sum over a whole text is the weights of
-the phrases in it and nothing else, however they are split and however long they are.
+A phrase that is complete at the end of a word earns its weight, once per occurrence, also inside a longer
+phrase. Until then the search receives an advance, the share of the phrase's letters matched so far. The
+advance is taken back in the step that leaves the phrase, or at the end. So the total over a text is the sum
+of the weights of the phrases in it and nothing else, for any split into pieces and any length.
 
-Letters: N states that are asked for, V labels, S states, A arcs.
+Letters: N states of a query, V labels, S states, A arcs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,13 +25,13 @@ from vox.errors import TextError
 from vox.hotword_list import Hotword
 from vox.text import EOS_ID, NUM_SPECIAL_IDS, UNK_ID, WORD_MARK, Tokenizer
 
-# Advances are multiples of this, so that what was paid and given back adds up to 0 exactly in float32.
+# Advances are multiples of this, so that paying and taking back adds up to exactly 0 in float32.
 ADVANCE_STEP = 1 / 1024
 
 
 @dataclass(eq=False)
 class HotwordScorer:
-    """The automaton of a list of phrases over a tokenizer's pieces. State 0 is inside a word of no phrase."""
+    """The automaton of a list of phrases over a tokenizer's pieces. In state 0 no prefix matches."""
 
     name: str
     start_state: int  # at the beginning of a word
@@ -39,8 +39,8 @@ class HotwordScorer:
     root_targets_V: Tensor  # int64: the state after each label from state 0
     begins_word_V: Tensor  # float32, 1 or 0
     arcs: Arcs
-    shorter_S: Tensor  # int64: the next shorter end that is a beginning of a phrase too; state 0 for itself
-    advances_S: Tensor  # float32: what has been paid in advance
+    shorter_S: Tensor  # int64: failure link to the next shorter suffix that is a prefix; state 0: itself
+    advances_S: Tensor  # float32: the advance paid so far
     complete_S: Tensor  # float32: the weights of the phrases that end here if the word does
 
     @property
@@ -62,9 +62,9 @@ class HotwordScorer:
         return torch.full((count,), self.start_state, dtype=torch.int64, device=device)
 
     def scores(self, states_N: Tensor) -> Tensor:
-        """Return the bonus of every label, float32 [N, V]: negative where an advance is given back.
+        """Return the bonus of every label, float32 [N, V]: negative where an advance is taken back.
 
-        Special tokens are not written: they change nothing and cost nothing, but for eos.
+        Special tokens are not part of the text: except for eos, they score 0 and keep the state.
         """
         rows_NV = self.advances_S[self.root_targets_V].repeat(len(states_N), 1)
         for state_N in reversed(self._shorter_ends(states_N)):
@@ -78,7 +78,7 @@ class HotwordScorer:
         return rows_NV
 
     def advance(self, states_N: Tensor, labels_N: Tensor) -> Tensor:
-        """Return the state after a label each, int64 [N]."""
+        """Return the states after one label each, int64 [N]."""
         next_N = self.root_targets_V[labels_N]
         for state_N in reversed(self._shorter_ends(states_N)):
             places_N, is_found_N = self.arcs.find(state_N, labels_N)
@@ -86,7 +86,7 @@ class HotwordScorer:
         return torch.where(labels_N < NUM_SPECIAL_IDS, states_N, next_N)
 
     def _shorter_ends(self, states_N: Tensor) -> list[Tensor]:
-        """Return each state and all shorter ends, longest first."""
+        """Return each state and all its shorter suffixes, longest first."""
         ends = [states_N]
         for _ in range(self.max_failures):
             ends.append(self.shorter_S[ends[-1]])
@@ -120,7 +120,7 @@ def _check_letters(spellings: dict[str, float], tokenizer: Tokenizer) -> None:
 
 
 class _Trie:
-    """The beginnings of all phrases: node 0 is the empty one, node 1 the word mark alone."""
+    """The trie of all phrases: node 0 is the empty prefix, node 1 the word mark alone."""
 
     def __init__(self, weights: dict[str, float]) -> None:
         self.children: list[dict[str, int]] = [{}]
@@ -155,7 +155,7 @@ class _Trie:
         self.complete[node] += weight
 
     def _link_shorter_ends(self) -> None:
-        """Link each node to its longest proper end; add up what is complete, in the order of length."""
+        """Link each node to its longest proper suffix; sum the weights of complete phrases, by length."""
         self.shorter = [0] * len(self.texts)
         self.num_failures = [0] * len(self.texts)
         level = [1]
@@ -184,7 +184,7 @@ class _Trie:
     def _list_arcs(self, label_of: dict[str, int]) -> Iterator[tuple[int, int, int]]:
         """Yield the arcs of all nodes but node 0: node, label, target.
 
-        Behind a word mark a second one writes nothing, so a piece that begins with one goes on without it.
+        A word mark after a word mark adds nothing to the text, so a piece that begins with one skips it.
         """
         longest = max(map(len, label_of))
         path = [0] * (1 + max(map(len, self.texts)))
@@ -202,7 +202,7 @@ class _Trie:
                 yield target, label_of[WORD_MARK], target
 
     def _walk(self, path: list[int]) -> Iterator[int]:
-        """Yield every node below node 0, depth first; path[i] is then its beginning of i letters."""
+        """Yield every node below node 0, depth first; path[i] is its prefix of i letters."""
         stack = [1]
         while stack:
             node = stack.pop()

@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """One text for an utterance, as label ids, with its score and what the score is made of.
+    """One text for an utterance, as label ids, with its score and the parts of the score.
 
     ids: labels without bos, eos, pad or blank.
-    is_truncated: the decoder took the most labels that it may take, and would have taken more.
+    is_truncated: the decoder reached the maximum number of labels before eos.
     score: sum over `parts` of weight x part, in nats; higher is better. None from a greedy decoder, which
-    scores nothing. Scores of different searches, or of other weights, cannot be compared.
+    computes no score. Scores of different searches or different weights cannot be compared.
     parts: by scorer, the unweighted natural-log score of these ids: "ctc" (all alignments), "attention" (eos
     included), and the scorers of the options by their names.
-    frames: the frame in which each label begins, where the decoder knows it; None elsewhere.
+    frames: the first frame of each label; None if the decoder does not know it.
     """
 
     ids: list[int]

@@ -1,8 +1,8 @@
 """Beam search over labels with the attention decoder, alone or jointly with CTC prefix scores.
 
-All hypotheses of a batch have the same number of labels at every step, so that the decoder's cache, with its
-label positions, serves them all. An utterance leaves the batch when no hypothesis of it that goes on can
-still enter its n-best; nothing depends on the other utterances.
+At every step all hypotheses of a batch have the same number of labels, so they share the decoder's cache and
+its label positions. An utterance leaves the batch when none of its live hypotheses can still enter its
+n-best. Its result does not depend on the other utterances.
 
 Letters: B utterances, K hypotheses of each, N = B K, V vocabulary, S parts of a score, P labels of the
 pre-beam.
@@ -24,12 +24,12 @@ from vox.model.encoded import Encoded
 from vox.text import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 
 NEVER = float("-inf")
-Text = tuple[Any, ...]  # () or (the text before, the last label): longer texts share what they begin with
+Text = tuple[Any, ...]  # () or (the text before, the last label): longer texts share their prefixes
 
 
 @dataclass
 class _State:
-    """What is known on the device of the hypotheses that go on."""
+    """State of the live hypotheses on the device."""
 
     cache: DecoderCache
     token_N: Tensor
@@ -46,16 +46,16 @@ class _Step:
     parents_BK: Tensor
     labels_BK: Tensor
     parts_BKS: Tensor
-    is_live_BK: Tensor  # neither at its end nor impossible
+    is_live_BK: Tensor  # neither finished nor impossible
 
 
 @dataclass
 class _Utterance:
-    """What is known on the host of an utterance whose search goes on."""
+    """State on the host of an utterance whose search is not finished."""
 
     row: int
-    limit: int  # the most labels
-    texts: list[Text | None]  # of its K hypotheses; None where one is not live
+    limit: int  # maximum number of labels
+    texts: list[Text | None]  # of its K hypotheses; None for one that is not live
     ended: list[Hypothesis]
 
 
@@ -65,13 +65,13 @@ def search_labels(
 ) -> list[list[Hypothesis]]:
     """Return each utterance's hypotheses, best first: at least one, at most `options.nbest`.
 
-    max_labels_B: int64, the most labels of each. ctc_weight: attention weighs 1 minus it; at 0 CTC is not
-    asked. An end competes with the labels for a place in the beam. Hypotheses of max_labels end there, eos
-    scored, and are truncated where eos had no place.
+    max_labels_B: int64, maximum number of labels of each utterance. ctc_weight: attention has the weight
+    1 - ctc_weight; at 0, CTC is not computed. Eos competes with the labels for a place in the beam. A
+    hypothesis of max_labels ends there with eos scored, and is truncated if eos had no place in the beam.
 
-    A search ends when the best hypothesis that goes on could not overtake the n-th that has ended even if
-    each further label gained the most that the scorers can give. Without scorers that is nothing: the
-    model's own scores only fall.
+    A search ends when the best live hypothesis cannot overtake the n-th best finished one, even if every
+    further label gained the maximum that the scorers can give. Without scorers that maximum is 0, because
+    the model's own scores only fall.
     """
     scorers = Scorers(options.scorers)
     names, weights = ["attention"], [1 - ctc_weight]
@@ -118,7 +118,7 @@ def _start(decoder: Decoder, encoded: Encoded, scorers: Scorers, weighted: dict[
 
 
 def _score_labels(decoder: Decoder, state: _State, scorers: Scorers, options: SearchOptions) -> list[Tensor]:
-    """Return each part of every hypothesis with every next label, or its end at eos: float32 [B, K, V]."""
+    """Return each score part of every hypothesis after every next label (eos: its end), float32 [B, K, V]."""
     shape = (*state.is_live_BK.shape, -1)
     log_probs_NV = decoder.step(state.token_N, state.cache).float().log_softmax(-1)
     gains = [gain.reshape(shape) for gain in (log_probs_NV, *scorers.scores(state.states_NS))]
@@ -132,9 +132,9 @@ def _score_labels(decoder: Decoder, state: _State, scorers: Scorers, options: Se
 
 
 def _score_prefixes(ctc: CtcPrefix, guide_BKV: Tensor, num_pre_beam: int) -> Tensor:
-    """Return CTC's part for the labels that the others like best, and for the end; -inf for all others.
+    """Return CTC's part for the labels that the other parts rank best, and for the end; -inf for the rest.
 
-    It replaces the part so far: a longer prefix's score is all that CTC has to say, not an addition.
+    It replaces the previous CTC part and is not added to it: psi of the longer prefix covers all labels.
     """
     batch, num_hypotheses, vocab_size = guide_BKV.shape
     guide_BKV[:, :, EOS_ID] = NEVER
@@ -158,7 +158,7 @@ def _weigh(parts: list[Tensor], weights: list[float]) -> Tensor:
 def _choose(
     parts: list[Tensor], weights: list[float], is_live_BK: Tensor, width: int
 ) -> tuple[_Step, list[list[list[float]]], Tensor]:
-    """Return the best continuations, the same on the host, and the parts [B, K, S] of ending here.
+    """Return the best continuations, their copies on the host, and the score parts [B, K, S] of ending here.
 
     On the host a continuation is its total, parent, label, and parts.
     """
@@ -178,7 +178,7 @@ def _choose(
 def _grow(
     utterance: _Utterance, continuations: list[list[float]], weighted: dict[str, float], is_last: bool
 ) -> float:
-    """Put down what has ended, let the others grow, and return the best total of those that go on."""
+    """Record the finished hypotheses, extend the others, and return the best total of the live ones."""
     texts: list[Text | None] = []
     best = NEVER
     for total, parent, label, *parts in continuations:
@@ -201,7 +201,7 @@ def _cut_off(
     endings: list[list[float]],
     weighted: dict[str, float],
 ) -> None:
-    """End the hypotheses of the most labels whose end had no place in the beam."""
+    """End the hypotheses that reached the maximum number of labels without a place for eos in the beam."""
     has_ended = {int(parent) for _, parent, label, *_ in continuations if label == EOS_ID}
     for index, (text, parts) in enumerate(zip(utterance.texts, endings, strict=True)):
         if text is not None and index not in has_ended:
@@ -224,9 +224,10 @@ def _sort(hypotheses: list[Hypothesis]) -> list[Hypothesis]:
 
 
 def _is_over(utterance: _Utterance, best: float, most_gain: float, num_labels: int, nbest: int) -> bool:
-    """Say whether no hypothesis goes on, or none can reach more than the n-th best that has ended.
+    """Return whether no hypothesis is live, or none can overtake the n-th best finished one.
 
-    best: the total of the best that goes on, with num_labels + 1 labels. most_gain: a label's, or the end's.
+    best: total of the best live hypothesis, of num_labels + 1 labels. most_gain: maximum of one label or of
+    the end.
     """
     if best == NEVER:
         return True
@@ -239,7 +240,7 @@ def _is_over(utterance: _Utterance, best: float, most_gain: float, num_labels: i
 
 
 def _go_on(state: _State, step: _Step, kept: list[int], scorers: Scorers) -> _State:
-    """Return the state of the utterances kept, with their best continuations as hypotheses."""
+    """Return the state of the utterances that remain, with their best continuations as hypotheses."""
     batch, num_old = state.is_live_BK.shape
     device = state.token_N.device
     rows_B = None if len(kept) == batch else torch.tensor(kept, device=device)
@@ -249,7 +250,7 @@ def _go_on(state: _State, step: _Step, kept: list[int], scorers: Scorers) -> _St
     if rows_B is not None:
         parents_BK, labels_BK, first_B1 = parents_BK[rows_B], labels_BK[rows_B], first_B1[rows_B]
         parts_BKS, is_live_BK = parts_BKS[rows_B], is_live_BK[rows_B]
-    labels_BK = labels_BK.masked_fill(~is_live_BK, UNK_ID)  # what the others are given does not matter
+    labels_BK = labels_BK.masked_fill(~is_live_BK, UNK_ID)  # a dead hypothesis may get any label
     index_N, labels_N = (first_B1 + parents_BK).flatten(), labels_BK.flatten()
     return _State(
         cache=state.cache.select_hypotheses(index_N, rows_B),

@@ -1,4 +1,4 @@
-"""What a search may be asked for."""
+"""Options of the searches."""
 
 import math
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from vox.errors import ConfigError
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """Options of every search; the greedy decoders read none of them.
+    """Options of every search. The greedy decoders ignore them.
 
     beam: hypotheses kept for each utterance.
-    nbest: hypotheses returned for each utterance, at most; fewer where there are fewer.
-    ctc_weight: of CTC in rescoring and in the joint search, 0 to 1; attention's is 1 minus it.
-    pre_beam: labels of each hypothesis that the joint search scores by CTC, the decoder's best; eos always.
-    None: 1.5 times the beam.
-    length_bonus: for each label, in nats.
+    nbest: maximum number of hypotheses returned for each utterance.
+    ctc_weight: weight of CTC in `rescore` and `joint`, 0 to 1; the weight of attention is 1 - ctc_weight.
+    pre_beam: how many of the decoder's best labels the joint search scores by CTC, for each hypothesis; eos
+    is always scored. None: 1.5 times the beam.
+    length_bonus: added for each label, in nats.
     scorers: (scorer, weight) pairs beside the model; see vox/decode/scorer.py.
 
     Raises ConfigError where a value is out of range.
@@ -42,7 +42,7 @@ class SearchOptions:
             raise ConfigError(f"a pre-beam of {self.pre_beam}", remedy="use at least 1")
         if not math.isfinite(self.length_bonus):
             raise ConfigError(f"a length bonus of {self.length_bonus}", remedy="give a number")
-        Scorers(self.scorers)  # raises for weights that are not numbers
+        Scorers(self.scorers)  # raises for weights that are not finite
 
     @property
     def num_pre_beam(self) -> int:

@@ -1,7 +1,7 @@
-"""Two passes: CTC's n-best and the decoder's own greedy text, then both models' opinion of each.
+"""Two-pass decoding: CTC's n-best and the decoder's greedy text, then both models' scores of each.
 
-Where CTC is unsure, its n-best may lack what the decoder finds. With the decoder's text among them, the best
-of them by both is seldom worse than the better of the two alone.
+Where CTC is uncertain, its n-best may lack the text that the decoder finds. With that text added, the best
+text by both scores is seldom worse than the better of the two decoders alone.
 
 Letters: B utterances, K hypotheses of each, N = B K, U labels, V vocabulary.
 """
@@ -27,7 +27,7 @@ def rescore(decoder: Decoder, encoded: Encoded, options: SearchOptions) -> list[
 
 @torch.no_grad()
 def rescore_all(decoder: Decoder, encoded: Encoded, options: SearchOptions) -> list[list[Hypothesis]]:
-    """Return the CTC beam's hypotheses and greedy attention's, best first by the weighted sum of all parts.
+    """Return the hypotheses of the CTC beam and of greedy attention, sorted by the weighted sum of all parts.
 
     One pass of the decoder scores every hypothesis (Hwang and Sung 2016; Zhang et al. 2020, "U2").
     """
@@ -79,7 +79,7 @@ def score_texts(decoder: Decoder, encoded: Encoded, texts: list[list[list[int]]]
 
 
 def _pad_targets(texts: list[list[list[int]]], count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return [N, U] labels with eos after them, and which of them are real; `count` rows an utterance."""
+    """Return [N, U] labels followed by eos, and a mask (True: no padding); `count` rows an utterance."""
     rows = [[*text, EOS_ID] for group in texts for text in [*group, *[[]] * (count - len(group))]]
     width = max(map(len, rows))
     targets_NU = torch.tensor([row + [EOS_ID] * (width - len(row)) for row in rows])

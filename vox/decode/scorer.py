@@ -17,9 +17,9 @@ from vox.text import EOS_ID
 class Scorer(Protocol):
     """A finite-state machine over label ids that scores each next label.
 
-    It depends on the labels alone, not on the audio. A scorer may also have `bounds: tuple[float, float]`,
-    the least and the most that `scores` returns anywhere. With it, a search over labels can tell when no
-    longer hypothesis can win; without it, that search goes on to the most labels for the audio's length.
+    It depends only on the labels, not on the audio. A scorer may also have `bounds: tuple[float, float]`,
+    the minimum and maximum of all values that `scores` can return. With bounds, a search over labels can stop
+    when no longer hypothesis can win. Without them, it continues to the label limit of the audio's length.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Scorer(Protocol):
     def scores(self, states_N: Tensor) -> Tensor:
         """Return float32 [N, V]: the natural log, or the bonus, of each next label in these states.
 
-        The column of eos is the score of ending here. Columns of blank and bos are ignored.
+        The eos column is the score of ending here. The columns of blank and bos are ignored.
         """
         ...
 
@@ -41,7 +41,7 @@ class Scorer(Protocol):
 
 
 class LengthBonus:
-    """One for each label and nothing for the end; the weight says how much a label is worth."""
+    """Scores 1 for each label and 0 for the end; its weight is the bonus of a label."""
 
     name = "length"
     bounds = (0.0, 1.0)
@@ -67,7 +67,7 @@ class LengthBonus:
 class Scorers:
     """Weighted scorers run side by side; states are int64 [N, S].
 
-    A scorer of weight 0 is left out, so that it changes nothing, even where it scores minus infinity.
+    A scorer of weight 0 is dropped, so it changes nothing, even if it scores minus infinity.
     """
 
     def __init__(self, weighted: Sequence[tuple[Scorer, float]]) -> None:
@@ -100,7 +100,7 @@ class Scorers:
         return torch.stack(states, -1) if states else states_NS
 
     def score_text(self, labels: Sequence[int], device: torch.device) -> list[float]:
-        """Return each scorer's unweighted score of a whole text, its end included."""
+        """Return each scorer's unweighted score of a whole text, including its end."""
         gains, states_1S = [], self.start(1, device)
         for label in labels:
             gains.append([float(row_1V[0, label]) for row_1V in self.scores(states_1S)])
@@ -109,7 +109,7 @@ class Scorers:
         return [sum(column) for column in zip(*gains, strict=True)]
 
     def most_gain(self) -> float:
-        """Return the most that one more label, or the end, can add to a score: at least 0, maybe infinity."""
+        """Return the maximum that one more label or the end can add to a score: 0 or more, maybe infinity."""
         gain = 0.0
         for scorer, weight in zip(self._scorers, self.weights, strict=True):
             least, most = getattr(scorer, "bounds", (-math.inf, math.inf))

@@ -1,4 +1,4 @@
-"""A text's words with their times and confidences, whichever search found the text.
+"""Words of a text with their times and confidences, for a text of any search.
 
 Letters: T frames, V vocabulary.
 """
@@ -18,12 +18,12 @@ from vox.units import FRAME_RATE
 def find_words(
     log_probs_TV: Tensor, labels: Sequence[int], tokenizer: Tokenizer, temperature: float = 1.0
 ) -> tuple[tuple[Word, ...], float | None]:
-    """Return the words of a text, and the confidence of the whole: the smallest of the words'.
+    """Return the words of a text, and the confidence of the text: the minimum over its words.
 
-    log_probs_TV: log-probabilities of the CTC head for this utterance, its real frames only.
+    log_probs_TV: log-probabilities of the CTC head for this utterance, without padding.
     A word lasts from the first frame of its first label to the end of the last frame of its last label.
-    CTC is sure of a label in one or two frames, so a word may have begun a little earlier and have
-    ended a little later. Where the labels cannot be aligned, words have neither times nor confidences.
+    CTC emits a label in one or two frames, so a word may really begin a little earlier and end a little
+    later. If the labels cannot be aligned, words have neither times nor confidences.
     """
     times = time_labels(log_probs_TV, labels, temperature)
     words = join_labels(labels, times, tokenizer)
@@ -44,9 +44,9 @@ class LabelTime:
 def time_labels(
     log_probs_TV: Tensor, labels: Sequence[int], temperature: float = 1.0, first_frame: int = 0
 ) -> list[LabelTime | None]:
-    """Return each label's time, as `find_words` has it; None for all where they cannot be aligned.
+    """Return each label's time, as in `find_words`; None for every label if they cannot be aligned.
 
-    first_frame: the number of the frame that log_probs_TV begin with.
+    first_frame: index of the first frame of log_probs_TV.
     """
     spans = align_labels(log_probs_TV, labels)
     if spans is None:
@@ -63,7 +63,7 @@ def time_labels(
 def join_labels(
     labels: Sequence[int], times: Sequence[LabelTime | None], tokenizer: Tokenizer
 ) -> tuple[Word, ...]:
-    """Return the words of labels; a word of which a label has no time has none."""
+    """Return the words of labels; a word has no time if one of its labels has none."""
     words = []
     for group in tokenizer.group_words(labels):
         text = tokenizer.decode([labels[k] for k in group]).strip()
@@ -77,6 +77,6 @@ def join_labels(
 
 
 def lowest_confidence(words: Sequence[Word]) -> float | None:
-    """Return the smallest confidence of the words; None where one has none, or there is no word."""
+    """Return the smallest confidence of the words; None if a word has none, or there are no words."""
     sure = [word.confidence for word in words if word.confidence is not None]
     return min(sure) if sure and len(sure) == len(words) else None

@@ -1,1 +1,1 @@
-"""N-gram language models: read, asked, and made from text."""
+"""N-gram language models: reading, scoring, and estimation from text."""

@@ -1,7 +1,7 @@
 """ARPA files: n-gram models as text.
 
-A file says how many n-grams of each order it has, then lists them with the log10 of their probability and,
-unless nothing follows them, the log10 of their back-off weight.
+A file gives the number of n-grams of each order, then lists them with the log10 of their probability and,
+if a longer n-gram begins with them, the log10 of their back-off weight.
 
 Letters: M n-grams of one order, k that order.
 """
@@ -33,15 +33,15 @@ _COUNT = re.compile(r"ngram\s+(\d+)\s*=\s*(\d+)")
 class NgramTable:
     """The n-grams of one order."""
 
-    words_Mk: NDArray[np.int32]  # places in Arpa.vocabulary
+    words_Mk: NDArray[np.int32]  # indices into Arpa.vocabulary
     log10_probs_M: NDArray[np.float64]
     log10_backoffs_M: NDArray[np.float64]  # 0 where the file has none
-    first_line: int = 1  # in the file, for error messages: n-gram i is on line first_line + i
+    first_line: int = 1  # for error messages: n-gram i is on line first_line + i of the file
 
 
 @dataclass(frozen=True)
 class Arpa:
-    """An n-gram model as it stands in a file. The vocabulary is its unigrams, in their order."""
+    """The content of an ARPA file. The vocabulary is its unigrams, in file order."""
 
     where: str
     vocabulary: list[str]
@@ -51,9 +51,9 @@ class Arpa:
 def read_arpa(path: Path | str) -> Arpa:
     """Read an ARPA file, gzipped if its name ends in .gz.
 
-    Raises LanguageModelError with the file and the line for a file that is missing, cut, not UTF-8 or not an
-    ARPA file; for counts that do not match, words without a unigram, and log-probabilities that are positive
-    or no numbers.
+    Raises LanguageModelError with the file and the line for a file that is missing, truncated, not UTF-8 or
+    not an ARPA file; for wrong counts, words without a unigram, and log-probabilities that are positive or
+    not numbers.
     """
     try:
         with open_text(Path(path)) as file:
@@ -67,18 +67,18 @@ def read_arpa(path: Path | str) -> Arpa:
 
 
 def open_text(path: Path) -> TextIO:
-    """Open a text in UTF-8 to read, with or without a byte order mark, gzipped if its name ends in .gz."""
+    """Open a UTF-8 text for reading, with or without a byte order mark, gzipped if its name ends in .gz."""
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding="utf-8-sig")
     return path.open(encoding="utf-8-sig")
 
 
 class _Reader:
-    """Reads one file; knows the line that it is at."""
+    """Reads one file and tracks its line number."""
 
     def __init__(self, where: str, file: TextIO) -> None:
         self.where = where
-        self.number = 0  # of the line read last
+        self.number = 0  # of the last line read
         self._lines = iter(file)
         self._place_of: dict[str, int] = {}
 
@@ -96,7 +96,7 @@ class _Reader:
         return Arpa(self.where, list(self._place_of), tables)
 
     def _read_counts(self) -> Iterator[tuple[str, int]]:
-        """Read the counts at once; yield each order's first line, when asked for, with its count."""
+        """Read all counts first, then yield each order's header line with its count."""
         counts: list[int] = []
         line = self._next_filled_line()
         while match := _COUNT.fullmatch(line):
@@ -116,7 +116,7 @@ class _Reader:
         for _ in range(count):
             fields = self._next_line().split()
             if not order + 1 <= len(fields) <= order + 2 or fields[0].startswith("\\"):
-                raise self._error(f"{count} {order}-grams are announced, and here is none")
+                raise self._error(f"not one of the {count} {order}-grams that the header announces")
             if order == 1:
                 self._add_word(fields[1])
             try:
@@ -126,7 +126,7 @@ class _Reader:
             probs.append(self._to_number(fields[0], may_be_positive=False))
             backoffs.append(self._to_number(fields[-1]) if len(fields) == order + 2 else 0.0)
         if line := self._next_line():
-            raise self._error(f"more than the {count} {order}-grams that are announced: {line[:40]!r}")
+            raise self._error(f"more than the {count} {order}-grams that the header announces: {line[:40]!r}")
         return NgramTable(
             np.array(words, dtype=np.int32).reshape(-1, order),
             np.array(probs),
@@ -136,7 +136,7 @@ class _Reader:
 
     def _add_word(self, word: str) -> None:
         if word in self._place_of:
-            raise self._error(f"the unigram {word!r} a second time")
+            raise self._error(f"the unigram {word!r} occurs twice")
         self._place_of[word] = len(self._place_of)
 
     def _to_number(self, field: str, may_be_positive: bool = True) -> float:
@@ -153,7 +153,7 @@ class _Reader:
     def _next_line(self) -> str:
         line = next(self._lines, None)
         if line is None:
-            what = "a cut ARPA file" if self._place_of else "not an ARPA file, or a cut one"
+            what = "a truncated ARPA file" if self._place_of else "not an ARPA file, or a truncated one"
             raise LanguageModelError(
                 f"{what} (it ends at line {self.number})", where=self.where, remedy="make or copy it again"
             )
@@ -197,7 +197,7 @@ def _format_lines(vocabulary: Sequence[str], tables: Sequence[NgramTable]) -> It
 def _format_rows(
     vocabulary: Sequence[str], table: NgramTable, rows: slice, with_backoffs: bool
 ) -> Iterator[str]:
-    # Python's own numbers are several times faster to go through than numpy's.
+    # Iterating over Python numbers is several times faster than over numpy's.
     columns = (table.words_Mk[rows], table.log10_probs_M[rows], table.log10_backoffs_M[rows])
     for words, prob, backoff in zip(*(column.tolist() for column in columns), strict=True):
         text = " ".join([vocabulary[word] for word in words])

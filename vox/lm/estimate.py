@@ -1,9 +1,10 @@
 """N-gram models from text: interpolated modified Kneser-Ney (Chen and Goodman 1999; Heafield et al. 2013).
 
-Each sentence is <s>, its words, </s>. A count is, in the highest order and for n-grams that begin with <s>,
-how often the n-gram is there, and elsewhere how many different words stand before it. A word after a context
-gets its count less a discount, over the sum of the context's counts; what the discounts leave, the context's
-back-off weight, is shared out by the context without its first word, and at the end equally among all words.
+Each sentence is <s>, its words, </s>. In the highest order and for n-grams that begin with <s>, a count is
+the number of occurrences; for the others it is the number of different words before the n-gram. The
+probability of a word after a context is its count minus a discount, divided by the sum of the context's
+counts, plus a share of the discounted mass. That mass, the context's back-off weight, is distributed by the
+context without its first word, and in the end uniformly over all words.
 
 Letters: L words of the text with <s> and </s>, M n-grams of one order, k that order, V vocabulary.
 """
@@ -19,7 +20,7 @@ from vox.lm.arpa import BOS, EOS, NEVER_LOG10, NgramTable
 
 log = logging.getLogger(__name__)
 
-# Discounts of n-grams that are there once, twice, and more often, where the text has too few to tell.
+# Discounts of n-grams that occur once, twice, and more often, for a text with too few to estimate them.
 FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)
 
 Integers = NDArray[np.int64]
@@ -30,19 +31,19 @@ class _Counts:
     """The n-grams of one order, sorted by context and word."""
 
     words_Mk: NDArray[np.int32]
-    contexts_M: Integers  # the place of the n-gram without its last word in the order below
-    suffixes_M: Integers  # the place of the n-gram without its first word in the order below
-    counts_M: Integers  # as above: what Kneser-Ney counts
+    contexts_M: Integers  # index in the order below of the n-gram without its last word
+    suffixes_M: Integers  # index in the order below of the n-gram without its first word
+    counts_M: Integers  # Kneser-Ney counts, as described above
 
 
 def estimate(tokens_L: NDArray[np.int32], vocabulary: Sequence[str], order: int) -> list[NgramTable]:
-    """Return the tables of a model, order 1 first; fewer than asked for where no sentence is long enough.
+    """Return the tables of a model, order 1 first; fewer than `order` if no sentence is long enough.
 
-    tokens_L: from `join_sentences`, not empty. vocabulary: all words that the model shall know, with <s>,
-    </s> and <unk>; those that the text does not have get a probability too.
+    tokens_L: from `join_sentences`, not empty. vocabulary: all words of the model, with <s>, </s> and <unk>;
+    words that are not in the text get a probability too.
     """
     tables: list[NgramTable] = []
-    lower_M = np.full(1, 1.0 / (len(vocabulary) - 1))  # each word but <s>, which never comes
+    lower_M = np.full(1, 1.0 / (len(vocabulary) - 1))  # uniform, without <s>: never predicted
     for k, level in enumerate(_count(tokens_L, vocabulary, order), start=1):
         discounts = np.array([0.0, *_choose_discounts(level.counts_M, k)])[np.minimum(level.counts_M, 3)]
         totals_H = np.bincount(level.contexts_M, level.counts_M, minlength=len(lower_M))
@@ -59,9 +60,9 @@ def estimate(tokens_L: NDArray[np.int32], vocabulary: Sequence[str], order: int)
 
 
 def join_sentences(sentences: Iterable[Sequence[int]], vocabulary: Sequence[str]) -> NDArray[np.int32]:
-    """Return all sentences one after the other, each between <s> and </s>, int32 [L].
+    """Concatenate all sentences, each between <s> and </s>, int32 [L].
 
-    sentences: places in the vocabulary.
+    sentences: indices into the vocabulary.
     """
     bos, eos = vocabulary.index(BOS), vocabulary.index(EOS)
     parts = [np.array([bos, *sentence, eos], dtype=np.int32) for sentence in sentences]
@@ -74,7 +75,7 @@ def _count(tokens_L: NDArray[np.int32], vocabulary: Sequence[str], order: int) -
     contexts_M = suffixes_M = np.zeros(size, dtype=np.int64)
     raw_M = np.bincount(tokens_L, minlength=size)
     raw_M[bos] = 0
-    grams_L = tokens_L  # which n-gram of the order at hand begins here; -1: none, the sentence is too short
+    grams_L = tokens_L  # index of the n-gram of this order that begins here; -1: the sentence is too short
     levels = []
     for k in range(2, order + 1):
         is_begun = (grams_L[: 1 - k] >= 0) & (tokens_L[k - 2 : -1] != eos)
@@ -98,14 +99,12 @@ def _count(tokens_L: NDArray[np.int32], vocabulary: Sequence[str], order: int) -
 
 
 def _choose_discounts(counts_M: Integers, order: int) -> tuple[float, float, float]:
-    """Return what is taken from counts of 1, of 2, and of more (Chen and Goodman's estimate)."""
+    """Return the discounts for counts of 1, of 2, and of 3 or more (Chen and Goodman's estimate)."""
     once, twice, thrice, four_times = np.bincount(counts_M, minlength=5)[1:5].tolist()
     if once and twice and thrice:
         y = once / (once + 2 * twice)
         discounts = (1 - 2 * y * twice / once, 2 - 3 * y * thrice / twice, 3 - 4 * y * four_times / thrice)
         if all(0 < discount <= count for count, discount in enumerate(discounts, start=1)):
             return discounts
-    log.info(
-        "order %d: too few n-grams to tell the discounts, which are %g, %g, %g", order, *FALLBACK_DISCOUNTS
-    )
+    log.info("order %d: too few n-grams to estimate discounts; using %g, %g, %g", order, *FALLBACK_DISCOUNTS)
     return FALLBACK_DISCOUNTS

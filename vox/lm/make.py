@@ -1,4 +1,4 @@
-"""From text files to an ARPA file."""
+"""Estimate an n-gram model from text files and write it as an ARPA file."""
 
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
@@ -24,10 +24,10 @@ def make_model(
     held_out: Path | None = None,
     skip_bad: bool = False,
 ) -> Iterator[str]:
-    """Write the model of texts over a tokenizer's pieces, or over words without one.
+    """Write a model of texts over a tokenizer's pieces, or over words if there is no tokenizer.
 
-    Yields lines that say what came out. With held-out text, each text gets a weight; without, they count as
-    one. Raises LanguageModelError.
+    Yields the lines of a report. With held-out text, each text gets a weight; without, they count as one
+    text. Raises LanguageModelError.
     """
     sources = {path.resolve() for path in (*texts, *([] if held_out is None else [held_out]))}
     if out.resolve() in sources or out.is_dir():
@@ -56,7 +56,7 @@ def _read_all(
     else:
         vocabulary, encode = piece_vocabulary(tokenizer)
         encode_held_out = encode
-    specials = (BOS, EOS, UNK)  # the first places of either vocabulary
+    specials = (BOS, EOS, UNK)  # the first entries of either vocabulary
     parts = [join_sentences(read_sentences(path, encode, skip_bad=skip_bad), specials) for path in texts]
     if tokenizer is None:
         vocabulary = list(words.place_of)

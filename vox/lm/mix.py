@@ -1,7 +1,7 @@
-"""Several n-gram models over one vocabulary as one, with weights fitted on held-out text.
+"""Interpolate several n-gram models over one vocabulary, with weights fitted on held-out text.
 
-Letters: L words of a text with <s> and </s>, T those but <s>, I models, M n-grams of one order, k that order,
-V vocabulary.
+Letters: L words of a text with <s> and </s>, T the same without <s>, I models, M n-grams of one order,
+k that order, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -14,21 +14,21 @@ from vox.lm.arpa import BOS, Arpa, NgramTable
 from vox.lm.ngram import Ngram
 
 MAX_ITERATIONS = 200
-SMALLEST_CHANGE = 1e-5  # of any weight: then it is fitted
-SMALLEST_MASS = 1e-9  # that a context leaves to others; below it is rounding
+SMALLEST_CHANGE = 1e-5  # EM stops when no weight changes by more
+SMALLEST_MASS = 1e-9  # left to backed-off words by a context; anything below is rounding
 
 Floats = NDArray[np.float64]
 Words = NDArray[np.int32]
 
 
 def make_machine(tables: Sequence[NgramTable], vocabulary: Sequence[str]) -> Ngram:
-    """Return the machine of tables over a vocabulary; its labels are places in the vocabulary."""
+    """Return the automaton of tables over a vocabulary; its labels are indices into the vocabulary."""
     arpa = Arpa("", list(vocabulary), list(tables))
     return Ngram.build(arpa, {word: place for place, word in enumerate(vocabulary)})
 
 
 def score_words(model: Ngram, tokens_L: Words, vocabulary: Sequence[str]) -> Floats:
-    """Return the natural log-probability of each word of a text after its sentence so far, [T]."""
+    """Return the natural log-probability of each word of a text given its sentence so far, [T]."""
     is_bos_L = torch.from_numpy(tokens_L == vocabulary.index(BOS))
     labels_L = torch.from_numpy(tokens_L.astype(np.int64))
     sentence_L = is_bos_L.cumsum(0)
@@ -42,7 +42,7 @@ def score_words(model: Ngram, tokens_L: Words, vocabulary: Sequence[str]) -> Flo
 
 
 def fit_weights(logps_TI: Floats) -> Floats:
-    """Return the weights [I] with which the models together give a text the highest probability (EM)."""
+    """Return the weights [I] with which the mixture of models gives a text the highest probability (EM)."""
     probs_TI = np.exp(logps_TI)
     weights_I = np.full(probs_TI.shape[1], 1.0 / probs_TI.shape[1])
     for _ in range(MAX_ITERATIONS):
@@ -57,15 +57,15 @@ def fit_weights(logps_TI: Floats) -> Floats:
 def mix(
     models: Sequence[Ngram], tables: Sequence[Sequence[NgramTable]], weights_I: Floats
 ) -> list[NgramTable]:
-    """Return one model of all n-grams that any of the models has.
+    """Return one model with the n-grams of all the models.
 
-    The probability of each is the weighted mean of what the models give it; back-off weights are such that
-    the words after each context sum to one. tables: the tables that `make_machine` made the models of.
+    The probability of each n-gram is the weighted mean over the models. The back-off weights make the words
+    after each context sum to 1. tables: those that `make_machine` built the models from.
     """
     order = max(map(len, tables))
     vocabulary_size = len(tables[0][0].words_Mk)
     mixed: list[NgramTable] = []
-    keys: list[NDArray[np.int64]] = []  # of each order's n-grams: place of the context * V + word
+    keys: list[NDArray[np.int64]] = []  # of each order's n-grams: index of the context * V + word
     lower_M = np.empty(0)
     for k in range(1, order + 1):
         words_Mk = np.unique(np.concatenate([t[k - 1].words_Mk for t in tables if len(t) >= k]), axis=0)
@@ -81,7 +81,7 @@ def mix(
 
 
 def _score_ngrams(model: Ngram, words_Mk: Words) -> Floats:
-    """Return the natural log-probability of each n-gram's last word after the others."""
+    """Return the natural log-probability of each n-gram's last word given the others."""
     labels_Mk = torch.from_numpy(words_Mk.astype(np.int64))
     states_M = torch.zeros(len(labels_Mk), dtype=torch.int64)
     for labels_M in labels_Mk[:, :-1].T:

@@ -1,10 +1,10 @@
 """N-gram models as finite-state machines over label ids.
 
-A state is a context: a sequence of words that something follows in the model, or the empty one (state 0).
-Histories with the same context share a state. A context that lacks a word pays its back-off
-weight and asks the context without its first word.
+A state is a context: a sequence of words that begins a longer n-gram of the model, or the empty one
+(state 0). Histories with the same context share a state. If a context has no n-gram with the next word, its
+back-off weight is added and the context without its first word is used.
 
-Letters: N states that are asked for, V labels, S states, A arcs, M n-grams of one order, k that order.
+Letters: N states of a query, V labels, S states, A arcs, M n-grams of one order, k that order.
 """
 
 import math
@@ -25,41 +25,41 @@ from vox.lm.arpa import BOS, EOS, UNK, Arpa, NgramTable, read_arpa
 from vox.text import BOS_ID, EOS_ID, UNK_ID, Tokenizer
 
 LN_10 = math.log(10.0)
-NO_UNK_LOG10 = -100.0  # for words that a model without <unk> does not know; finite: a weight of 0 makes it 0
+NO_UNK_LOG10 = -100.0  # for unknown words of a model without <unk>; finite, so that a weight of 0 gives 0
 
 Integers = NDArray[np.int64]
 
 
 @dataclass(eq=False)
 class Ngram:
-    """An n-gram model over labels; a scorer for the searches where the labels are a tokenizer's pieces."""
+    """An n-gram model over labels; over a tokenizer's pieces, it is a scorer for the searches."""
 
     name: str
     eos: int
     max_backoffs: int  # from any state to the empty context
     unk: int
-    labels_V: Tensor  # int64 [V]: each label itself, or <unk> where the model does not know it
-    missing_labels: Tensor  # int64: those that it does not know
+    labels_V: Tensor  # int64 [V]: each label itself, or <unk> if the model does not have it
+    missing_labels: Tensor  # int64: labels that the model does not have
     root_logps_V: Tensor  # float32, natural log of each label's unigram
     root_targets_V: Tensor  # int64: the state after each label from the empty context
     arcs: Arcs
     logps_A: Tensor  # float32, natural log
     shorter_S: Tensor  # int64: the state to back off to; state 0 to itself
-    backoffs_S: Tensor  # float32, natural log of the weight paid for it; state 0 pays nothing
+    backoffs_S: Tensor  # float32, natural log of the back-off weight; 0 for state 0
     begin: int  # the state after <s>
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """The least (not known) and the most that `scores` may return: 0 but for models that are odd."""
+        """Minimum (unknown) and maximum of what `scores` can return: the maximum is 0 for a normal model."""
         most = max(float(self.logps_A.max()), float(self.root_logps_V.max()))
         return -math.inf, most + self.max_backoffs * max(0.0, float(self.backoffs_S.max()))
 
     @classmethod
     def build(cls, arpa: Arpa, label_of: Mapping[str, int], *, name: str = "lm") -> "Ngram":
-        """Make the machine of a model; label_of must name <s>, </s>, <unk> and every word of the model.
+        """Build the automaton of a model; label_of gives the label of <s>, </s>, <unk> and every word.
 
-        Labels that the model does not know are <unk> to it. Raises LanguageModelError naming a word that has
-        no label, and an n-gram that is there twice or whose context is missing.
+        Labels that the model does not have are scored as <unk>. Raises LanguageModelError for a word without
+        a label, and for an n-gram that occurs twice or whose context is missing.
         """
         return _Builder(arpa, label_of).build(name)
 
@@ -85,7 +85,7 @@ class Ngram:
         return rows_NV
 
     def advance(self, states_N: Tensor, labels_N: Tensor) -> Tensor:
-        """Return the state after a label each, int64 [N]."""
+        """Return the states after one label each, int64 [N]."""
         return self.step(states_N, labels_N)[1]
 
     def step(self, states_N: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,7 +101,7 @@ class Ngram:
         return logps_N, next_N
 
     def score_sequences(self, sequences: Sequence[Sequence[int]]) -> list[float]:
-        """Return the natural log-probability of each label sequence, its end included."""
+        """Return the natural log-probability of each label sequence, including its end."""
         ended = [[*sequence, self.eos] for sequence in sequences]
         device = self.root_logps_V.device
         totals_N = torch.zeros(len(ended), dtype=torch.float64, device=device)
@@ -115,7 +115,7 @@ class Ngram:
         return totals_N.tolist()
 
     def _back_off(self, states_N: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Return each state's contexts, longest first, and the sum of back-off weights paid for each."""
+        """Return each state's contexts, longest first, and the sum of back-off weights to reach each."""
         contexts = [(states_N, torch.zeros_like(self.backoffs_S[states_N]))]
         for _ in range(self.max_backoffs):
             state_N, paid_N = contexts[-1]
@@ -124,10 +124,10 @@ class Ngram:
 
 
 class _Builder:
-    """Numbers the nodes of the tree of n-grams, and keeps as states those that something follows.
+    """Numbers the nodes of the trie of n-grams; the nodes with a continuation become states.
 
-    Node 0 is the empty context, node 1 + v the unigram of label v, whether the model has it or not; then come
-    the longer n-grams, order by order, each order sorted by context and word.
+    Node 0 is the empty context, node 1 + v the unigram of label v, even if the model does not have it. The
+    longer n-grams follow, order by order, each order sorted by context and word.
     """
 
     def __init__(self, arpa: Arpa, label_of: Mapping[str, int]) -> None:
@@ -159,7 +159,7 @@ class _Builder:
         if word not in self.label_of:
             line = self.arpa.tables[0].first_line + place
             raise LanguageModelError(
-                f"a language model of another vocabulary ({word!r} is none of the recogniser's pieces)",
+                f"a language model of another vocabulary ({word!r} is not one of the recogniser's pieces)",
                 where=f"{self.arpa.where}:{line}",
                 remedy="make one with `vox lm --checkpoint DIR`",
             )
@@ -181,7 +181,7 @@ class _Builder:
         keys_M = keys_M[order_M]
         is_new_M = np.ones(len(keys_M), dtype=bool)
         is_new_M[order_M[1:]] = keys_M[1:] != keys_M[:-1]
-        self._check(is_new_M, table, "an n-gram a second time")
+        self._check(is_new_M, table, "an n-gram that occurs twice")
         suffixes_M = self._find_suffixes(contexts_M[order_M], labels_Mk[order_M, -1])
         self.keys = np.concatenate([self.keys, keys_M])
         self.suffixes = np.concatenate([self.suffixes, suffixes_M])
@@ -189,14 +189,14 @@ class _Builder:
         self.backoffs = np.concatenate([self.backoffs, table.log10_backoffs_M[order_M] * LN_10])
 
     def _find(self, contexts_M: Integers, labels_M: Integers) -> tuple[Integers, NDArray[np.bool_]]:
-        """Return the nodes of contexts and a word more, beyond the unigrams, and whether they exist."""
+        """Return the nodes of contexts extended by a word (orders above 1), and whether they exist."""
         wanted_M = contexts_M * self.num_labels + labels_M
         places_M = np.searchsorted(self.keys, wanted_M)
         keys = np.append(self.keys, -1)
         return places_M + 1 + self.num_labels, keys[places_M] == wanted_M
 
     def _find_suffixes(self, contexts_M: Integers, labels_M: Integers) -> Integers:
-        """Return the node of the longest proper suffix of each n-gram that is in the model."""
+        """Return, for each n-gram, the node of its longest proper suffix that is in the model."""
         suffixes_M = np.zeros(len(contexts_M), dtype=np.int64)
         is_open_M = np.ones(len(contexts_M), dtype=bool)
         while is_open_M.any():
@@ -260,7 +260,7 @@ class _Builder:
 def load_ngram(path: Path | str, tokenizer: Tokenizer, device: torch.device, *, name: str = "lm") -> Ngram:
     """Read the ARPA file of a model over a tokenizer's pieces, as a scorer on a device.
 
-    Raises LanguageModelError as `read_arpa` and `Ngram.build` do, for a model over words above all.
+    Raises LanguageModelError as `read_arpa` and `Ngram.build` do, in particular for a model over words.
     """
     label_of = {piece: label for label, piece in enumerate(tokenizer.pieces)}
     assert (label_of[BOS], label_of[EOS], label_of[UNK]) == (BOS_ID, EOS_ID, UNK_ID)
@@ -269,7 +269,7 @@ def load_ngram(path: Path | str, tokenizer: Tokenizer, device: torch.device, *, 
 
 @dataclass(frozen=True)
 class WordNgram:
-    """A model over words: for whole texts only, since every word is unknown to a search over pieces."""
+    """A model over words. It scores whole texts only: a search over pieces has no words to score."""
 
     ngram: Ngram
     label_of: dict[str, int]
@@ -283,7 +283,7 @@ class WordNgram:
         return cls(Ngram.build(arpa, label_of), label_of)
 
     def score_texts(self, texts: Sequence[str]) -> list[float]:
-        """Return the natural log-probability of each text, its end included."""
+        """Return the natural log-probability of each text, including its end."""
         unk = self.label_of[UNK]
         return self.ngram.score_sequences(
             [[self.label_of.get(word, unk) for word in text.split()] for text in texts]

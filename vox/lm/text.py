@@ -1,4 +1,4 @@
-"""Text for language models, from files of one sentence a line."""
+"""Read text for language models: files with one sentence a line."""
 
 import gzip
 import logging
@@ -16,10 +16,10 @@ Encode = Callable[[str], Sequence[int]]
 
 
 def read_sentences(path: Path, encode: Encode, *, skip_bad: bool = False) -> Iterator[Sequence[int]]:
-    """Yield what `encode` makes of each line of a text, normalised; gzipped if its name ends in .gz.
+    """Yield `encode` of each normalised line of a text file, gzipped if its name ends in .gz.
 
-    Lines of no words are passed over. Raises LanguageModelError for a file that cannot be read, and for a
-    line that cannot be used, with its number; skip_bad: such lines are left out, and a warning counts them.
+    Lines without words are skipped. Raises LanguageModelError for a file that cannot be read, and, with its
+    number, for a line that cannot be used. skip_bad: skip such lines and log a warning with their count.
     """
     bad: list[str] = []
     num_used = 0
@@ -54,9 +54,9 @@ def _bad_line(path: Path, number: int, error: TextError) -> LanguageModelError:
 
 
 def piece_vocabulary(tokenizer: Tokenizer) -> tuple[list[str], Encode]:
-    """Return the vocabulary of a model over pieces, all but <pad>, and what makes places in it of a text.
+    """Return the vocabulary of a model over pieces (all but <pad>), and a function from text to its indices.
 
-    The latter raises TextError for a text with letters that the tokenizer does not have.
+    The function raises TextError for a text with letters that the tokenizer does not have.
     """
 
     def encode(text: str) -> list[int]:
@@ -70,15 +70,15 @@ def piece_vocabulary(tokenizer: Tokenizer) -> tuple[list[str], Encode]:
 
 
 class WordVocabulary:
-    """Words as they come: each new one gets the next place."""
+    """A vocabulary of words: each new word gets the next index."""
 
     def __init__(self) -> None:
         self.place_of = {word: place for place, word in enumerate((BOS, EOS, UNK))}
 
     def encode(self, text: str) -> list[int]:
-        """Return the places of a text's words, new ones included."""
+        """Return the indices of a text's words; add new words."""
         return [self.place_of.setdefault(word, len(self.place_of)) for word in text.split()]
 
     def encode_known(self, text: str) -> list[int]:
-        """Return the places of a text's words; words that have none are <unk>."""
+        """Return the indices of a text's words; unknown words are <unk>."""
         return [self.place_of.get(word, self.place_of[UNK]) for word in text.split()]
