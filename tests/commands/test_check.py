@@ -1,4 +1,4 @@
-"""`vox check`: what holds passes, each broken promise is found, and one line names what a machine lacks."""
+"""`vox check`: kept promises pass, each broken one is found, and one line names what a machine lacks."""
 
 import json
 import math
@@ -47,7 +47,7 @@ def config_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def subject(tiny_wavlm_dir: Path, config_path: Path, tmp_path: Path) -> CheckSubject:
-    """Make what is checked: tiny models on a CPU."""
+    """Build the objects to check: tiny models on a CPU."""
     return make_subject(str(tiny_wavlm_dir), load_config(config_path), CPU, tmp_path, is_quick=True)
 
 
@@ -80,7 +80,7 @@ def test_a_machine_that_holds_passes_and_gets_a_plan(
 def test_a_broken_promise_is_named_and_ends_with_status_2(
     tiny_wavlm_dir: Path, config_path: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """From a wheel, too: what needs the stages is left out."""
+    """Also from a wheel: checks that need the stages are left out."""
     monkeypatch.setattr("vox.commands.check.import_stage", lambda name: None)
     forget_all_but_the_first_key(monkeypatch)
     assert run_check("--wavlm", tiny_wavlm_dir, "--config", config_path) == 2

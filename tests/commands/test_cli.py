@@ -24,7 +24,7 @@ Act = Callable[[Callable[[], None]], None]
 
 @pytest.fixture(autouse=True)
 def restore_logging() -> Iterator[None]:
-    """Leave the loggers as other tests expect them."""
+    """Restore the loggers for other tests."""
     before = {
         name: (logging.getLogger(name).handlers[:], logging.getLogger(name).level) for name in LOGGER_NAMES
     }
@@ -219,7 +219,7 @@ def test_messages_stand_above_a_progress_bar(let_vox_act: Act, capsys: pytest.Ca
     ],
 )
 def test_an_option_given_twice_is_refused(line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Click alone takes the last in silence."""
+    """Click alone would silently take the last one."""
     assert main(line.split()) == 2
     error = capsys.readouterr().err
     assert "is given 2 times; see vox" in error and error.count("\n") == 1

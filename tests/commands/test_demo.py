@@ -1,4 +1,4 @@
-"""The demo's parts: what is said, by whom, how it is spoken, the tiny WavLM that hears it, the steps."""
+"""The parts of the demo: sentences, speakers, synthesis, the tiny WavLM, and the steps."""
 
 import importlib.util
 import math
@@ -54,7 +54,7 @@ def test_a_quarter_of_each_split_are_strings_without_grammar() -> None:
 
 
 def test_more_sentences_than_the_grammar_has_are_refused() -> None:
-    """Drawing until there are enough might never end."""
+    """Drawing until there are enough sentences might never end."""
     with pytest.raises(VoxError, match="ask for fewer"):
         make_sentences({"demo-train": count_sentences(), "demo-dev": 1}, seed=0)
 
@@ -91,7 +91,7 @@ def test_unknown_voice_is_refused_where_espeak_would_take_another(voice: str) ->
 
 
 def test_the_tiny_wavlm_s_stem_is_a_filter_bank(tmp_path: Path) -> None:
-    """Of five tones, each band hears the one at its own centre loudest."""
+    """Of five tones, each band responds most to the one at its own centre."""
     save_tiny_wavlm(tmp_path, seed=3)
     wavlm = load_wavlm(str(tmp_path))
     lowest, highest = (2595 * math.log10(1 + hz / 700) for hz in (120, 7000))
@@ -161,7 +161,7 @@ def test_outside_a_checkout_the_demo_says_that_it_needs_one(tmp_path: Path) -> N
 
 
 def _synthesize(root: Path) -> dict[str, bytes]:
-    """Synthesize every voice once in a process of its own; return what each file holds."""
+    """Synthesize every voice once in a separate process; return the content of each file."""
     arguments = ["--root", str(root), "--seed", "5"]
     for split, voices in SPLIT_VOICES.items():
         arguments += [f"--{split.removeprefix('demo-')}", str(len(voices))]

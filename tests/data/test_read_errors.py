@@ -1,4 +1,4 @@
-"""What is the machine's fault, a disk's or a network's, is never taken for a damaged file."""
+"""An error of the machine, a disk or a network is never taken for a damaged file."""
 
 import errno
 import os
@@ -25,7 +25,7 @@ from vox.units import SAMPLE_RATE
 
 @contextmanager
 def no_descriptor_left() -> Iterator[None]:
-    """Let this process open no further file."""
+    """Prevent this process from opening more files."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     taken = [os.open(os.devnull, os.O_RDONLY)]
     resource.setrlimit(resource.RLIMIT_NOFILE, (taken[0] + 1, limits[1]))
@@ -54,7 +54,7 @@ def test_a_recording_that_cannot_be_opened_now_is_not_damaged(recording: Path, r
 def test_a_read_that_fails_below_libsndfile_is_tried_again(
     recording: Path, monkeypatch: pytest.MonkeyPatch, is_over: bool
 ) -> None:
-    """libsndfile takes it for the end of the file."""
+    """libsndfile treats a read error as the end of the file."""
     expected = read_audio(recording)
     monkeypatch.setattr(soundfile.SoundFile, "read", cut_short(soundfile.SoundFile.read))
     if is_over:
@@ -67,7 +67,7 @@ def test_a_read_that_fails_below_libsndfile_is_tried_again(
 
 
 def cut_short(read: Any) -> Any:
-    """Make the first call return half of what it would."""
+    """Make the first call return only half of its result."""
     calls = []
 
     def read_half(*arguments: Any, **keywords: Any) -> np.ndarray:
@@ -79,7 +79,7 @@ def cut_short(read: Any) -> Any:
 
 
 def fail_to_read(*arguments: Any) -> Any:
-    """Stand for a disk that fails, which knows only a descriptor."""
+    """Simulate a failing disk; it only sees a file descriptor."""
     raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
@@ -96,7 +96,7 @@ def test_too_little_memory_ends_the_work(recording: Path, monkeypatch: pytest.Mo
 def test_what_was_skipped_and_can_be_read_now_is_computed(
     tiny_wavlm_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The shard of such a recording is made again, and no other."""
+    """Only the shard of such a recording is made again."""
     write_split(tmp_path, SPLIT, 6)
     assert main(command(tmp_path, tiny_wavlm_dir, tmp_path / "expected")) == 0
 
@@ -176,7 +176,7 @@ def raise_error(error: Exception) -> Any:
 
 
 def test_many_shards_need_few_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And what has been checked stays so when its file is closed in between."""
+    """A checked utterance stays checked if its file is closed in between."""
     cache = open_here(write_cache(tmp_path))
     monkeypatch.setattr("vox.features.open_files.MAX_OPEN_FILES", 1)
     checks = []

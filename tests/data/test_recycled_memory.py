@@ -1,4 +1,4 @@
-"""Memory of batches that is used again: never while anybody still looks at it."""
+"""Recycled memory of batches: it is never reused while a batch still refers to it."""
 
 import threading
 import time
@@ -52,7 +52,7 @@ def test_a_block_is_used_again_until_a_larger_one_takes_its_place() -> None:
 
 
 class SlowList(list[np.ndarray]):
-    """A list in which another thread may take something while it is being looked through."""
+    """A list from which another thread may take an item while it is being searched."""
 
     def __iter__(self) -> Iterator[np.ndarray]:
         yield from list.__iter__(self)

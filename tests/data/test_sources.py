@@ -55,7 +55,7 @@ def command_line(options: TrainOptions) -> list[str]:
 
 
 def test_a_signal_to_the_whole_group_saves_everything(tiny_root, tiny_wavlm_dir, tmp_path):
-    """As torchrun, SLURM and systemd send it: the processes that decode get it too, and must go on."""
+    """torchrun, SLURM and systemd signal the whole group: the decoding processes must then continue."""
     whole = stage1_options(tiny_root, tiny_wavlm_dir, tmp_path / "whole")
     stopped = stage1_options(tiny_root, tiny_wavlm_dir, tmp_path / "run", overrides=("data.workers=2",))
     child = subprocess.Popen(
@@ -79,14 +79,14 @@ def test_a_signal_to_the_whole_group_saves_everything(tiny_root, tiny_wavlm_dir,
 
 
 def start_reading(root: Path) -> Iterator[AudioBatch]:
-    """Begin to read 120 batches in two processes; return them all."""
+    """Start reading 120 batches in two processes; return all of them."""
     source = LiveSource(load_split(root, "train-tiny"), workers=2)
     batches = source.read([[name] for name in source.utterances] * 10)
     return itertools.chain([next(batches)], batches)
 
 
 def test_workers_hear_their_parent_and_nobody_else(tiny_root):
-    """And the work goes on; torch and Python end those that are left with a signal from their parent."""
+    """Reading continues; torch and Python end the remaining processes with a signal from their parent."""
     batches = start_reading(tiny_root)
     workers = multiprocessing.active_children()
     pids = [str(worker.pid) for worker in workers]
@@ -126,7 +126,7 @@ def test_everything_that_goes_to_a_gpu_is_pinned(workers, tiny_root):
 
 @pytest.mark.parametrize("difference", [-1, 1])
 def test_a_recording_of_another_length_than_its_header_is_left_out(difference, tiny_root, monkeypatch):
-    """T9: its frames would be of another number than those that its shard has room for."""
+    """T9: it would have another number of frames than its shard has room for."""
     utterances = load_split(tiny_root, "dev-tiny")
     wrong = utterances[1]
 
@@ -144,7 +144,7 @@ def test_a_recording_of_another_length_than_its_header_is_left_out(difference, t
 
 
 def test_a_recording_is_hashed_before_it_is_decoded(tiny_root, tmp_path, monkeypatch):
-    """Replaced in between, it is found changed; the other way round it would pass for the new one."""
+    """A file replaced in between is found changed; in the other order it would pass for the new one."""
     (utterance, *_) = load_split(tiny_root, "dev-tiny")
     copy = tmp_path / utterance.audio_path.name
     copy.write_bytes(utterance.audio_path.read_bytes())

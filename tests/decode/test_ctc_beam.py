@@ -28,7 +28,7 @@ NEVER = -math.inf
 def random_log_probs(
     lengths: list[int], seed: int, vocab_size: int = VOCAB_SIZE, sharp: float = 1.5
 ) -> Tensor:
-    """Draw [B, T, V] of such lengths; padded frames are not numbers."""
+    """Draw [B, T, V] of these lengths; padded frames are NaN."""
     generator = torch.Generator().manual_seed(seed)
     rows = [(sharp * torch.randn(n, vocab_size, generator=generator)).log_softmax(-1) for n in lengths]
     return pad(rows, max(lengths), math.nan)
@@ -36,7 +36,7 @@ def random_log_probs(
 
 @pytest.mark.parametrize("seed", range(6))
 def test_without_bound_every_text_is_found_with_all_its_alignments(seed: int) -> None:
-    """What the beam sums itself, not the score that is computed afterwards."""
+    """Check the beam's own sums, not the score that is computed afterwards."""
     lengths = [5, 1, 3, 4, 2]
     log_probs_BTV = random_log_probs(lengths, seed)
     beams = dict(run_beam(log_probs_BTV, lengths, Scorers(()), UNBOUNDED))
@@ -81,7 +81,7 @@ def test_the_n_best_are_those_of_enumeration_with_scorers(seed: int) -> None:
 def prefix_beam_by_hand(log_probs_TV: Tensor, width: int) -> tuple[dict[tuple[int, ...], float], int]:
     """Search one utterance with a dictionary of texts: log-add, the best `width` after each frame.
 
-    Returns also how often a prefix that had fallen out grew again while a longer text stood in the beam.
+    Also returns how often a pruned prefix came back while a longer text was in the beam.
     """
     beam = {(): (1.0, 0.0)}  # text: probability of ending in blank, and in its last label
     num_regrown = 0
@@ -108,7 +108,7 @@ def prefix_beam_by_hand(log_probs_TV: Tensor, width: int) -> tuple[dict[tuple[in
 
 @pytest.mark.parametrize("width", [1, 2, 3, 12])
 def test_a_bounded_beam_is_the_dictionary_s(width: int) -> None:
-    """Few labels and many frames: prefixes fall out of the beam and grow again into what is in it."""
+    """Few labels and many frames: pruned prefixes come back and grow into hypotheses in the beam."""
     lengths = [60, 9, 45, 1, 55]
     log_probs_BTV = random_log_probs(lengths, seed=width, sharp=1.0)
     num_regrown = 0
@@ -153,7 +153,7 @@ def test_frames_of_blank_alone_give_an_empty_text() -> None:
 
 
 def test_planted_labels_come_back_however_wide_the_beam() -> None:
-    """A repeat with a blank between, one without; more labels than the first buffers hold, twice over."""
+    """A repeat with a blank between, one without; more labels than fit the buffers, which double twice."""
     alignment = [0, 3, 3, 0, 3, 4, 4, 5, 0, *[3, 4] * 40]
     log_probs_BTV = torch.full((1, len(alignment), VOCAB_SIZE), NEVER)
     log_probs_BTV[0, range(len(alignment)), alignment] = 0.0
@@ -170,7 +170,7 @@ def test_specials_are_never_labels() -> None:
 
 
 def test_a_scorer_is_heard_before_labels_are_left_out() -> None:
-    """A label that CTC ranks last of 40 is chosen where a scorer wants it enough."""
+    """A label that CTC ranks last of 40 is chosen if a scorer gives it a large bonus."""
     log_probs_BTV = torch.zeros(1, 2, 40)
     log_probs_BTV[0, :, 39] = -3.0
     scorer = PairScorer(40, seed=0, scale=0.0)
@@ -181,7 +181,7 @@ def test_a_scorer_is_heard_before_labels_are_left_out() -> None:
 
 
 def test_the_end_is_scored_and_the_list_sorted_again() -> None:
-    """CTC and the labels prefer 3; its end costs more than that is worth."""
+    """CTC and the label scores prefer 3; the cost of its end outweighs that."""
     log_probs_BTV = torch.full((1, 2, VOCAB_SIZE), -9.0)
     log_probs_BTV[0, :, 3], log_probs_BTV[0, :, 4] = -0.5, -1.0
     scorer = PairScorer(VOCAB_SIZE, seed=0, scale=0.0)
@@ -202,7 +202,7 @@ def prefix_by_enumeration(texts: dict[tuple[int, ...], float], prefix: tuple[int
 
 
 def follow(log_probs_BTV: Tensor, num_frames_B: Tensor, prefix: tuple[int, ...]) -> CtcPrefix:
-    """Return the state after a prefix, one hypothesis for each utterance."""
+    """Return the state after a prefix, one hypothesis an utterance."""
     state = CtcPrefix.start(log_probs_BTV, num_frames_B)
     parents_B1 = torch.zeros(len(num_frames_B), 1, dtype=torch.int64)
     for label in prefix:
@@ -228,7 +228,7 @@ def test_prefix_scores_are_those_of_enumeration(seed: int) -> None:
 
 
 def test_prefix_scores_are_finite_and_exact_over_1500_peaked_frames() -> None:
-    """Running sums reach 30,000 nats; the score of the planted text is near 0, and of its like not far."""
+    """Running sums reach 30,000 nats, while the scores of the planted text and similar ones are near 0."""
     generator = torch.Generator().manual_seed(0)
     alignment = [3 + (frame // 30) % 3 if frame % 30 == 7 else BLANK_ID for frame in range(1500)]
     logits_TV = torch.randn(1500, VOCAB_SIZE, generator=generator)

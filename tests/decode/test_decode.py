@@ -1,4 +1,4 @@
-"""Decoding: step by step equals all at once, and greedy search equals slow references."""
+"""Decoding: step by step equals teacher forcing, and greedy search equals slow references."""
 
 from dataclasses import dataclass, replace
 
@@ -154,7 +154,7 @@ class ScriptCache:
 
 
 class ScriptedDecoder:
-    """Says what it is told, but likes pad and bos best of all; keeps how many rows each step had."""
+    """Follows a script, but gives pad and bos the highest scores; records the number of rows of each step."""
 
     def __init__(self, scripts: list[list[int]]) -> None:
         self.scripts = scripts

@@ -1,4 +1,4 @@
-"""Hotwords: every string of a small alphabet against a naive matcher, and lists that are wrong."""
+"""Hotwords: every string of a small alphabet against a naive matcher, and invalid lists."""
 
 import itertools
 import logging
@@ -28,7 +28,7 @@ SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
 
 
 class Pieces:
-    """Stands for a tokenizer of given pieces."""
+    """A fake tokenizer with given pieces."""
 
     def __init__(self, *pieces: str) -> None:
         self.pieces = [*SPECIAL, *(piece.replace("_", "\u2581") for piece in pieces)]
@@ -65,7 +65,7 @@ def total_bonuses(scorer: HotwordScorer, ids_NL: torch.Tensor) -> torch.Tensor:
 
 
 def match_naively(text: str, hotwords: Sequence[Hotword]) -> float:
-    """Add the weight of each hotword for each place of a text where it stands as whole words."""
+    """Add the weight of each hotword for each occurrence in a text as whole words."""
     padded = f" {' '.join(text.split())} "
     total = 0.0
     for hotword in hotwords:
@@ -103,7 +103,7 @@ def test_the_bonus_of_every_string_is_what_a_naive_matcher_counts(hotwords: list
 
 
 def test_random_phrases_over_a_real_tokenizer() -> None:
-    """However their text is split: at random, into any pieces."""
+    """For any split of the text: random pieces."""
     tokenizer = make_tokenizer()
     pieces = tokenizer.pieces
     draw = random.Random(0)
@@ -148,7 +148,7 @@ def test_a_phrase_is_worth_as_much_however_long_and_its_word_mark_nothing() -> N
 
 
 def test_what_is_given_back_leaves_nothing() -> None:
-    """Not even the rounding of thirds and sevenths, summed over many ways that were begun and left."""
+    """Not even rounding of thirds and sevenths, summed over many partial matches that were abandoned."""
     hotwords = words("abababa", "aab", "bba bbb bbbbb")
     scorer, draw = build(hotwords), random.Random(0)
     strings = [[draw.randrange(4, ALPHABET.vocab_size) for _ in range(30)] for _ in range(200)]
@@ -217,8 +217,8 @@ def test_a_file_with_all_that_it_may_have(tmp_path: Path, caplog: pytest.LogCapt
         ("Nyx: nicks,", "an empty hotword: .*:2; .*"),
         (": nicks", "an empty hotword: .*:2; write a phrase before the colon"),
         ("go @much", "'much' is not a hotword weight: .*:2; write a number .*"),
-        ("go @nan", "'nan' is not a hotword weight .*"),
-        ("go @1e9", "'1e9' is not a hotword weight .*"),
+        ("go @nan", "'nan' is not a hotword weight.*"),
+        ("go @1e9", "'1e9' is not a hotword weight.*"),
         ("go @3", "the hotword 'go' occurs twice, with different phrases or weights: .*:2; .*"),
         ("Go!: stop, go", "the hotword 'go' occurs twice, .*:2; .*"),
     ],

@@ -1,4 +1,4 @@
-"""All searches: against enumeration, batched against alone, parts against recomputation, weights of zero."""
+"""All searches: against enumeration, batched against single, parts against recomputation, weights of 0."""
 
 import functools
 import math
@@ -46,7 +46,7 @@ Weighted = tuple[tuple[Any, float], ...]
 
 
 def make_tiny(kind: str = "label_clock", seed: int = 4, vocab_size: int = VOCAB_SIZE) -> Recogniser:
-    """Build a recogniser whose decoder changes its mind from label to label, and ends now and then."""
+    """Build a recogniser whose decoder prefers another label at each step, and sometimes eos."""
     recogniser = make_recogniser(seed=seed, vocab_size=vocab_size, **KINDS[kind])
     with torch.no_grad():
         recogniser.decoder.norm.bias.zero_()  # would name the same label at every step
@@ -62,7 +62,7 @@ def encode(recogniser: Recogniser, lengths: list[int], seed: int = 1) -> Encoded
 
 
 def with_a_silence(encoded: Encoded, row: int) -> Encoded:
-    """Let CTC hear nothing in one utterance."""
+    """Let CTC find only blanks in one utterance."""
     log_probs_BTV = encoded.ctc_log_probs_BTV.clone()
     log_probs_BTV[row, :, BLANK_ID] += 12.0
     return replace(encoded, ctc_log_probs_BTV=log_probs_BTV.log_softmax(-1))
@@ -79,7 +79,7 @@ def scorers_of_tests() -> Weighted:
 def recompute_parts(
     recogniser: Recogniser, encoded: Encoded, ids: list[int], scorers: Weighted = ()
 ) -> dict[str, float]:
-    """Return every part of a text's score; encoded holds one utterance, without padding."""
+    """Return every part of a text's score; encoded has one utterance without padding."""
     scored = {
         scorer.name: len(ids) if scorer.name == "length" else scorer.score(ids) for scorer, _ in scorers
     }
@@ -109,7 +109,7 @@ def weigh(parts: dict[str, float], weights: dict[str, float]) -> float:
 
 @functools.cache
 def enumerate_parts(kind: str) -> tuple[Recogniser, Encoded, list[dict[tuple[int, ...], dict[str, float]]]]:
-    """Return a recogniser, two utterances, and of each all texts with the parts of their scores."""
+    """Return a recogniser, two utterances, and for each all texts with the parts of their scores."""
     recogniser = make_tiny(kind)
     encoded = encode(recogniser, [6, 3])
     return (
@@ -129,7 +129,7 @@ def enumerate_parts(kind: str) -> tuple[Recogniser, Encoded, list[dict[tuple[int
 @pytest.mark.parametrize("ctc_weight", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_bound_a_search_over_labels_is_enumeration(kind: str, ctc_weight: float, nbest: int) -> None:
-    """The end is detected right too: with nbest 1 the search stops as soon as it may, bonuses or not."""
+    """End detection is right: with nbest 1 the search stops as early as allowed, also with bonuses."""
     recogniser, encoded, parts = enumerate_parts(kind)
     limits_B = torch.tensor([LONGEST, LONGEST])
     for scorers in ((), scorers_of_tests()):
@@ -149,7 +149,7 @@ def test_without_bound_a_search_over_labels_is_enumeration(kind: str, ctc_weight
 
 
 def test_an_early_end_is_not_the_answer_where_labels_gain_more_later() -> None:
-    """Ending at once is worth 20; a pair of labels is worth 60 more, and nothing shows it at the first."""
+    """Ending at once earns 20. A pair of labels earns 60 more, but its first label alone earns nothing."""
     recogniser = make_tiny()
     encoded = encode(recogniser, [6])
     scorer = PairScorer(VOCAB_SIZE, seed=0, scale=0.0)
@@ -206,7 +206,7 @@ def test_rescoring_is_brute_force_over_the_n_best_and_the_greedy_text() -> None:
 
 
 def test_a_beam_of_one_is_greedy_attention() -> None:
-    """Label for label, and which were cut off at their limit."""
+    """The same labels, and the same texts truncated at the limit."""
     recogniser = make_tiny(seed=3, vocab_size=17)
     audio = [8, 1, 33, 12, 3, 25, 40, 17]
     limits_B = torch.tensor([20, 12, 20, 0, 20, 15, 40, 1])
@@ -219,7 +219,7 @@ def test_a_beam_of_one_is_greedy_attention() -> None:
 
 
 def test_a_label_outside_the_pre_beam_is_impossible() -> None:
-    """With one label to choose from, every text is the decoder's own best next labels, cut somewhere."""
+    """With one label to choose from, every text is a prefix of the decoder's greedy labels."""
     recogniser = make_tiny()
     encoded = encode(recogniser, [12])
     options = SearchOptions(beam=8, nbest=8, pre_beam=1)
@@ -264,7 +264,7 @@ def test_batched_is_alone(name: str, has_scorers: bool) -> None:
 
 
 def test_an_utterance_that_is_done_leaves_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The steps of a batch are those of its longest; the rows of a step are those that go on."""
+    """A batch has as many steps as its longest utterance; a step has only the rows of unfinished ones."""
     recogniser = make_tiny()
     step: Callable = Decoder.step
     rows: list[int] = []
@@ -291,7 +291,7 @@ def test_an_utterance_that_is_done_leaves_the_batch(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("name", SEARCHES)
 def test_a_score_is_the_weighted_sum_of_parts_and_each_part_is_recomputed(name: str) -> None:
-    """Narrow beams, so that much is left out; each part in another way: recursion, teacher forcing, loops."""
+    """Narrow beams prune much. Each part is recomputed differently: recursion, teacher forcing, loops."""
     recogniser = make_tiny()
     encoded = encode(recogniser, [30, 1, 12])
     for scorers in ((), scorers_of_tests()):
@@ -362,7 +362,7 @@ def test_joint_without_ctc_is_the_attention_beam_and_the_bonus_is_a_scorer() -> 
 
 
 def test_half_precision_around_leaves_scores_in_float32() -> None:
-    """The decoder's own products may be in half precision; sums of log-probabilities may not."""
+    """The decoder's matrix products may be in half precision; sums of log-probabilities may not."""
     recogniser = make_tiny()
     encoded = encode(recogniser, [30, 12])
     options = SearchOptions(beam=3, nbest=3)

@@ -107,7 +107,7 @@ def test_word_groups_are_the_words_of_the_text(ids: list[int]) -> None:
 
 
 def test_the_temperature_that_made_the_words_is_found() -> None:
-    """Words that are right as often as their confidence at temperature 2 says."""
+    """Words that are right with the frequency of their confidence at temperature 2."""
     generator = torch.Generator().manual_seed(1)
     count = 4_000
     rows_UV = 6 * torch.rand(count, 2, generator=generator)
@@ -136,7 +136,7 @@ TRANSCRIPT = Transcript(
 
 
 def test_formats() -> None:
-    """Two captions, because 2.2 s of silence stand between."""
+    """Two captions, because 2.2 s of silence are between them."""
     written = {name: write(TRANSCRIPT) for name, write in FORMATS.items()}
     assert written["srt"] == (
         "1\n00:00:00,100 --> 00:00:00,800\ngo left\n\n2\n00:00:03,000 --> 00:00:03,500\nnow\n"

@@ -1,4 +1,4 @@
-"""`vox evaluate` and `vox transcribe`, on a checkpoint of a tiny recogniser that was never trained."""
+"""`vox evaluate` and `vox transcribe`, on a checkpoint of a tiny untrained recogniser."""
 
 import json
 import shutil
@@ -34,19 +34,19 @@ Lines = list[dict[str, object]]
 
 @pytest.fixture(scope="module")
 def checkpoint(tiny_wavlm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Save a checkpoint whose outputs are arbitrary, but depend on the audio."""
+    """Save a checkpoint with arbitrary outputs that depend on the audio."""
     return save_arbitrary_checkpoint(tmp_path_factory.mktemp("run") / "arbitrary", tiny_wavlm_dir)
 
 
 @pytest.fixture(scope="module")
 def go_checkpoint(tiny_wavlm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Save a checkpoint whose CTC head hears `go` in every recording."""
+    """Save a checkpoint whose CTC head writes `go` for every recording."""
     return save_go_checkpoint(tmp_path_factory.mktemp("run") / "checkpoints" / "update-1", tiny_wavlm_dir)
 
 
 @pytest.fixture
 def own_root(tmp_path: Path) -> Path:
-    """Write a data root of the test's own: four utterances in split `own`."""
+    """Write a data root for one test: four utterances in split `own`."""
     write_split(tmp_path / "data", "own", 4, speaker=8, first_seed=100)
     return tmp_path / "data"
 
@@ -57,7 +57,7 @@ def read_json_lines(path: Path) -> Lines:
 
 
 def write_earlier_report(folder: Path, texts: list[tuple[str, str, str]]) -> None:
-    """Write what `--against` reads of a report: ids, references and hypotheses of CTC."""
+    """Write the parts of a report that `--against` reads: ids, references and hypotheses of CTC."""
     folder.mkdir()
     rows = [dict(zip(("id", "reference", "hypothesis"), row, strict=True)) for row in texts]
     (folder / "hypotheses-ctc.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -134,7 +134,7 @@ def test_figures_of_a_hand_counted_split(
 def test_evaluate_and_transcribe_hear_the_same(
     checkpoint: Path, tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Padded batches of a split, decoded by worker processes, against each file alone."""
+    """Compare padded batches of a split, decoded by worker processes, with each file alone."""
     arguments = ["--split", "dev-tiny", "--checkpoint", str(checkpoint), "--root", str(tiny_root)]
     assert main(["evaluate", *arguments, "--out", str(tmp_path), "--workers", "1"]) == 0
     searches = ["--decoder", "rescore", "--decoder", "joint", "--beam", "3"]
@@ -200,7 +200,7 @@ def test_an_unreadable_recording_is_excluded_and_said(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A truncated FLAC, whose header is whole, shows only when it is decoded. Headers are read once."""
+    """A truncated FLAC has a complete header and fails only when decoded. Headers are read once."""
     headers: list[Path] = []
     monkeypatch.setattr("vox.corpus.read_header", lambda *a: (headers.append(a[0]), read_header(*a))[1])
     broken, empty, *_ = sorted(own_root.rglob("*.flac"))

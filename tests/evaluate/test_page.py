@@ -1,4 +1,4 @@
-"""The page of an evaluation, read back by a parser as a browser would."""
+"""The evaluation page, parsed as a browser would parse it."""
 
 import base64
 import json
@@ -38,7 +38,7 @@ class Page(HTMLParser):
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note an element, and begin a text where one begins."""
+        """Record an element; start a text if it begins one."""
         attributes = {name: value or "" for name, value in attrs}
         self.elements.append((tag, attributes))
         class_name = attributes.get("class", "")
@@ -51,11 +51,11 @@ class Page(HTMLParser):
             self._open.append((tag, class_name))
 
     def handle_endtag(self, tag: str) -> None:
-        """Leave an element; elements must be nested as they were opened."""
+        """Close an element; elements must be closed in the reverse order of opening."""
         assert self._open.pop()[0] == tag
 
     def handle_data(self, data: str) -> None:
-        """Add data to the part of the text that it is in."""
+        """Append data to the current part of the text."""
         self.data.append(data)
         tags, classes = {tag for tag, _ in self._open}, {name for _, name in self._open}
         for part in {"count", "words"} & classes:
@@ -78,7 +78,7 @@ def make_page(
     confidences: list[float | None] | None = None,
     out_dir: Path | None = None,
 ) -> tuple[str, Evaluation]:
-    """Render an evaluation with these texts by decoder; utterances last a second and more."""
+    """Render an evaluation with these texts by decoder; utterances are a second or longer."""
     references = [reference for reference, _ in next(iter(pairs.values()))]
     utterances = {
         f"{name}{number}": Utterance(

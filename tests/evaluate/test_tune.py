@@ -1,4 +1,4 @@
-"""vox tune: weights from lists of texts, the temperature, and who takes them."""
+"""vox tune: weights from lists of texts, the temperature, and the commands that use them."""
 
 import json
 from dataclasses import asdict
@@ -19,7 +19,7 @@ TUNING = Tuned("rescore", 6, 0.7, 0.5, 0.2, 1.5, "dev", {"ctc": 0.1, "rescore": 
 
 
 def test_weights_are_those_that_put_the_right_texts_first() -> None:
-    """The right text is first from a CTC weight of 0.35 to 0.65 on; the middle of the plateau is 0.5."""
+    """The right text is first for CTC weights from 0.35 to 0.65; the middle of the plateau is 0.5."""
     errors_BK = [[0, 2], [0, 1]]
     parts_BKP = [
         [[-1.0, -2.0, 3.0], [-1.65, -1.65, 3.0]],  # CTC prefers the right one, attention the other

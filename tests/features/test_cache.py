@@ -217,7 +217,7 @@ def test_a_plan_that_cannot_be_read_is_a_fault_beside_the_others(
 
 
 def test_unfinished_files_are_ours_or_foreign(folder: Path) -> None:
-    """A folder, a link, and a name that no writer gives are not a dead run's."""
+    """A folder, a link, and a name that no writer uses are not leftovers of a dead run."""
     (folder / ".shard-00001.h5.host-1-aa.part").mkdir()
     (folder / ".shard-00002.h5.host-1-aa.part").symlink_to(folder / "nowhere")
     (folder / ".download.part").write_text("somebody else's")
@@ -242,7 +242,7 @@ def test_a_lock_that_cannot_be_looked_at_is_told(folder: Path, monkeypatch: pyte
 
 
 def test_another_configuration_of_the_same_weights_is_another_cache() -> None:
-    """Norms before the layers or after them: the same shapes, and other features."""
+    """Norms before or after the layers: the same shapes but other features."""
     post, pre = (
         WavLM(WavLMConfig(**tiny_wavlm_kwargs(do_stable_layer_norm=is_pre)), do_normalize=False)
         for is_pre in (False, True)
@@ -284,7 +284,7 @@ OF_THE_OBJECT = {"to_dict", "json"}  # and `config.json` in texts
 
 
 def test_every_part_of_a_configuration_makes_another_fingerprint() -> None:
-    """T9: whatever the model reads from its configuration is in the fingerprint, or its weights say it."""
+    """T9: everything that the model reads from its configuration is in the fingerprint or in its weights."""
     read = set()
     for path in Path("vox/wavlm").glob("*.py"):
         read |= set(re.findall(r"\bconfig\.([a-z_]+)", path.read_text()))
@@ -314,7 +314,7 @@ def test_every_part_of_a_fingerprint_makes_another_folder() -> None:
 
 
 def test_a_loss_of_power_leaves_a_cache_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shards, plan and stamps have their contents on disk before they have their names."""
+    """Shards, plan and stamps have their contents on disk before they are renamed."""
     renames = watch_renames(monkeypatch)
     folder = write_cache(tmp_path)
     assert_durable(renames, *folder.iterdir())

@@ -1,4 +1,4 @@
-"""What a model's files hold is remembered, so that a run with nothing to do is over at once."""
+"""The digests of a model's files are remembered, so that a run with nothing to do ends at once."""
 
 import json
 import os
@@ -32,25 +32,25 @@ raise SystemExit(status)
 
 @pytest.fixture
 def wavlm_dir(tiny_wavlm_dir: Path, tmp_path: Path) -> Path:
-    """Copy the tiny WavLM, to be changed."""
+    """Copy the tiny WavLM for changes."""
     return Path(shutil.copytree(tiny_wavlm_dir, tmp_path / "wavlm"))
 
 
 @pytest.fixture
 def any_age(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trust the times of files that are only just made."""
+    """Trust the times of files that were just created."""
     monkeypatch.setattr(known_models, "MIN_AGE_SECONDS", 0.0)
 
 
 def stamps_of(folder: Path) -> list[FileStamp]:
-    """Take the stamps of a folder that has no link in it."""
+    """Read the stamps of a folder without links."""
     stamps = stamp_files(folder)
     assert stamps is not None
     return stamps
 
 
 def change_weights(wavlm_dir: Path) -> None:
-    """Change one weight, with the file's size and its time of change as they were."""
+    """Change one weight but keep the file's size and time of change."""
     path = wavlm_dir / "model.safetensors"
     status = path.stat()
     weights = load_file(path)
@@ -137,7 +137,7 @@ def test_files_that_may_change_unseen_are_not_remembered(
 def test_what_is_remembered_describes_nothing_that_is_computed(
     tiny_root: Path, wavlm_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever went wrong with it: the shards of two models never lie in one cache."""
+    """Whatever the fault, the shards of two models are never in one cache."""
     features = tmp_path / "features"
     assert main(command(tiny_root, wavlm_dir, features)) == 0
     before = identify_model(load_wavlm(str(wavlm_dir)))

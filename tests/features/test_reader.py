@@ -1,4 +1,4 @@
-"""Batches read from a cache by threads: the same as a plain loop's, and no damage to a shard goes unseen.
+"""Batches read from a cache by threads equal those of a plain loop, and any damage to a shard is detected.
 
 B batch, T frames, C channels.
 """

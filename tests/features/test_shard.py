@@ -1,4 +1,4 @@
-"""A shard of the feature cache: what it holds, and that no damage to it goes unseen (promise T9)."""
+"""A shard of the feature cache: its content, and detection of any damage to it (promise T9)."""
 
 import errno
 import multiprocessing
@@ -48,7 +48,7 @@ def start_shard(path: Path) -> ShardWriter:
 
 
 def write_shard(path: Path, order: tuple[int, ...] = (2, 0, 3, 1)) -> Path:
-    """Write a shard in some order of its rows, one of them skipped."""
+    """Write a shard in a given order of its rows, one of them skipped."""
     writer = start_shard(path)
     for row in order:
         if row == SKIPPED_ROW:
@@ -108,7 +108,7 @@ def test_every_changed_byte_is_found(shard_path: Path) -> None:
 
 
 def test_a_changed_byte_never_gives_wrong_features(shard_path: Path) -> None:
-    """Wherever it is: either a CacheError that names the shard, or the right features."""
+    """Damage anywhere gives either a CacheError that names the shard, or the right features."""
     size, truth = shard_path.stat().st_size, make_features()
     num_errors = 0
     for position in np.random.default_rng(1).permutation(size)[:400].tolist():
@@ -239,7 +239,7 @@ def test_what_a_dead_writer_left_is_removed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("max_bytes", [0, 700, 2_700])
 def test_a_disk_that_takes_no_more_is_an_os_error(tmp_path: Path, max_bytes: int) -> None:
-    """A limit on the size of files stands for a full disk; wherever it is met, nothing is left behind."""
+    """A limit on file sizes simulates a full disk; wherever it is hit, nothing is left behind."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, limits[1]))
     try:

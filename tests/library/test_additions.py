@@ -1,4 +1,4 @@
-"""Language models and hotwords on the command line: what they change, and what they must not."""
+"""Language models and hotwords on the command line: what they change and what they must not change."""
 
 import json
 import math
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def checkpoint(tiny_wavlm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Save a checkpoint whose outputs are arbitrary, but depend on the audio."""
+    """Save a checkpoint with arbitrary outputs that depend on the audio."""
     return save_arbitrary_checkpoint(tmp_path_factory.mktemp("run") / "arbitrary", tiny_wavlm_dir)
 
 
@@ -39,7 +39,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def lm(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a model of a text that says `go left` and nothing else."""
+    """Make a language model of a text that contains only `go left`."""
     folder = tmp_path_factory.mktemp("lm")
     (folder / "text").write_text("go left\n" * 20)
     out = folder / "lm.arpa"

@@ -127,7 +127,7 @@ def test_a_file_cut_short_shows_in_its_header(tmp_path: Path, kind: str) -> None
 
 @pytest.mark.parametrize("size", [0, 2_000_000_000, 0x7FFFFF00, 0x80000000, 0xFFFFFFFF])
 def test_wav_written_to_a_pipe_is_read_to_its_end(tmp_path: Path, size: int) -> None:
-    """Its sizes of RIFF and data were never filled in."""
+    """The sizes of RIFF and data were never filled in."""
     soundfile.write(tmp_path / "a.wav", make_speech(1000, 0), SAMPLE_RATE, subtype="PCM_16")
     piped = bytearray((tmp_path / "a.wav").read_bytes())
     piped[4:8] = piped[40:44] = struct.pack("<I", size)
@@ -136,7 +136,7 @@ def test_wav_written_to_a_pipe_is_read_to_its_end(tmp_path: Path, size: int) -> 
 
 
 def test_an_empty_wav_with_something_behind_its_data_is_empty(tmp_path: Path) -> None:
-    """The file's own size is right, so the writer did finish it."""
+    """The file's own size is right, so the writer finished it."""
     soundfile.write(tmp_path / "a.wav", np.zeros(0, np.int16), SAMPLE_RATE)
     content = (tmp_path / "a.wav").read_bytes() + b"iXML" + struct.pack("<I", 10_000) + bytes(10_000)
     (tmp_path / "a.wav").write_bytes(content[:4] + struct.pack("<I", len(content) - 8) + content[8:])
@@ -145,7 +145,7 @@ def test_an_empty_wav_with_something_behind_its_data_is_empty(tmp_path: Path) ->
 
 
 def test_a_pipe_without_audio_is_one_line(tmp_path: Path) -> None:
-    """It can be read only once: to open it again would wait for ever."""
+    """A pipe can be read only once: opening it again would block for ever."""
     os.mkfifo(tmp_path / "pipe")
     writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=[b"no audio at all"])
     writer.start()
@@ -155,7 +155,7 @@ def test_a_pipe_without_audio_is_one_line(tmp_path: Path) -> None:
 
 
 def test_an_mp3_that_does_not_count_its_frames_is_decoded_to_its_end(tmp_path: Path) -> None:
-    """Its first second has a high bit rate, from which libsndfile guesses a length of a fourth."""
+    """The first second has a high bit rate, so libsndfile guesses a quarter of the real length."""
     noise_S = np.random.default_rng(0).standard_normal(48_000).astype(np.float32) * 0.3
     quiet_S = np.zeros(144_000, np.float32)
     quiet_S[-8_000:] = make_speech(8_000, 0)

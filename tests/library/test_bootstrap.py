@@ -1,4 +1,4 @@
-"""Bootstrap intervals: cases whose distribution is known, and a slow draw to agree with."""
+"""Bootstrap intervals: cases with a known distribution, and agreement with a slow implementation."""
 
 import random
 from math import comb

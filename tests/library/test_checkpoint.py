@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, checked when read, complete in themselves."""
+"""Checkpoints: written atomically, verified when read, self-contained."""
 
 import json
 import os
@@ -64,7 +64,7 @@ def test_every_changed_byte_and_missing_file_is_refused(tmp_path, parts):
 
 def test_a_failed_save_leaves_nothing(tmp_path, parts):
     class Unwritable:
-        """A state that JSON cannot hold."""
+        """A state that JSON cannot represent."""
 
     with pytest.raises(TypeError):
         save_checkpoint(tmp_path / "a", **parts, state={"update": Unwritable()})
@@ -80,7 +80,7 @@ def test_a_folder_of_the_same_name_is_replaced(tmp_path, parts):
 
 @pytest.mark.parametrize("failing", ["model.safetensors", "trainer.pt"])
 def test_a_full_disk_is_one_line_and_loses_nothing(failing, tmp_path, parts):
-    """safetensors and torch.save have errors of their own: a limit on file sizes shows them."""
+    """safetensors and torch.save raise their own errors; a limit on file sizes triggers them."""
     save(tmp_path / "a", parts)
     model_bytes = (tmp_path / "a" / "model.safetensors").stat().st_size
     trainer_state = {"exp_avg": torch.zeros(model_bytes)}
@@ -141,7 +141,7 @@ def test_a_folder_that_is_no_checkpoint(tmp_path):
 
 
 def test_a_loss_of_power_leaves_a_checkpoint_whole_and_linked(tmp_path, parts, monkeypatch):
-    """Links too: what they pointed to before is deleted next."""
+    """Links too, because their former target is deleted next."""
     renames = watch_renames(monkeypatch)
     folder = save(tmp_path / "checkpoints" / "a", parts)
     replace_link(tmp_path / "last", folder)
@@ -149,7 +149,7 @@ def test_a_loss_of_power_leaves_a_checkpoint_whole_and_linked(tmp_path, parts, m
 
 
 class Payload:
-    """Makes a folder when it is unpickled."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = str(folder)

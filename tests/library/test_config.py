@@ -1,4 +1,4 @@
-"""Configs: the files say what the code says, and a wrong key is an error."""
+"""Configs: the files agree with the code, and a wrong key is an error."""
 
 from pathlib import Path
 from typing import Any, get_args
@@ -157,7 +157,7 @@ SHARES = {
 
 
 def numeric_keys() -> dict[str, bool]:
-    """Return every key that holds one number, and whether a whole one; from the config itself."""
+    """Return every key of a single number, and whether it is an integer, from the config itself."""
     found = {}
     for section, part in Config.model_fields.items():
         for key, field in part.annotation.model_fields.items():  # type: ignore[union-attr]
@@ -169,7 +169,7 @@ def numeric_keys() -> dict[str, bool]:
 
 @pytest.mark.parametrize(("key", "is_whole"), numeric_keys().items())
 def test_every_number_has_bounds(key, is_whole):
-    """A slip of the keyboard is an error, never a run: below zero, zero, a share above one, far too large."""
+    """A typing error stops the run: negative, zero, a share above one, far too large."""
     wrong: list[object] = [-1, *([] if key in MAY_BE_ZERO else [0]), *([1.5] if key in SHARES else [])]
     for value in [*wrong, *([10**10] if is_whole else [])]:
         with pytest.raises(ConfigError, match="bad value"):

@@ -1,4 +1,4 @@
-"""Splits: both layouts, and every problem by name."""
+"""Splits: both layouts, and every problem with the utterance's name."""
 
 import json
 import os

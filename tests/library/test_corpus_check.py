@@ -1,4 +1,4 @@
-"""`vox corpus check`: each finding on the utterance that has it and on no other."""
+"""`vox corpus check`: each finding is reported for the right utterance and for no other."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Corpora as other tools write them, taken over whole, and what cannot be is named."""
+"""Corpora as other tools write them are imported completely, and unusable entries are named."""
 
 import gzip
 import json
@@ -23,7 +23,7 @@ def write_audio(*paths: Path, seconds: int = 2) -> None:
 
 
 def take_over(source: Path, root: Path) -> tuple[list[Row], dict[str, str]]:
-    """Import, read the new split, and return its rows and what was left out."""
+    """Import, read the new split, and return its rows and the excluded entries."""
     assert main(["corpus", "import", str(source), "--split", "new", "--root", str(root)]) == 0
     utterances, problems = read_split(root, "new")
     assert problems == []
@@ -112,14 +112,14 @@ def test_a_duration_alone_is_the_whole_recording_s(tmp_path: Path) -> None:
 
 
 def recording(path: Path, channels: int = 1, **more: Any) -> dict[str, Any]:
-    """Write a recording as lhotse does."""
+    """Return a recording's entry as lhotse writes it."""
     source = {"type": "file", "channels": list(range(channels)), "source": str(path)}
     facts = {"sampling_rate": 16000, "num_samples": 32000, "duration": 2.0}
     return {"id": path.stem, "sources": [source], **facts, "channel_ids": list(range(channels)), **more}
 
 
 def supervision(name: str, of: str, start: float, duration: float, **more: Any) -> dict[str, Any]:
-    """Write a supervision as lhotse does."""
+    """Return a supervision's entry as lhotse writes it."""
     facts = {"channel": 0, "text": "GO", "language": "English", "speaker": "s1"}
     return {"id": name, "recording_id": of, "start": start, "duration": duration, **facts, **more}
 

@@ -1,4 +1,4 @@
-"""Devices: what choosing a GPU sets, and which precision it gets."""
+"""Devices: the settings made when a GPU is chosen, and its precision."""
 
 import os
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ FLAGS = (
 
 @pytest.fixture
 def two_gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.device]]:
-    """Pretend that there are two GPUs, set up as torch does; give the list of those that are made current."""
+    """Simulate two GPUs with torch's setup; return the list of devices made current."""
     made_current: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -79,5 +79,5 @@ def test_bfloat16_is_chosen_where_the_gpu_computes_it(
 
 @pytest.mark.skipif(os.environ.get("VOX_TEST_GPU") == "1", reason="asked to see the GPU")
 def test_tests_see_no_gpu() -> None:
-    """On a machine with one, `auto` would choose it in every test and in every process that a test starts."""
+    """On a GPU machine, `auto` would use the GPU in every test and in every process that a test starts."""
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "" and torch.cuda.device_count() == 0

@@ -1,4 +1,4 @@
-"""Downloads from a real server on localhost: whole, broken off and continued, refused, corrupt."""
+"""Downloads from a real server on localhost: complete, interrupted and continued, refused, corrupt."""
 
 import functools
 import hashlib
@@ -48,7 +48,7 @@ def sha256_of(contents: bytes) -> dict[str, str]:
 
 @dataclass
 class Server:
-    """What the server does, and what it has been asked."""
+    """The server's behaviour, and the requests it received."""
 
     contents: bytes = ARCHIVE
     dies_after: int | None = None  # bytes of a body
@@ -149,7 +149,7 @@ def test_a_server_that_ignores_ranges_starts_again(server: Server, tmp_path: Pat
 
 
 def test_a_continuation_from_another_place_starts_again(server: Server, tmp_path: Path) -> None:
-    """A 206 may hold another range than the one asked for: here all of it."""
+    """A 206 response may have another range than the one requested: here the whole file."""
     (tmp_path / f"{SPLIT}.tar.gz.part").write_bytes(ARCHIVE[:1000])
     server.begins_at_zero = True
     fetch(server, tmp_path)

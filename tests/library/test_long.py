@@ -61,7 +61,7 @@ def test_each_frame_is_owned_once_and_seen_with_its_context(num_frames: int, ste
 
 
 class FrameNumbers(torch.nn.Module):
-    """A recogniser whose hidden state is the number of the frame, which the waveform holds."""
+    """A recogniser whose hidden state is the frame's index, taken from the waveform."""
 
     def __init__(self, script: Sequence[int]) -> None:
         super().__init__()
@@ -79,21 +79,21 @@ class FrameNumbers(torch.nn.Module):
         return seen_BS[:, ::HOP_SAMPLES][:, : int(num_frames_B), None], num_frames_B
 
     def encode(self, features_BTC: Tensor, num_frames_B: Tensor) -> Encoded:
-        """Score the label that the script has for each frame."""
+        """Score the script's label for each frame."""
         labels_BT = self.script[features_BTC[..., 0].long()]
         log_probs_BTV = torch.nn.functional.one_hot(labels_BT, 8).float().mul(20).log_softmax(2)
         return Encoded(features_BTC, num_frames_B, log_probs_BTV, None)
 
 
 def number_frames(num_frames: int) -> Tensor:
-    """Return a waveform whose sample is the number of the frame that begins there or before."""
+    """Return a waveform whose sample is the index of the last frame that begins at or before it."""
     num_samples = (num_frames - 1) * HOP_SAMPLES + RECEPTIVE_FIELD_SAMPLES
     return (torch.arange(num_samples) // HOP_SAMPLES).float()
 
 
 @pytest.fixture(autouse=True)
 def nothing_to_measure(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give FrameNumbers, which has no WavLM, no statistics."""
+    """Measure no statistics for FrameNumbers, which has no WavLM."""
     real = long.measure
     monkeypatch.setattr(long, "measure", lambda wavlm, x: PLAIN if wavlm is None else real(wavlm, x))
 
@@ -111,7 +111,7 @@ def test_an_identity_model_shows_each_frame_once_in_order(num_frames: int) -> No
 
 
 def test_words_across_every_seam_come_back_with_their_times_in_bounded_windows() -> None:
-    """Labels without a blank between, two frames each, so that every seam and every cut has one near it."""
+    """Labels of two frames without blanks between, so that every seam and every cut is near one."""
     num_frames = 10 * 60 * FRAME_RATE + 3
     script = np.full(num_frames, BLANK_ID)
     first = np.arange(0, num_frames - 40, 7)
@@ -134,7 +134,7 @@ def test_words_across_every_seam_come_back_with_their_times_in_bounded_windows()
 
 
 def test_a_recording_without_a_label_has_no_text_and_is_not_searched() -> None:
-    """An attention decoder can make up a text; here a search would fail the test."""
+    """An attention decoder can invent a text; here calling the search fails the test."""
     num_frames = 100 * FRAME_RATE
     model = FrameNumbers([BLANK_ID] * num_frames)
 
@@ -215,7 +215,7 @@ def test_one_window_with_the_recording_s_statistics_is_the_recording(
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_windows_differ_from_the_whole_by_attention_s_reach_only(shape: str) -> None:
-    """The first half is 30 times louder than the second: a window's own statistics would be others."""
+    """The first half is 30 times louder than the second, so a window's own statistics would differ."""
     wavlm = copy_to_ours(make_reference(shape), do_normalize=shape == "large")
     waveform_1S = make_waveform(24 * SAMPLE_RATE)
     waveform_1S[:, 12 * SAMPLE_RATE :] /= 30
@@ -243,13 +243,13 @@ def test_a_piece_s_label_positions_are_the_encoder_s() -> None:
 
 @pytest.fixture(scope="module")
 def checkpoint(tiny_wavlm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Save a checkpoint whose outputs are arbitrary, but depend on the audio."""
+    """Save a checkpoint with arbitrary outputs that depend on the audio."""
     return save_arbitrary_checkpoint(tmp_path_factory.mktemp("run") / "arbitrary", tiny_wavlm_dir)
 
 
 @pytest.mark.parametrize("decoder", ["ctc", "attention", "rescore"])
 def test_a_recording_of_one_window_is_what_it_was(decoder: str, checkpoint: Path) -> None:
-    """To the bit, up to the longest that was trained on; beyond it the new way, with times in order."""
+    """Bitwise equal up to the longest training recording; beyond it in windows, with times in order."""
     loaded = load_recogniser(checkpoint)
     options = SearchOptions(beam=2, nbest=1 if decoder in ("ctc", "attention") else 2)
     waveform_S = make_speech(18 * SAMPLE_RATE, 1)

@@ -1,4 +1,4 @@
-"""What an older version of Vox wrote is still read, and gives what it gave.
+"""Files of an older version of Vox can still be read, and give the same results.
 
 `old_formats/checkpoint-0.1` was written by version 0.1.0, before cross-attention had positions, from random
 weights; the JSON beside it holds that version's output for one second of made-up audio.

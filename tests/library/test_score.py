@@ -1,4 +1,4 @@
-"""Error rates: cases counted by hand, and a slow edit distance to agree with."""
+"""Error rates: cases counted by hand, and agreement with a slow edit distance."""
 
 import pytest
 from hypothesis import given, settings

@@ -1,4 +1,4 @@
-"""Segments: the samples of the part that is named, however the file is coded, and every wrong one by name."""
+"""Segments: exactly the samples of the part, in every file format, and an error that names each wrong one."""
 
 import json
 from pathlib import Path
@@ -176,7 +176,7 @@ def test_wrong_segments_are_problems_by_name(tmp_path: Path) -> None:
 def test_segments_overlap_as_a_comparison_of_all_pairs_finds(
     rows: list[tuple[int, int | None, int | None]],
 ) -> None:
-    """Some pair is found exactly where one exists, and every pair found is one."""
+    """A pair is found if and only if one exists, and every found pair overlaps."""
     segments = [
         (str(index), Segment(offset / 2, None if duration is None else duration / 2, channel))
         for index, (offset, duration, channel) in enumerate(rows)

@@ -1,4 +1,4 @@
-"""`vox status` and `vox dashboard`: what a run's folder says of it, whatever state the folder is in."""
+"""`vox status` and `vox dashboard`: the state of a run from its folder, in any state of the folder."""
 
 import json
 import os
@@ -62,7 +62,7 @@ EVENTS = [
 
 
 def own_heartbeat(**changes: object) -> dict:
-    """Return what this test's own process would write, at NOW."""
+    """Return the heartbeat that this test's process would write at NOW."""
     alive = {
         "pid": os.getpid(),
         "process_start": read_process_start(os.getpid()),
@@ -83,7 +83,7 @@ def dead_pid() -> int:
 
 @pytest.fixture
 def run(tmp_path) -> Path:
-    """A run's folder as an older version leaves it: no heartbeat."""
+    """A run's folder of an older version, without a heartbeat."""
     folder = tmp_path / "runs" / "stage1"
     checkpoint = folder / "checkpoints" / "update-00000030"
     checkpoint.mkdir(parents=True)
@@ -301,7 +301,7 @@ def test_a_status_imports_no_torch(run):
 
 
 def test_a_real_run(tiny_root, tiny_wavlm_dir, tmp_path):
-    """The files that training writes are the files that are read here, under the same names and keys."""
+    """Training writes the files that `vox status` reads, with the same names and keys."""
     options = stage1_options(
         tiny_root,
         tiny_wavlm_dir,

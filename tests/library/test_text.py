@@ -1,4 +1,4 @@
-"""Normalisation and the tokenizer: known answers, round trips, the vocabularies that fit."""
+"""Normalisation and the tokenizer: known answers, round trips, suitable vocabulary sizes."""
 
 import pickle
 import re

@@ -1,4 +1,4 @@
-"""Kneser-Ney: counts and probabilities worked out by hand, a slow estimate to agree with, sums of one."""
+"""Kneser-Ney: counts and probabilities computed by hand, agreement with a slow estimate, sums of 1."""
 
 import math
 import random
@@ -33,7 +33,7 @@ def draw_texts(seed: int, count: int) -> list[str]:
 
 
 def test_counts_by_hand() -> None:
-    """`a b a`, `a b`: bigrams count sentences and places; unigrams count the kinds of words before them."""
+    """`a b a`, `a b`: bigrams count occurrences; unigrams count the different words before them."""
     first, second, third = (
         dict(
             zip([" ".join(VOCABULARY[i] for i in ids) for ids in level.words_Mk], level.counts_M, strict=True)
@@ -48,7 +48,7 @@ def test_counts_by_hand() -> None:
 
 
 def test_probabilities_by_hand() -> None:
-    """The discounts of so small a text are 0.5, 1 and 1.5; six words may come."""
+    """The discounts of such a small text are 0.5, 1 and 1.5; six words can follow."""
     first, second = (by_words(table) for table in estimate(tokens_of("a b", "a"), VOCABULARY, 2))
     # Unigrams: a 1, b 1, </s> 2 of 4; left over 0.5 + 0.5 + 1 of 4, a sixth of it to each.
     share = 2 / 4 / 6
@@ -74,7 +74,7 @@ def test_discounts_by_hand() -> None:
 
 
 def estimate_slowly(texts: Sequence[str], order: int) -> dict[Gram, float]:
-    """Return the probability of the last word of every n-gram of the texts, as the books define it."""
+    """Return the probability of the last word of every n-gram of the texts, by the textbook definition."""
     raw: Counter[Gram] = Counter()
     for text in texts:
         words = ["<s>", *text.split(), "</s>"]

@@ -1,4 +1,4 @@
-"""`vox lm`: from text files to a model; several texts; texts that cannot be used."""
+"""`vox lm`: from text files to a model; several texts; unusable texts."""
 
 import gzip
 import re
@@ -25,7 +25,7 @@ def tokens_of(*texts: str) -> np.ndarray:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """A folder with what `vox lm` needs of a checkpoint."""
+    """A folder with the parts of a checkpoint that `vox lm` needs."""
     make_tokenizer().save(tmp_path / "run" / "tokenizer.model")
     return tmp_path / "run"
 

@@ -1,4 +1,4 @@
-"""ARPA files and the machine over them: a slow reading of the same file to agree with, and bad files."""
+"""ARPA files and their automaton: agreement with a slow reading of the same file, and bad files."""
 
 import gzip
 import math
@@ -62,7 +62,7 @@ def read_slowly(path: Path) -> Ngrams:
 
 
 def score_slowly(ngrams: Ngrams, context: tuple[str, ...], word: str) -> float:
-    """Return the natural log-probability of a word after all that came before it."""
+    """Return the natural log-probability of a word given all words before it."""
     word = word if (word,) in ngrams else "<unk>"
     context = tuple(w if (w,) in ngrams else "<unk>" for w in context)
     longest = max(map(len, ngrams))
@@ -75,7 +75,7 @@ def score_slowly(ngrams: Ngrams, context: tuple[str, ...], word: str) -> float:
 
 
 def make_model(path: Path, seed: int, order: int) -> Sequence[str]:
-    """Write a random model whose longer n-grams have their contexts, not always their suffixes."""
+    """Write a random model whose longer n-grams have their contexts but not always their suffixes."""
     draw = random.Random(seed)
     words = ["<unk>", "<s>", "</s>", *"abcdef"]
     levels = [[(word,) for word in words]]

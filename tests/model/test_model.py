@@ -205,7 +205,7 @@ def test_no_logits_depend_on_later_labels() -> None:
 
 @torch.no_grad()
 def test_a_context_hides_the_labels_before_it() -> None:
-    """Two layers of a context of 3 reach 4 labels back."""
+    """Two layers with a context of 3 reach 4 labels back."""
     recogniser = make_recogniser(seed=4, decoder_context=3, cross_attention="plain")
     encoded = recogniser.encode(torch.randn(1, 9, FEATURE_DIM), torch.tensor([9]))
     tokens_BU = random_tokens([9], seed=5)[0][None]

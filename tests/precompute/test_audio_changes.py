@@ -1,4 +1,4 @@
-"""A recording that is another under the same name and length does not keep its old features unseen."""
+"""A recording replaced under the same name and length is detected: it does not keep its old features."""
 
 import os
 import re
@@ -35,7 +35,7 @@ def cached_root(tmp_path_factory: pytest.TempPathFactory, tiny_wavlm_dir: Path) 
 
 @pytest.fixture
 def root(cached_root: Path, tmp_path: Path) -> Path:
-    """Copy corpus and cache, times of the files included."""
+    """Copy corpus and cache, including the files' times."""
     return shutil.copytree(cached_root, tmp_path / "data")
 
 
@@ -45,7 +45,7 @@ def audio_path(root: Path, number: int) -> Path:
 
 
 def replace_speech(path: Path) -> None:
-    """Put other speech of the same length under a recording's name."""
+    """Replace a recording with other speech of the same length."""
     soundfile.write(path, make_speech(read_header(path).num_samples, 99), SAMPLE_RATE)
 
 
@@ -55,7 +55,7 @@ def cache_folder(root: Path) -> Path:
 
 
 def shard_of(root: Path, number: int) -> int:
-    """Return which shard holds a recording."""
+    """Return the shard that holds a recording."""
     paths = sorted(cache_folder(root).glob("*.h5"))
     return next(n for n, path in enumerate(paths) if f"7-1-{number:04d}" in Shard(path).ids)
 
@@ -108,7 +108,7 @@ def test_the_shards_named_may_be_made_anew_alone(
 def test_a_recording_that_was_truncated_is_tried_again_when_it_is_whole(
     root: Path, tiny_wavlm_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Other content than the shard's sha256 tells, and no reason to make all anew."""
+    """The content differs from the shard's sha256; only that shard is computed again."""
     path = audio_path(root, 3)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])  # its header is as it was
@@ -161,7 +161,7 @@ def test_without_the_record_contents_are_compared(
 def test_a_rank_answers_for_its_own_shards_only(
     root: Path, tiny_wavlm_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One rank that meets another's changed recording neither stops nor makes that one look unchanged."""
+    """A rank that sees a changed recording of another rank neither stops nor hides the change."""
     ranks = [["--rank", str(rank), "--world-size", "2"] for rank in range(2)]
     replace_speech(audio_path(root, 1))
     (lost,) = cache_folder(root).glob(f"shard-{shard_of(root, 5):05d}.h5")
@@ -205,7 +205,7 @@ def change_length(path: Path) -> None:
 def test_a_rebuild_killed_before_its_plan_leaves_no_old_lengths(
     root: Path, tiny_wavlm_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stamps of new recordings beside lengths of the old ones would have them skipped for ever."""
+    """With stamps of new recordings and lengths of old ones, changed recordings would always be skipped."""
 
     def be_killed(*arguments: object) -> None:
         raise KeyboardInterrupt
@@ -224,7 +224,7 @@ def test_a_rebuild_killed_before_its_plan_leaves_no_old_lengths(
 def test_a_rebuild_replaces_shard_by_shard(
     root: Path, tiny_wavlm_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed at once, it has taken away only what is of another recording."""
+    """Killed immediately, it has deleted only the shards of changed recordings."""
 
     def be_killed(*arguments: object, **keywords: object) -> None:
         raise KeyboardInterrupt
@@ -249,7 +249,7 @@ def test_a_rebuild_replaces_shard_by_shard(
 def test_an_id_that_names_another_file_is_another_recording(
     tmp_path: Path, tiny_wavlm_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Both files of one size and one time."""
+    """Both files have the same size and time."""
     for number in range(2):
         soundfile.write(tmp_path / f"{number}.wav", make_speech(16_000, number), SAMPLE_RATE)
         os.utime(tmp_path / f"{number}.wav", ns=(5, 5))

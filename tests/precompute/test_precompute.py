@@ -1,4 +1,4 @@
-"""Phase 1: the cache holds the live features (promise T2), and comes out the same however it was made."""
+"""Phase 1: the cache holds the live features (promise T2), and is the same for every way of computing it."""
 
 import os
 import re
@@ -33,7 +33,7 @@ from vox.wavlm.extractor import FeatureExtractor, build_extractor
 
 @pytest.fixture(scope="module")
 def features(tiny_root: Path, tiny_wavlm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Compute the tiny split's cache in one go (read only)."""
+    """Compute the tiny split's cache in one run (read only)."""
     features = tmp_path_factory.mktemp("features")
     assert main(command(tiny_root, tiny_wavlm_dir, features)) == 0
     return features
@@ -68,7 +68,7 @@ def live_features(extractor: FeatureExtractor, batch: list[Utterance]) -> list[n
 def test_cached_features_are_the_live_ones(
     cache: FeatureCache, extractor: FeatureExtractor, utterances: list[Utterance]
 ) -> None:
-    """Bit for bit in the batches that precompute makes."""
+    """Bitwise equal, in the batches that precompute makes."""
     by_id = {utterance.id: utterance for utterance in utterances}
     num_batches = 0
     for path in sorted(cache.folder.glob("*.h5")):
@@ -101,7 +101,7 @@ def test_the_cache_is_whole_and_in_manifest_order(cache: FeatureCache, utterance
 def test_the_same_inputs_give_the_same_bytes(
     features: Path, tiny_root: Path, tiny_wavlm_dir: Path, tmp_path: Path
 ) -> None:
-    """With decoding in workers or not, a few batches at once, by one rank or by two, the second one first."""
+    """With and without worker processes, several batches at once, one rank or two (the second one first)."""
     assert main(command(tiny_root, tiny_wavlm_dir, tmp_path / "one", "--workers", "2")) == 0
     assert read_files(tmp_path / "one") == read_files(features)
     with cores(3):
@@ -146,7 +146,7 @@ def test_a_missing_shard_alone_is_made_again(
 def test_a_list_of_utterances_that_is_not_the_plans_is_written_anew(
     features: Path, tiny_root: Path, tiny_wavlm_dir: Path, tmp_path: Path, more: list[str]
 ) -> None:
-    """A run on changed recordings, killed between its list and its plan, leaves the one without the other."""
+    """A run on changed recordings, killed between writing list and plan, leaves one without the other."""
     copy = shutil.copytree(features, tmp_path / "features")
     (listed,) = copy.rglob("utterances.jsonl")
     listed.write_text('["another", 16000]\n', encoding="utf-8")
@@ -201,7 +201,7 @@ def test_a_recording_that_cannot_be_decoded_is_skipped_and_listed(
 
 
 class LoudnessFeatures(nn.Module):
-    """Features that are an utterance's peak, times 10^5: beyond float16 from 0.66 on."""
+    """Features are an utterance's peak times 10^5: peaks above 0.66 overflow float16."""
 
     def forward(
         self, waveforms_BS: torch.Tensor, num_samples_B: torch.Tensor
@@ -260,13 +260,13 @@ def test_what_a_user_gets_wrong_is_one_line(
 
 
 def kill_decoder(path: Path, speed: float, segment: object) -> np.ndarray:
-    """Die as a worker does when the system is short of memory."""
+    """Die like a worker that is killed because memory ran out."""
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError(path)
 
 
 def fail_to_decode(path: Path, speed: float, segment: object) -> np.ndarray:
-    """Fail in a way that ends the work, not only this recording."""
+    """Fail with an error that ends the whole run, not only this recording."""
     raise CorpusError("the corpus went away", where=path)
 
 
@@ -300,7 +300,7 @@ def test_workers_do_without_shared_memory(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A container's may be too small for a batch: then nothing may be put there."""
+    """A container's shared memory may be too small for a batch; then it must not be used."""
     received = []
 
     def watch(items: Iterable[Any]) -> Iterator[Any]:

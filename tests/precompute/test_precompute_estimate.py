@@ -38,7 +38,7 @@ def test_the_estimate_is_what_the_timed_batches_say(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """On a machine that computes a hundred seconds of audio in one, and writes without end."""
+    """On a machine that computes 100 s of audio a second and writes in no time."""
     clock = SimpleNamespace(seconds=0.0)
 
     def compute(extractor: object, batch: AudioBatch, device: object, copies: int) -> None:
@@ -63,7 +63,7 @@ def test_the_estimate_holds_no_more_in_memory_than_the_work(
     copies: int,
     num_threads: int,
 ) -> None:
-    """A recording longer than the budget is timed alone, with all cores, as it will be computed."""
+    """A recording longer than the batch limit is timed alone, on all cores, as it will be computed."""
     computed: list[tuple[tuple[str, ...], int]] = []
 
     def compute(extractor: object, batch: AudioBatch, *rest: object) -> None:
@@ -84,7 +84,7 @@ def test_the_estimate_holds_no_more_in_memory_than_the_work(
 def test_the_estimate_counts_what_a_new_shape_costs_a_gpu(
     tiny_root: Path, tiny_wavlm_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every batch of the work has a shape of its own: one computed before would be timed without that."""
+    """Every batch has a new shape, which costs time; a repeated batch would be timed without that cost."""
     shapes: list[torch.Size] = []
     moved_to: list[torch.device] = []
 

@@ -50,7 +50,7 @@ print(num_kills, num_between)
 
 
 def test_killed_runs_end_where_one_run_ends(tiny_root: Path, tiny_wavlm_dir: Path, tmp_path: Path) -> None:
-    """SIGKILL at many moments: whole shards only, and in the end the same bytes and nothing else."""
+    """SIGKILL at many moments: only complete shards, and at the end the same bytes and nothing else."""
     line = command(tiny_root, tiny_wavlm_dir, tmp_path / "unused")
     arguments = json.dumps([str(tmp_path / "one"), str(tmp_path / "many"), line])
     repository = Path(__file__).parents[2]

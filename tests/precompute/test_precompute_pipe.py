@@ -1,4 +1,4 @@
-"""The pipe of phase 1: its threads wait for each other no more than they must, and lose no error."""
+"""The pipeline of phase 1: its threads wait for each other only as needed, and lose no error."""
 
 import errno
 import logging
@@ -29,7 +29,7 @@ NUM_UTTERANCES = 8
 
 
 class LoudnessFeatures(nn.Module):
-    """Features that are an utterance's peak."""
+    """Features are an utterance's peak."""
 
     def forward(
         self, waveforms_BS: torch.Tensor, num_samples_B: torch.Tensor
@@ -42,7 +42,7 @@ class LoudnessFeatures(nn.Module):
 
 @pytest.fixture
 def work(tmp_path: Path) -> CacheWork:
-    """Plan a shard for each two of some recordings of 8 frames, 2 channels."""
+    """Plan shards of two recordings each, of 8 frames and 2 channels."""
     utterances = []
     for number in range(NUM_UTTERANCES):
         path = tmp_path / f"{number}.wav"
@@ -68,7 +68,7 @@ def compute(work: CacheWork, folder: Path) -> None:
 def test_several_shards_are_finished_at_once(
     work: CacheWork, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each waits for the disk until three do; more are written meanwhile, and each has its own frames."""
+    """Up to three shards wait for the disk while others are computed, and each keeps its own frames."""
     assert len(work.shards) == 4
     all_there = threading.Barrier(3, timeout=10)
     num_calls = iter(range(len(work.shards)))
@@ -87,7 +87,7 @@ def test_several_shards_are_finished_at_once(
 def test_an_error_in_finishing_is_raised_and_leaves_whole_shards_only(
     work: CacheWork, folder: Path, monkeypatch: pytest.MonkeyPatch, failing: int
 ) -> None:
-    """The last shard's too, when nothing more is put. What was complete before is put in place."""
+    """Also an error of the last shard, after which nothing is submitted. Shards completed before are kept."""
 
     def fill_disk(fd: int) -> str:
         if f"shard-{failing:05d}" in str(Path(f"/proc/self/fd/{fd}").readlink()):
@@ -163,7 +163,7 @@ def test_a_cpu_computes_a_few_batches_at_once(num_cores: int, at_once: int, shar
 
 
 def test_a_large_batch_is_computed_alone_with_all_cores() -> None:
-    """In this thread, which an interrupt reaches; many of them, among small ones."""
+    """In the main thread, which receives interrupts; many long recordings among short ones."""
     lock, company, num_threads = threading.Lock(), 0, {}
 
     def compute(number: int) -> bool:
@@ -220,7 +220,7 @@ def test_a_gpu_computes_one_batch_after_the_other_in_this_thread() -> None:
 
 
 class ShortOfMemory(nn.Module):
-    """What torch does when memory is short."""
+    """Raise torch's error for insufficient memory."""
 
     def __init__(self, error: RuntimeError) -> None:
         super().__init__()

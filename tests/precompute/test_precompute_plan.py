@@ -1,4 +1,4 @@
-"""How a corpus is cut into shards, the shards shared among ranks, and the pace chosen for a device."""
+"""The division of a corpus into shards and of shards among ranks, and the settings for a device."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Several processes on one folder of features at the same moment."""
+"""Several processes working on one folder of features at the same time."""
 
 import os
 import re
@@ -40,7 +40,7 @@ def test_two_ranks_at_once_make_what_one_makes(
     capfd: pytest.CaptureFixture[str],
     is_given: bool,
 ) -> None:
-    """Ranks by option, and by the environment that torchrun gives its processes."""
+    """Ranks from the options, and from the environment variables of torchrun."""
 
     def work(rank: int) -> None:
         more = ["--world-size", "2", "--rank", str(rank)] if is_given else []

@@ -1,4 +1,4 @@
-"""The layer probe: it finds the layer that holds the words, and leaves nothing but its report behind.
+"""The layer probe: it finds the layer that carries the words, and leaves only its report behind.
 
 T frames, N frames of a split, L layers, C channels.
 """
@@ -31,7 +31,7 @@ CHANNELS = NUM_LABELS + 3
 
 
 def make_layers(num_utterances: int, first_seed: int) -> LayerFeatures:
-    """Make layers of noise, but for one whose channels say which character is spoken, far from zero."""
+    """Make layers of noise and one layer whose channels encode the character, with a large offset."""
     generator = np.random.default_rng(first_seed)
     parts, spans, texts, start = [], [], [], 0
     for seed in range(first_seed, first_seed + num_utterances):
@@ -48,7 +48,7 @@ def make_layers(num_utterances: int, first_seed: int) -> LayerFeatures:
 
 
 def make_result(cer: float, *layers: int, is_learned: bool = False) -> HeadResult:
-    """Make a head's result of which only the CER matters."""
+    """Make a head's result with only the CER set."""
     return HeadResult(HeadSpec("made", layers, is_learned), loss=cer, cer=cer, wer=1.0, mix_weights=None)
 
 
@@ -84,7 +84,7 @@ def test_a_seed_fixes_the_heads_to_the_bit() -> None:
 
 
 def test_measures_are_those_of_each_utterance_alone() -> None:
-    """Against the definition: standardise, mix, project, one utterance at a time, in float64."""
+    """Compare with the definition: standardise, mix, project, one utterance at a time, in float64."""
     train, dev = make_layers(12, 0), make_layers(5, 50)
     specs = [HeadSpec("1", (1,)), HeadSpec("mean", (2, 4)), HeadSpec("mix", (2, 3), is_learned=True)]
     heads = fit_heads(train, specs, num_updates=20)
@@ -132,7 +132,7 @@ def test_recommended_are_the_layers_beside_the_best_within_a_tenth(
 
 
 def test_layers_whose_mean_says_nothing_are_not_recommended_together() -> None:
-    """Layers 1 and 2 hold the same with opposite signs: each is telling, and their mean is silent."""
+    """Layers 1 and 2 hold the same with opposite signs: each is informative, and their mean is not."""
     train, dev = make_layers(40, 0), make_layers(8, 100)
     for features in (train, dev):
         features.frames_NLC[:, 0] = -features.frames_NLC[:, 1]
@@ -152,7 +152,7 @@ def test_labels_spell_the_text() -> None:
 
 
 def make_utterance(name: str, text: str, num_frames: int) -> Utterance:
-    """Make an utterance of exactly so many frames."""
+    """Make an utterance with exactly this number of frames."""
     return Utterance(name, Path(name), text, "", 400 + 320 * (num_frames - 1))
 
 
@@ -178,7 +178,7 @@ def test_a_seed_chooses_hours_at_random() -> None:
 
 
 def command(root: Path, wavlm: Path, features: Path, *more: str) -> list[str]:
-    """Return a short `vox probe` of the tiny corpus."""
+    """Return the options of a short `vox probe` of the tiny corpus."""
     options = "--split train-tiny --dev-split dev-tiny --updates 3 --workers 0"
     places = ["--root", str(root), "--wavlm", str(wavlm), "--features", str(features)]
     return ["probe", *override([*options.split(), *places], more)]

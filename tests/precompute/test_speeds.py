@@ -1,4 +1,4 @@
-"""Recordings at other speeds: exact lengths, the right sound, cached and trained on side by side."""
+"""Recordings at other speeds: exact lengths, correct samples, cached and trained on together."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -65,7 +65,7 @@ def test_speed_raises_pitch_and_shortens(tmp_path: Path, rate: int, speed: float
 
 @pytest.mark.parametrize("speed", [0.9, 1.1])
 def test_speeds_are_resampled_as_rates_are(tmp_path: Path, speed: float) -> None:
-    """Against the kernel evaluated sample by sample, which tabulates nothing."""
+    """Compare with the kernel evaluated sample by sample, without tables."""
     waveform_S = make_speech(20_000, 5)
     soundfile.write(tmp_path / "a.wav", waveform_S, SAMPLE_RATE, subtype="FLOAT")
     expected_S = interpolate(waveform_S, *resampling_rates(SAMPLE_RATE, speed))
@@ -121,7 +121,7 @@ def test_each_speed_has_a_cache_of_its_own(
 
 
 def test_cached_variants_are_the_live_ones(options: TrainOptions, extractor: FeatureExtractor) -> None:
-    """Same ids, texts, lengths and features; what precompute skipped is skipped at every speed."""
+    """Same ids, texts, lengths and features; an utterance skipped by precompute is skipped at all speeds."""
     fingerprint = make_fingerprint(extractor.wavlm, (3, 4))
     cached, cached_source = open_source(options, SPLIT, fingerprint, workers=0, pin=False, speeds=SPEEDS)
     live, live_source = open_source(options, SPLIT, None, workers=0, pin=False, speeds=SPEEDS)
@@ -219,7 +219,7 @@ def test_speeds_that_make_no_sense_are_one_line(
 def test_speeds_of_different_recordings_are_refused(
     options: TrainOptions, extractor: FeatureExtractor, tiny_wavlm_dir: Path, tmp_path: Path
 ) -> None:
-    """One of them changed, at the same length, after the first speed was cached."""
+    """One recording is replaced, with the same length, after the first speed was cached."""
     chapter = write_split(tmp_path / "data", SPLIT, 3)
     root = tmp_path / "data"
     assert precompute(root, tiny_wavlm_dir, "1.0") == 0

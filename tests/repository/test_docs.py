@@ -1,4 +1,4 @@
-"""Every `vox` command in the README and the docs is one that the command line takes."""
+"""Every `vox` command in the README and the docs is accepted by the command line."""
 
 import contextlib
 import re
@@ -31,9 +31,9 @@ def find_commands(text: str) -> list[str]:
 
 
 def parse(command: str) -> None:
-    """Read a command as the command line would, without running it; raise what it would raise.
+    """Parse a command as the command line does, without running it; raise the same errors.
 
-    That something required is missing is no error: text names commands by their beginnings.
+    A missing required option is allowed: prose often gives only the beginning of a command.
     """
     words = [PLACEHOLDERS.get(word, word) for word in shlex.split(command)]
     if words == ["COMMAND", "--help"]:
@@ -51,7 +51,7 @@ def parse(command: str) -> None:
 
 
 def all_commands() -> list[tuple[str, str]]:
-    """Return every command, with the page it is on."""
+    """Return every command with its page."""
     return [(page.name, command) for page in PAGES for command in find_commands(page.read_text())]
 
 

@@ -1,4 +1,4 @@
-"""The layout: what lies where, and who may import whom."""
+"""The layout: where files are, and which modules may import which."""
 
 import ast
 import re
@@ -44,7 +44,7 @@ VAGUE_NAMES = {"utils", "util", "common", "base", "helpers", "helper", "misc"}
 
 
 def module_paths(package: str) -> list[Path]:
-    """List a package's Python files; fail if there are none, so that no check is vacuous."""
+    """List a package's Python files; fail if there are none, so that every check does something."""
     paths = sorted((CHECKOUT / package).rglob("*.py"))
     assert paths, f"no modules in {package}"
     return paths
@@ -104,12 +104,12 @@ def read_floors() -> dict[str, int]:
 
 
 def room_of(module: str) -> str:
-    """Name the room that a module stands in: the first two parts of its name."""
+    """Return the room of a module: the first two parts of its name."""
     return ".".join(module.split(".")[:2])
 
 
 def imported_when_run(path: Path) -> set[str]:
-    """Name the modules that a file imports, but for those that only type checkers see."""
+    """Name the modules that a file imports, except those imported for type checkers only."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
@@ -136,7 +136,7 @@ def test_every_room_has_a_floor_and_imports_from_lower_floors_only() -> None:
 
 
 def test_the_floors_are_checked(tmp_path: Path) -> None:
-    """An import of a room above, wherever in the file, is found; one for type checkers is none."""
+    """An import of a higher room is found anywhere in the file; imports for type checkers do not count."""
     path = tmp_path / "module.py"
     path.write_text(
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import vox.cli\n"
@@ -149,7 +149,7 @@ def test_the_floors_are_checked(tmp_path: Path) -> None:
 
 
 def test_where_things_are_is_where_they_are() -> None:
-    """The table in docs/contributing.md: each file defines what stands beside it."""
+    """The table in docs/contributing.md: each file defines the symbol beside it."""
     page = (CHECKOUT / "docs" / "contributing.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| .+ \| `([\w/]+\.py)` \| (`.+`) \|$", page, re.MULTILINE)
     assert len(rows) > 20
@@ -179,7 +179,7 @@ def test_the_pages_of_the_docs_are_all_in_their_index_and_links_lead_somewhere()
 
 
 def test_paths_in_the_docs_exist() -> None:
-    """Of what the README and the docs name as files of the code; the lab book tells of its day."""
+    """Files of the code named in the README and the docs exist; the lab book may name old ones."""
     for page in [CHECKOUT / "README.md", *(CHECKOUT / "docs").glob("*.md")]:
         if page.name in ("log.md", "changes.md"):
             continue
@@ -204,7 +204,7 @@ def test_the_top_level_is_the_fixed_set() -> None:
 
 
 def loaded_modules(code: str) -> set[str]:
-    """Run code in a fresh interpreter and name the modules that it leaves loaded."""
+    """Run code in a fresh interpreter and return the names of the loaded modules."""
     program = f"import sys\n{code}\nprint(*sys.modules, file=sys.__stderr__)"
     result = subprocess.run([sys.executable, "-c", program], cwd=CHECKOUT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
@@ -231,7 +231,7 @@ def test_no_command_imports_torch_before_it_runs() -> None:
 
 
 def test_nothing_that_is_read_is_executed() -> None:
-    """Checkpoints, configs and caches come from elsewhere: torch.load must say that it takes data only."""
+    """Checkpoints, configs and caches may come from others: torch.load must be restricted to data."""
     for package in PACKAGES:
         for path in (CHECKOUT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):

@@ -1,4 +1,4 @@
-"""The wheel, built and used as somebody would who only installs it; and the pinned versions."""
+"""The wheel, built and used as by a user who only installs it; and the pinned versions."""
 
 import shutil
 import subprocess
@@ -39,7 +39,7 @@ def wheel_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def unpacked_dir(wheel_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Unpack the wheel where nothing of the checkout is near."""
+    """Unpack the wheel outside the checkout."""
     folder = tmp_path_factory.mktemp("unpacked")
     zipfile.ZipFile(wheel_path).extractall(folder)
     return folder

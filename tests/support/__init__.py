@@ -1,1 +1,1 @@
-"""What several test files use: corpora, models, runs, processes, and things that fail on demand."""
+"""Shared by several test files: corpora, models, runs, processes, and failures on demand."""

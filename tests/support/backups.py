@@ -1,4 +1,4 @@
-"""A run's checkpoints, and file systems elsewhere that fail on demand."""
+"""A run's checkpoints, and remote file systems that fail on demand."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from vox.runs.layout import CHECKSUMS, REQUIRED, STATE, TRAINER
 
 
 class FailingFilesystem(MemoryFileSystem):
-    """An object store in memory that breaks off in the middle of files, `failures` times."""
+    """An object store in memory that fails in the middle of a file, `failures` times."""
 
     protocol = "failing"
     store: ClassVar[dict] = {}
@@ -44,7 +44,7 @@ class FailingFilesystem(MemoryFileSystem):
 
 
 def write_checkpoint(run_dir: Path, name: str, **state: object) -> Path:
-    """Write files that have nothing of a checkpoint but their names and checksums."""
+    """Write files that resemble a checkpoint only in their names and checksums."""
     folder = run_dir / "checkpoints" / name
     folder.mkdir(parents=True)
     contents = {file: f"{file} of {name}".encode() for file in (*REQUIRED, TRAINER)}

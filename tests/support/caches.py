@@ -1,4 +1,4 @@
-"""A tiny cache of features that no WavLM computed, and damage to a file."""
+"""A tiny cache of made-up features, and damage to a file."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ SKIPPED = "utt-3"
 
 
 def make_features(name: str, num_samples: int) -> np.ndarray:
-    """Make the float16 features that an utterance of this name has here."""
+    """Make the float16 features of an utterance from its name."""
     seed = int(name.removeprefix("utt-"))
     shape = (samples_to_frames(num_samples), FEATURE_DIM)
     return np.random.default_rng(seed).standard_normal(shape).astype("<f2")
@@ -61,7 +61,7 @@ def write_cache(features_dir: Path, fingerprint: Fingerprint = FINGERPRINT) -> P
 
 
 def open_here(folder: Path, fingerprint: Fingerprint = FINGERPRINT) -> FeatureCache:
-    """Open a cache by its folder."""
+    """Open the cache in a folder."""
     return open_cache(folder.parent.parent, SPLIT, fingerprint)
 
 

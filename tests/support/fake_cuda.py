@@ -1,9 +1,9 @@
-"""A GPU that computes nothing: the real code on torch's fake tensors, which say that they are on `cuda`.
+"""A GPU that computes nothing: the real code on torch's fake tensors, which report the device `cuda`.
 
-Fake tensors have a shape, a dtype and a device, and no data. So every operation is checked as on a GPU: the
-tensors of one must be on one device, and those of a product of one dtype, under CUDA's autocast rules. Every
-place is noted where the host would wait for the GPU. What cannot be seen: numbers, races, memory, and which
-kernel is chosen.
+Fake tensors have a shape, a dtype and a device, but no data. So every operation is checked as on a GPU: its
+tensors must be on one device, and those of a product must have one dtype, under CUDA's autocast rules. Every
+place where the host would wait for the GPU is recorded. Not checked: numbers, races, memory, and the choice
+of kernels.
 
     with fake_gpu() as gpu:
         ...                                # torch.device("cuda") works here
@@ -41,7 +41,7 @@ FIRST_NUMBER = 5  # what the host reads: 5, or 5, 6, 7 ... of a tensor; no speci
 
 
 def find_line() -> tuple[str, int, str]:
-    """Return the file, line and function of ours that is at work, the innermost."""
+    """Return the file, line and function of the innermost stack frame that is in Vox."""
     frame = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
@@ -52,14 +52,14 @@ def find_line() -> tuple[str, int, str]:
 
 
 class Watch(TorchDispatchMode):
-    """Sees every operation: notes the waits, and the places of products by dtype; raises for mixed dtypes."""
+    """Intercepts every operation: records waits and products by dtype, and raises for mixed dtypes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.start_again()
 
     def start_again(self) -> None:
-        """Forget what was noted."""
+        """Clear the records."""
         self.waits: dict[tuple[str, int], int] = defaultdict(int)  # by file and line
         self.products: dict[torch.dtype, set[str]] = defaultdict(set)  # `file function`, by dtype
         self.longest_sum = 0  # of a product in float64
@@ -77,12 +77,12 @@ class Watch(TorchDispatchMode):
         assert not missing, f"the host waits no more at {missing}: take it off the list"
 
     def note_wait(self) -> None:
-        """Note that the host waits here."""
+        """Record that the host waits here."""
         file, line, _ = find_line()
         self.waits[file, line] += 1
 
     def note_product(self, name: str, tensors: list[Tensor]) -> None:
-        """Note a product's dtype and place; raise AssertionError for several dtypes."""
+        """Record a product's dtype and place; raise AssertionError for mixed dtypes."""
         numbers = [tensor for tensor in tensors if tensor.is_floating_point() or tensor.is_complex()]
         dtypes = {tensor.dtype.to_real() for tensor in numbers}
         file, line, function = find_line()
@@ -115,13 +115,13 @@ class Watch(TorchDispatchMode):
 
 
 def _reads_index(indices: list[Tensor | None]) -> bool:
-    """Say whether indices are copied from the host, or a mask's true places looked for."""
+    """Return whether indices are copied from the host, or the true positions of a mask are searched."""
     given = [index for index in indices if index is not None]
     return any(index.device.type == "cpu" or index.dtype is torch.bool for index in given)
 
 
 def _copy_waits(func: Any, args: Any, kwargs: Any, result: Tensor) -> bool:
-    """Say whether a copy between host and GPU is waited for: it is unless told not to, in pinned memory."""
+    """Return whether a copy between host and GPU blocks: always, unless non_blocking from pinned memory."""
     is_in_place = func._overloadpacket.__name__ == "copy_"
     source, target = (args[1], args[0]) if is_in_place else (args[0], result)
     if source.device.type == target.device.type:
@@ -142,7 +142,7 @@ def _make_number(tensor: Tensor) -> bool | int | float:
 
 @contextlib.contextmanager
 def fake_gpu() -> Iterator[Watch]:
-    """Let `cuda` be a device whose tensors are fake; yield what watches them. Tensors made here are fake."""
+    """Make `cuda` a device with fake tensors, and yield the watcher. All tensors created here are fake."""
     watch = Watch()
     with (
         pytest.MonkeyPatch.context() as patch,
@@ -157,7 +157,7 @@ def fake_gpu() -> Iterator[Watch]:
 
 
 def _replace_driver_calls(patch: pytest.MonkeyPatch) -> None:
-    """Answer what torch and Vox ask the driver for: a GPU like an H100."""
+    """Answer the driver queries of torch and Vox as an H100 would."""
 
     class Event:
         def record(self, stream: object) -> None: ...
@@ -182,7 +182,7 @@ def _pin(tensor: Tensor) -> Tensor:
 
 
 def _replace_what_needs_data(patch: pytest.MonkeyPatch, watch: Watch) -> None:
-    """Give shapes and numbers where they depend on data, which fake tensors lack."""
+    """Supply shapes and numbers that depend on data, which fake tensors do not have."""
     real_tolist = Tensor.tolist
 
     def tolist(tensor: Tensor) -> Any:
@@ -210,7 +210,7 @@ def _attend(
     dropout_p: float = 0.0,
     is_causal: bool = False,
 ) -> Tensor:
-    """Check what a fused kernel asks of its arguments, and run the memory-efficient one, which takes a mask.
+    """Check a fused kernel's requirements, and run the memory-efficient one, which supports masks.
 
     torch's own function asks the driver which kernel to take. Autocast lowers attention, as it does products.
     """
@@ -245,7 +245,7 @@ def _ctc_loss(
     reduction: str = "mean",
     **_: object,
 ) -> Tensor:
-    """Check what torch's CTC for CUDA asks of its arguments; its own copies of the lengths are not noted."""
+    """Check the requirements of torch's CTC for CUDA; its own copies of the lengths are not recorded."""
     assert log_probs.device.type == targets.device.type == "cuda"
     assert isinstance(input_lengths, list) and isinstance(target_lengths, list)
     assert log_probs.dtype is torch.float32 and targets.dtype is torch.int64

@@ -1,4 +1,4 @@
-"""Slow and obvious references for searches: enumeration, and recursions written for one text at a time."""
+"""Slow and obvious references for searches: enumeration, and recursions for one text at a time."""
 
 import itertools
 import math
@@ -13,7 +13,7 @@ from vox.text import BLANK_ID, BOS_ID, EOS_ID, UNK_ID
 
 
 def all_texts(labels: Sequence[int], longest: int) -> Iterator[tuple[int, ...]]:
-    """Yield every text of at most so many labels, shorter ones first."""
+    """Yield every text up to a number of labels, shorter ones first."""
     for length in range(longest + 1):
         yield from itertools.product(labels, repeat=length)
 
@@ -55,7 +55,7 @@ def ctc_forward(log_probs_TV: Tensor, text: Sequence[int]) -> float:
 
 
 def teacher_forced(decoder: Decoder, encoded: Encoded, text: Sequence[int]) -> float:
-    """Return the decoder's log-probability of one text and its end; encoded holds one utterance."""
+    """Return the decoder's log-probability of one text and its end; encoded has one utterance."""
     with torch.no_grad():
         logits_UV = decoder(torch.tensor([[BOS_ID, *text]]), encoded)[0].double()
     log_probs_UV = logits_UV.log_softmax(-1)
@@ -82,7 +82,7 @@ class PairScorer:
         return labels_N
 
     def score(self, text: Sequence[int]) -> float:
-        """Return what a whole text and its end get."""
+        """Return the score of a whole text and its end."""
         return sum(float(self.table_VV[pair]) for pair in itertools.pairwise([BOS_ID, *text, EOS_ID]))
 
 
@@ -98,7 +98,7 @@ class WordScorer:
         return torch.zeros(count, dtype=torch.int64, device=device)
 
     def scores(self, states_N: Tensor) -> Tensor:
-        """Pay half for the first label of the phrase, the rest for the second; take half back without it."""
+        """Pay half for each of the two labels of the phrase; take the first half back without the second."""
         scores_NV = torch.zeros(len(states_N), self.vocab_size)
         scores_NV[:, self.phrase[0]] = self.budget / 2
         scores_NV[states_N == 1] -= self.budget / 2
@@ -109,5 +109,5 @@ class WordScorer:
         return (labels_N == self.phrase[0]).long()
 
     def score(self, text: Sequence[int]) -> float:
-        """Count the phrase in a text (its two labels differ, so that it cannot overlap itself)."""
+        """Count the phrase in a text (its two labels differ, so it cannot overlap itself)."""
         return self.budget * sum(pair == self.phrase for pair in itertools.pairwise(text))

@@ -1,4 +1,4 @@
-"""What would survive a loss of power: which contents had reached the disk when a file got its name."""
+"""Simulated loss of power: which contents had reached the disk when a file was renamed."""
 
 import hashlib
 import os
@@ -11,7 +11,7 @@ import pytest
 
 @dataclass
 class Rename:
-    """A file, folder or link that got its name. Both fields must come out well: see `assert_durable`."""
+    """A renamed file, folder or link. Both fields must be true: see `assert_durable`."""
 
     path: str
     not_on_disk: list[str]  # what of it had been written and not forced to disk when it was renamed
@@ -19,7 +19,7 @@ class Rename:
 
 
 def watch_renames(patch: pytest.MonkeyPatch) -> list[Rename]:
-    """Return a list that fills with every rename of this process, as `os.fsync` calls allow to judge it."""
+    """Return a list that is filled with every rename of this process, judged by its `os.fsync` calls."""
     on_disk: dict[str, str] = {}
     renames: list[Rename] = []
     fsync = os.fsync
@@ -49,14 +49,14 @@ def watch_renames(patch: pytest.MonkeyPatch) -> list[Rename]:
 
 
 def assert_durable(renames: list[Rename], *paths: Path) -> None:
-    """Check that these, and whatever else was renamed, was on disk before and has its name for good."""
+    """Check that these and all other renamed files were on disk before, and that the renames are durable."""
     assert {str(path.parent.resolve() / path.name) for path in paths} <= {rename.path for rename in renames}
     for rename in renames:
         assert rename.not_on_disk == [] and rename.is_lasting, rename
 
 
 def _digest(path: Path) -> str:
-    """Tell a file's content, or a folder's names, from others."""
+    """Return a value that identifies a file's content, or a folder's names."""
     if path.is_dir():
         return " ".join(sorted(entry.name for entry in path.iterdir()))
     return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -12,7 +12,7 @@ LAYERS = (3, 4)
 
 
 def command(root: Path, wavlm: Path, features: Path, *more: str) -> list[str]:
-    """Return a `vox precompute` of the tiny split into several small shards."""
+    """Return the options of `vox precompute` for the tiny split with several small shards."""
     options = f"--split {SPLIT} --layers 3,4 --shard-gb 0.000012 --batch-seconds {BATCH_SECONDS} --workers 0"
     places = ["--root", str(root), "--wavlm", str(wavlm), "--features", str(features)]
     return ["precompute", *override([*options.split(), *places], more)]
@@ -29,14 +29,14 @@ def override(options: list[str], more: Sequence[str]) -> list[str]:
 
 
 def read_files(features: Path) -> dict[str, bytes]:
-    """Return every file of all caches in a features folder, by its path in there."""
+    """Return every file of all caches in a features folder, by its relative path."""
     paths = [path for path in features.glob("*/**/*") if path.is_file()]
     return {str(path.relative_to(features)): path.read_bytes() for path in paths}
 
 
 @contextmanager
 def cores(count: int) -> Iterator[None]:
-    """Let torch use so many cores, whatever there are."""
+    """Make torch use this number of cores on any machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -1,6 +1,6 @@
 """Several ranks of one run, as torchrun would start them, forked from the test's own process.
 
-A fork costs nothing, where a new process imports torch for seconds.
+A fork costs nothing; a new process would import torch for seconds.
 """
 
 import os
@@ -20,9 +20,9 @@ PATIENCE_SECONDS = 120.0
 
 
 def run_ranks(world_size: int, work: Callable[[int], None]) -> list[int]:
-    """Call work(rank) in a process for each rank; return their exit statuses (negative: a signal's number).
+    """Call work(rank) in one process a rank; return their exit statuses (negative: a signal's number).
 
-    An error that a user could fix goes to stderr and gives status 2; any other, with its traceback, 1.
+    A VoxError is printed to stderr and gives status 2; any other error prints its traceback and gives 1.
     """
     environment = {
         "MASTER_ADDR": "127.0.0.1",

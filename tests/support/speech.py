@@ -27,7 +27,7 @@ def tiny_wavlm_kwargs(**changes: object) -> dict:
 
 
 def make_speech(num_samples: int, seed: int) -> np.ndarray:
-    """Make [num_samples] float32 that is no speech, but has pitch, onsets and noise."""
+    """Make [num_samples] float32 that resembles speech: with pitch, onsets and noise."""
     generator = np.random.default_rng(seed)
     time = np.arange(num_samples) / SAMPLE_RATE
     pitch = generator.uniform(90, 250)
@@ -36,7 +36,7 @@ def make_speech(num_samples: int, seed: int) -> np.ndarray:
 
 
 def make_text(seed: int, num_words: int = 3) -> str:
-    """Make an upper-case transcript, as LibriSpeech has them."""
+    """Make an upper-case transcript, as in LibriSpeech."""
     return " ".join(np.random.default_rng(seed).choice(WORDS, num_words)).upper()
 
 

@@ -29,7 +29,7 @@ TINY = {
 
 
 class ShapeOnlyExtractor(nn.Module):
-    """Stands where WavLM stands, for a recogniser that is only fed features."""
+    """Takes the place of WavLM in a recogniser that only gets features."""
 
     def __init__(self, hidden_size: int, num_layers: int) -> None:
         super().__init__()
@@ -37,10 +37,11 @@ class ShapeOnlyExtractor(nn.Module):
 
 
 def make_recogniser(seed: int = 0, **changes: Any) -> Recogniser:
-    """Build a tiny recogniser in eval mode, with no weight where it starts.
+    """Build a tiny recogniser in eval mode, with all weights changed from their initial values.
 
-    LayerNorm's biases start at zero, which would leave padded zeros zero and hide a missing mask; the CTC
-    head starts too small for a wrong frame to show in its scores; small queries attend to all keys alike.
+    LayerNorm's initial biases are zero, which would keep padded zeros zero and hide a missing mask. The CTC
+    head's initial weights are too small for a wrong frame to show in its scores. Small queries would attend
+    to all keys alike.
     """
     config = ModelConfig(**(TINY | changes))
     torch.manual_seed(seed)

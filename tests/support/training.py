@@ -1,4 +1,4 @@
-"""A tiny recogniser, and tiny runs: their options, ways to end them, and what they left."""
+"""A tiny recogniser, and tiny runs: their options, ways to end them, and their files."""
 
 import itertools
 import json
@@ -94,7 +94,7 @@ def small_run() -> tuple[str, ...]:
 
 
 def read_metrics(run: Path, *, timing: bool = False) -> list[dict]:
-    """Read a run's metric lines; without what depends on the clock, unless asked."""
+    """Read a run's metric lines, by default without fields that depend on the clock."""
     clock = {"seconds", "updates_per_second", "audio_seconds_per_second", "peak_memory_gb"}
     lines = [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
     return lines if timing else [{k: v for k, v in line.items() if k not in clock} for line in lines]
@@ -114,11 +114,11 @@ def assert_equal_runs(one: Path, other: Path) -> None:
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL where the process must live on."""
+    """Simulates SIGKILL in a process that must survive."""
 
 
 def die_after(patch: pytest.MonkeyPatch, updates: int) -> None:
-    """Raise Killed at the update that follows so many: a kill without the seconds of a new process."""
+    """Raise Killed after a number of updates: simulates a kill without the cost of a new process."""
     step, calls = train.loop.run_update, itertools.count(1)
 
     def dying_update(*arguments):

@@ -1,4 +1,4 @@
-"""Checkpoints of tiny recognisers that were never trained, for tests of what uses a checkpoint."""
+"""Checkpoints of tiny untrained recognisers, for tests of commands that use a checkpoint."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ LAYERS = (3, 4)
 
 
 def save_arbitrary_checkpoint(folder: Path, wavlm_dir: Path) -> Path:
-    """Save a checkpoint whose outputs are arbitrary, but depend on the audio."""
+    """Save a checkpoint with arbitrary outputs that depend on the audio."""
     tokenizer = make_tokenizer()
     config, recogniser = make_recogniser(tokenizer, wavlm_dir)
     # At its initialisation the head hardly depends on the audio; this one does.
@@ -28,7 +28,7 @@ def save_arbitrary_checkpoint(folder: Path, wavlm_dir: Path) -> Path:
 
 
 def save_go_checkpoint(folder: Path, wavlm_dir: Path) -> Path:
-    """Save a checkpoint whose CTC head hears `go` in every frame, and so `go` in every recording."""
+    """Save a checkpoint whose CTC head writes `go` in every frame, so `go` for every recording."""
     tokenizer = make_tokenizer()
     config, recogniser = make_recogniser(tokenizer, wavlm_dir)
     (go,) = tokenizer.encode("go")

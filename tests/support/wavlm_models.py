@@ -1,4 +1,4 @@
-"""Hugging Face's WavLM with weights that hide nothing, and ours with the same weights.
+"""Hugging Face's WavLM with weights that reveal every error, and ours with the same weights.
 
 B batch, S samples, T frames, D model width.
 """
@@ -18,7 +18,7 @@ SHAPES: dict[str, dict] = {
 
 
 def make_reference(shape: str, **changes: object) -> WavLMModel:
-    """Make a tiny WavLMModel, in evaluation mode, whose every parameter matters to its output."""
+    """Make a tiny WavLMModel in evaluation mode in which every parameter affects the output."""
     return make_reference_of(WavLMConfig(**tiny_wavlm_kwargs(**SHAPES[shape], **changes)))
 
 
@@ -62,7 +62,7 @@ def run_reference(reference: WavLMModel, waveform_1S: Tensor) -> list[Tensor]:
 
 
 def relative_l2(actual: Tensor, expected: Tensor) -> float:
-    """Return the norm of the difference over the norm of what is expected, in float64."""
+    """Return the norm of the difference over the norm of the expected values, in float64."""
     assert actual.shape == expected.shape
     expected = expected.double()
     return ((actual.double() - expected).norm() / expected.norm()).item()

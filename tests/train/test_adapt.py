@@ -1,4 +1,4 @@
-"""Stage 3: it begins with the old model, and what forgets the source is not kept (T15)."""
+"""Stage 3: it starts from the old model, and weights that forget the source are not kept (T15)."""
 
 import json
 import re
@@ -38,7 +38,7 @@ from vox.runs.layout import BEFORE, BEST
 
 @pytest.fixture(scope="module")
 def target_root(tiny_root: Path, tiny_wavlm_dir: Path, features_dir: Path, tmp_path_factory) -> Path:
-    """Make a data root with the source's splits and caches, and a target's: `mine` and `mine-dev`."""
+    """Make a data root with splits and caches of the source, and of the target: `mine` and `mine-dev`."""
     from precompute.cli import precompute
 
     root = tmp_path_factory.mktemp("target")
@@ -139,7 +139,7 @@ def test_killed_and_resumed_ends_the_same(adapted: TrainOptions, tmp_path: Path,
 def test_what_forgets_the_source_is_not_kept(
     target_root: Path, stage1: TrainOptions, tmp_path: Path, monkeypatch, caplog
 ):
-    """The old weights stay best, bit for bit, however much better the new ones are on the target (T15)."""
+    """The old weights stay best, bit for bit, even if the new ones are much better on the target (T15)."""
     original, seen = train.judge.validate.validate, []
 
     def forgetful(recogniser, *, split, **keywords):
@@ -176,7 +176,7 @@ def test_the_promise_is_the_interval_s_end_or_the_tolerance():
 def test_an_update_hears_target_and_source_by_seconds(
     ratio: float, target_root: Path, stage1: TrainOptions, tmp_path: Path
 ):
-    """An id that both have means two recordings, each with its own features and labels."""
+    """An id in both splits means two recordings, each with its own features and labels."""
     changes = {"overrides": (f"adapt.replay={ratio}",)}
     options = stage3_options(target_root, tmp_path / "run", stage1.run_dir / BEST, **changes)
     parts = build_parts(options, resolve_config(options), torch.device("cpu"), Ranks())

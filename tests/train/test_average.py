@@ -1,4 +1,4 @@
-"""Averages of the weights: what they are, that they survive a kill, which weights a checkpoint stands for."""
+"""Averages of the weights: their values, resuming after a kill, and which weights a dev result is of."""
 
 import hashlib
 import json
@@ -39,7 +39,7 @@ def result(*, is_finite: bool = True, num_targets: int = 5) -> UpdateResult:
 
 
 def test_the_exponential_average_is_the_recursion(tiny_wavlm_dir):
-    """Against a scalar loop: decay 0.9, less at the start; updates that changed nothing do not count."""
+    """Compare with a scalar loop: decay 0.9, lower at the start; updates without a change do not count."""
     recogniser = tiny_recogniser(tiny_wavlm_dir)
     bias = recogniser.ctc_head.bias
     ema = Ema(recogniser, decay=0.9)
@@ -60,7 +60,7 @@ def test_the_exponential_average_is_the_recursion(tiny_wavlm_dir):
 
 
 def let_the_average_win(patch: pytest.MonkeyPatch) -> None:
-    """Give the average the better error rates, whatever it says; its losses stay those that were found."""
+    """Replace error rates so that the average is better; its measured losses are kept."""
     validate_weights = train.loop.validate_weights
 
     def validate_unfairly(*arguments):
@@ -73,7 +73,7 @@ def let_the_average_win(patch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def averaged(tiny_root, tiny_wavlm_dir, tmp_path_factory) -> TrainOptions:
-    """A finished run with an exponential average that is better, validated inside epochs too."""
+    """A finished run whose exponential average is better, validated within epochs too."""
     overrides = ("train.ema_decay=0.5", "train.validate_updates=2")
     run = tmp_path_factory.mktemp("runs") / "ema"
     options = stage1_options(tiny_root, tiny_wavlm_dir, run, overrides=overrides)
@@ -93,7 +93,7 @@ def test_both_weights_are_validated_at_each_epoch_and_in_between(averaged):
 
 
 def test_a_checkpoint_stands_for_the_better_weights(averaged):
-    """What `evaluate` and stage 2 load is what the dev result is of; training goes on with the others."""
+    """`evaluate` and stage 2 load the weights of the dev result; training continues with the raw weights."""
     folder = averaged.run_dir / "best"
     state = json.loads((folder / "state.json").read_text())
     lines = [line for line in read_metrics(averaged.run_dir) if line["update"] == 9]
@@ -121,7 +121,7 @@ def test_stage2_starts_from_the_average(averaged, tiny_root, tmp_path, monkeypat
 
 
 def test_killed_and_resumed_ends_with_the_same_average(averaged, tmp_path, monkeypatch):
-    """In the middle of an epoch, where the average stands for the checkpoint: training resumes the others."""
+    """In the middle of an epoch, if the dev result is the average's: training resumes the raw weights."""
     let_the_average_win(monkeypatch)
     overrides = (*averaged.overrides, "train.checkpoint_minutes=1e-6")
     options = replace(averaged, run=tmp_path / "run", overrides=overrides)
@@ -155,7 +155,7 @@ def test_killed_before_a_validation_inside_an_epoch_it_is_made_up_for(averaged, 
 
 @pytest.mark.parametrize("end", ["train.validate_updates=3", "train.max_updates=2"])
 def test_an_update_is_validated_once(end, tiny_root, tiny_wavlm_dir, tmp_path, monkeypatch):
-    """Where an epoch or the run ends at such an update too; killed there and resumed as well."""
+    """Also when an epoch or the run ends at such an update, and when it is killed there and resumed."""
     options = stage1_options(
         tiny_root, tiny_wavlm_dir, tmp_path / "run", overrides=("train.validate_updates=1", end)
     )
@@ -195,7 +195,7 @@ def test_the_mean_of_checkpoints_is_kept_if_it_is_better(tiny_root, tiny_wavlm_d
 
 @pytest.mark.parametrize("is_first", [True, False])
 def test_the_mean_is_of_the_whole_ones_that_the_first_rank_sees(is_first, tmp_path, monkeypatch, caplog):
-    """1, 2 and 6, of which the 6 is damaged; another rank does not look."""
+    """Weights 1, 2 and 6, of which 6 is damaged; another rank does not list the checkpoints."""
     folders = [tmp_path / "checkpoints" / f"update-{number}-validated" for number in (1, 2, 6)]
     for number, folder in zip((1, 2, 6), folders, strict=True):
         write_checkpoint(tmp_path, folder.name)

@@ -1,4 +1,4 @@
-"""Backups: which checkpoints are copied, that copies are checked, and that they never get in the way."""
+"""Backups: which checkpoints are copied, that copies are verified, and that they never stop training."""
 
 import errno
 import hashlib
@@ -18,7 +18,7 @@ from vox.runs.layout import CHECKSUMS, CONFIG, MODEL, OPTIONS
 
 @pytest.fixture
 def gate(monkeypatch) -> threading.Event:
-    """Hold every copy until the gate is opened."""
+    """Block every copy until the gate is opened."""
     opened, copy = threading.Event(), Backup._copy
 
     def copy_when_opened(backup: Backup, job) -> None:
@@ -103,7 +103,7 @@ def test_a_dead_target_is_noted_and_a_best_one_that_failed_is_tried_again(tmp_pa
 
 
 def test_a_copy_that_a_pointer_names_is_never_written_to(tmp_path, failing, monkeypatch):
-    """A resumed run comes by the same names again, and object stores rename file by file."""
+    """A resumed run uses the same names again, and object stores rename file by file."""
     run = tmp_path / "run"
     folder = write_checkpoint(run, "update-1")
 
@@ -130,7 +130,7 @@ def test_a_copy_that_a_pointer_names_is_never_written_to(tmp_path, failing, monk
 
 
 def test_a_new_run_does_not_replace_the_backup_of_another(tmp_path, failing):
-    """Two machines, or one that was lost: the first run's copies are worth more than the second's."""
+    """With two machines, or one that was lost, the first run's copies matter more than the second's."""
     first, second = tmp_path / "one" / "run", tmp_path / "two" / "run"
     backup = Backup(failing, first)
     backup.submit(write_checkpoint(first, "update-1"), is_best=False)
@@ -142,7 +142,7 @@ def test_a_new_run_does_not_replace_the_backup_of_another(tmp_path, failing):
 
 @pytest.mark.parametrize("is_reached", [True, False])
 def test_a_resumed_run_does_not_replace_the_backup_of_another(is_reached, tmp_path, failing, monkeypatch):
-    """It has copies of its own elsewhere, and is told a new URL, where there are older ones of that name."""
+    """It has copies elsewhere and gets a new URL, where older copies with the same names exist."""
     runs = [tmp_path / number / "run" for number in ("one", "two")]
     first, second = (write_checkpoint(run, f"update-{number}") for number, run in enumerate(runs))
     for run in runs:
@@ -166,7 +166,7 @@ def test_a_resumed_run_does_not_replace_the_backup_of_another(is_reached, tmp_pa
 
 
 def test_a_disk_without_hard_links_is_backed_up_too(tmp_path, failing, monkeypatch):
-    """The first half of a failed try must not be in the way of the next."""
+    """The partial copy of a failed try must not block the next try."""
     run = tmp_path / "run"
     folder = write_checkpoint(run, "update-1")
     backup = Backup(failing, run)

@@ -42,7 +42,7 @@ CPU = torch.device("cpu")
 
 
 def cached_recogniser(wavlm_dir: Path) -> Recogniser:
-    """A recogniser that is fed features, as stage 1 sets it up."""
+    """A recogniser on cached features, as stage 1 sets it up."""
     recogniser = tiny_recogniser(wavlm_dir, dropout=0.0)
     recogniser.extractor.requires_grad_(False)
     return recogniser
@@ -86,7 +86,7 @@ def test_gradient_does_not_depend_on_the_ranks(tiny_wavlm_dir, tmp_path, dtype, 
 
 
 def test_ranks_agree_on_what_is_not_finite_and_a_rank_without_work_takes_part(tiny_wavlm_dir, tmp_path):
-    """NaN on one rank stops both; an update of which one rank has nothing counts the other's alone."""
+    """NaN on one rank skips the update on both; if one rank has nothing to read, only the other's counts."""
     recogniser, alone = (cached_recogniser(tiny_wavlm_dir) for _ in range(2))
     features, labels = make_split()
     settings = StepSettings(CPU, torch.float32, 0.3, 0.1, 1.0, augment=None)
@@ -136,7 +136,7 @@ def assert_close_runs(one: Path, other: Path) -> None:
 
 
 def test_two_ranks_train_what_one_trains(tiny_root, tiny_wavlm_dir, tmp_path):
-    """Without dropout and masks the losses, the dev results and the files are those of one process."""
+    """Without dropout and masks, losses, dev results and files equal those of one process."""
     one = stage1_options(tiny_root, tiny_wavlm_dir, tmp_path / "one", overrides=CALM)
     run_training(one)
     two = replace(one, run=tmp_path / "two")
@@ -154,7 +154,7 @@ def two_ranks(tiny_root, tiny_wavlm_dir, tmp_path_factory) -> TrainOptions:
 
 
 def train_and_die(options: TrainOptions, rank: int, updates: int, *, is_whole_group: bool) -> None:
-    """Train so many updates, then be killed; with the other rank, or alone."""
+    """Train for some updates, then be killed, together with the other rank or alone."""
     original, count = train.loop.run_update, 0
 
     def dying_update(*arguments):
@@ -170,7 +170,7 @@ def train_and_die(options: TrainOptions, rank: int, updates: int, *, is_whole_gr
 
 @pytest.mark.parametrize("updates", [2, 4])
 def test_two_ranks_killed_and_resumed_end_the_same(two_ranks, tmp_path, updates):
-    """T7: SIGKILL inside the first and the second epoch of 3 x 3 updates."""
+    """T7: SIGKILL within the first and the second epoch of 3 x 3 updates."""
     overrides = (*two_ranks.overrides, "train.checkpoint_minutes=1e-6")
     options = replace(two_ranks, run=tmp_path / "run", overrides=overrides)
     killed = run_ranks(2, lambda rank: train_and_die(options, rank, updates, is_whole_group=True))
@@ -214,7 +214,7 @@ def test_an_error_of_all_ranks_is_said_once(two_ranks, tmp_path, capfd):
 
 @pytest.mark.parametrize("signalled", [(1,), (0, 1)])
 def test_a_signal_stops_all_ranks_at_the_same_update(two_ranks, tmp_path, signalled):
-    """torchrun repeats a signal, and ends all when one has ended: the save must survive both."""
+    """torchrun repeats a signal, and ends all processes when one has ended: saving must survive both."""
     options = replace(two_ranks, run=tmp_path / "run")
 
     def work(rank: int) -> None:
@@ -246,7 +246,7 @@ def test_a_signal_stops_all_ranks_at_the_same_update(two_ranks, tmp_path, signal
 
 
 def test_three_ranks_killed_and_resumed_end_the_same(two_ranks, tmp_path):
-    """In which order three numbers are added matters, and DistributedDataParallel changes it once."""
+    """The order of adding three numbers matters, and DistributedDataParallel changes it once."""
     options = replace(two_ranks, run=tmp_path / "whole")
     assert run_ranks(3, lambda rank: run_training(options)) == [0] * 3
     overrides = (*options.overrides, "train.checkpoint_minutes=1e-6")
@@ -304,7 +304,7 @@ def test_a_run_of_two_ranks_goes_on_with_one(two_ranks, tmp_path, caplog):
 
 
 def test_torchrun_starts_it(stage1, tmp_path):
-    """The command that a user types, from a cache: what two ranks train is what one trains."""
+    """The user's command, from a cache: two ranks train the same as one."""
     one = replace(stage1, run=tmp_path / "one", overrides=(*stage1.overrides, *CALM, "train.epochs=1"))
     run_training(one)
     arguments = ["--stage", "1", "--cached", "--root", one.root, "--features", one.features]

@@ -1,4 +1,4 @@
-"""What runs on a GPU, on one that computes nothing: devices, dtypes, and where the host waits for it.
+"""GPU code on a fake GPU that computes nothing: devices, dtypes, and where the host waits for the GPU.
 
 B batch, S samples, T frames, C channels, U labels.
 """
@@ -82,13 +82,13 @@ def make_labels(count: int, length: int) -> LabelBatch:
 
 @pytest.fixture
 def in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let recordings over 2 s be attended in blocks of queries, as those over 30 s are."""
+    """Use attention in blocks of queries for recordings over 2 s, as for those over 30 s."""
     monkeypatch.setattr("vox.wavlm.attention.ONE_PASS_FRAMES", 100)
     monkeypatch.setattr("vox.wavlm.attention.QUERY_BLOCK_FRAMES", 100)
 
 
 def extract(is_full: bool, count: int, seconds: float, precision: torch.dtype) -> None:
-    """Run a batch of phase 1 and check where, in what, and without which waits it computes."""
+    """Run a batch of phase 1 and check its device, its dtypes, and that the host does not wait."""
     with fake_gpu() as gpu:
         extractor = make_recogniser(is_full=is_full).extractor.eval().requires_grad_(False)
         batch = make_audio(count, seconds)
@@ -128,7 +128,7 @@ def run_updates(
     count: int = 1,
     cached_layer: int | None = None,
 ) -> None:
-    """Run some updates and note what the last one does."""
+    """Run some updates and record the operations of the last one."""
     recogniser.train()
     optimizer = build_optimizer(recogniser, OptimizerConfig())
     scaler = torch.amp.GradScaler("cuda", enabled=precision is torch.float16)
@@ -153,7 +153,7 @@ HALF = pytest.mark.parametrize("precision", list(ALLOWED), ids=str)
 
 @HALF
 def test_cached_update(precision: torch.dtype) -> None:
-    """The second one, which finds the optimizer's moments there."""
+    """The second update, for which the optimizer's moments exist."""
     with fake_gpu() as gpu:
         batches = [(make_features(3, 4, 32), make_labels(3, 9))]
         run_updates(gpu, make_recogniser(), batches, precision, count=2)
@@ -170,7 +170,7 @@ def test_cached_update_at_full_size() -> None:
 
 
 def update_stage_2(batch: Batch, recogniser: Recogniser, gpu: Watch, precision: torch.dtype) -> None:
-    """Update WavLM's layers from live audio, and check what is computed in which precision."""
+    """Update WavLM's layers from live audio, and check the precision of each computation."""
     run_updates(gpu, recogniser, [(batch, make_labels(len(batch.ids), 9))], precision)
     gpu.check_waits(*ALLOWED[precision])
     assert gpu.products.pop(torch.float64) == STATISTICS

@@ -1,10 +1,10 @@
-"""Golden curves: two tiny runs, recorded line by line, so that a change of what is learnt is seen.
+"""Golden curves: two tiny runs, recorded line by line, to detect any change of what is learnt.
 
 Every other test of training compares two runs of the same code with each other. This one compares with
-what the code did when the curves were recorded: a refactor that changes the learning rate, the losses,
-their normalisation, dropout, SpecAugment or the order of the data fails here, and one that does not passes.
+the code at the time when the curves were recorded. A refactor that changes the learning rate, the losses,
+their normalisation, dropout, SpecAugment or the order of the data fails here; any other refactor passes.
 
-Record them again, after a change that is meant to change learning, and say why in the commit:
+After an intended change of learning, record them again and give the reason in the commit:
 
     python -m tests.train.test_golden
 """
@@ -56,7 +56,7 @@ Line = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def curves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Line]]:
-    """Both runs, made now."""
+    """Both runs, with the current code."""
     recorded = read_golden("stage1")["random"]
     if recorded != draw_random():
         pytest.skip(f"torch draws other random numbers on this machine ({platform.machine()})")
@@ -65,7 +65,7 @@ def curves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Line]]:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_training_still_learns_what_it_learnt(curves: dict[str, list[Line]], stage: str) -> None:
-    """Every loss, gradient norm and learning rate is as recorded, within what rounding may change."""
+    """Every loss, gradient norm and learning rate is as recorded, within a tolerance for rounding."""
     golden = read_golden(stage)
     expected, found = golden["lines"], curves[stage]
     assert [(line["kind"], line["update"]) for line in found] == [
@@ -79,7 +79,7 @@ def test_training_still_learns_what_it_learnt(curves: dict[str, list[Line]], sta
 
 
 def compare(expected: list[Line], found: list[Line]) -> Iterator[str]:
-    """Yield a sentence for every figure that is further off than its line allows."""
+    """Yield a sentence for every figure outside its tolerance."""
     for position, (golden, line) in enumerate(zip(expected, found, strict=True)):
         passed = position / max(1, len(expected) - 1)
         for name in CURVES[golden["kind"]]:
@@ -95,7 +95,7 @@ def compare(expected: list[Line], found: list[Line]) -> Iterator[str]:
 
 
 def run_stages(folder: Path) -> dict[str, list[Line]]:
-    """Train stage 1 on live audio, then stage 2 from its last weights; dropout and masks as they come."""
+    """Train stage 1 on live audio, then stage 2 from its last weights, with dropout and masks."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a sum's rounding depends on who adds up what
     try:
@@ -110,7 +110,7 @@ def run_stages(folder: Path) -> dict[str, list[Line]]:
 
 
 def make_inputs(folder: Path) -> tuple[Path, Path]:
-    """Write the corpus and the WavLM that the curves belong to."""
+    """Write the corpus and the WavLM of the curves."""
     from transformers import WavLMConfig, WavLMModel
 
     write_split(folder, "train-tiny", 12, speaker=7, first_seed=0)
@@ -122,7 +122,7 @@ def make_inputs(folder: Path) -> tuple[Path, Path]:
 
 
 def read_curves(run_dir: Path) -> list[Line]:
-    """Read what is compared of a run's metric lines."""
+    """Read the compared figures from a run's metric lines."""
     lines = [json.loads(line) for line in (run_dir / METRICS).read_text(encoding="utf-8").splitlines()]
     return [
         {name: line[name] for name in ("kind", "update", *CURVES[line["kind"]])}
@@ -132,7 +132,7 @@ def read_curves(run_dir: Path) -> list[Line]:
 
 
 def draw_random() -> str:
-    """Draw a dropout mask as torch does here: Intel's library, where a build has it, draws another."""
+    """Draw a dropout mask as this torch build does: builds with Intel's library draw another."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         mask = torch.nn.functional.dropout(torch.ones(64), 0.5) > 0
@@ -140,7 +140,7 @@ def draw_random() -> str:
 
 
 def describe_libraries() -> str:
-    """Name what rounding and random weights depend on."""
+    """Return the properties of the machine that rounding and random weights depend on."""
     import numpy
     import sentencepiece
     import transformers
@@ -157,7 +157,7 @@ def read_golden(stage: str) -> dict[str, Any]:
 
 
 def write_golden(stage: str, lines: list[Line]) -> None:
-    """Record a run, one line of the file a line of the curve."""
+    """Record a run: each line of the file is a line of the curve."""
     head = {"recorded with": describe_libraries(), "random": draw_random()}
     rows = [f' "{key}": {json.dumps(value)}' for key, value in head.items()]
     rows.append(' "lines": [\n' + ",\n".join(f"  {json.dumps(line)}" for line in lines) + "\n ]")

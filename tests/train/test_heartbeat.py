@@ -1,4 +1,4 @@
-"""The heartbeat of a run: what it writes, how soon, how it ends, and that it never stops training."""
+"""The heartbeat of a run: its content, timing and end, and that it never stops training."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ from vox.runs.liveness import judge_liveness, read_process_start
 
 
 class Signalled(Exception):  # noqa: N818 - stands for the loop's event
-    """What the loop raises when it was asked to stop."""
+    """The exception that the loop raises when it is asked to stop."""
 
 
 def read_alive(run: Path) -> dict:

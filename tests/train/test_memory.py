@@ -1,4 +1,4 @@
-"""The largest micro-batch, tried before the first update."""
+"""The largest micro-batch is tried before the first update."""
 
 import json
 from dataclasses import replace
@@ -19,7 +19,7 @@ from vox.errors import ConfigError, DeviceError
 
 
 def spy_on_start(options, monkeypatch):
-    """Run a stage up to its first update, and return its parts in motion."""
+    """Run a stage up to its first update, and return the Run."""
     caught = SimpleNamespace()
 
     def remember(run, settings):
@@ -55,7 +55,7 @@ def test_no_epoch_has_a_larger_one(tiny_root, tiny_wavlm_dir, tmp_path, monkeypa
 
 
 def test_the_seed_decides_weights_and_order(tiny_root, tiny_wavlm_dir, tmp_path, monkeypatch):
-    """Two seeds, and one of them twice: what a run is before its first update."""
+    """Two seeds, one of them twice: the state of a run before its first update."""
     drawn = []
     for number, seed in enumerate((1, 2, 1)):
         run_dir = tmp_path / str(number)

@@ -1,4 +1,4 @@
-"""Runs brought back: from an older checkpoint when the newest is damaged, and from a backup."""
+"""Restoring runs: from an older checkpoint if the newest is damaged, and from a backup."""
 
 import errno
 import hashlib
@@ -67,7 +67,7 @@ def test_the_newest_validated_checkpoints_are_kept_beside_best_and_last(tmp_path
 
 
 def test_the_one_before_is_kept_where_best_and_last_are_one(stage1, tmp_path, caplog):
-    """One flipped bit must not end a run that was told to keep no other checkpoint."""
+    """One flipped bit must not end a run that is configured to keep no other checkpoint."""
     run = copy_run(stage1, tmp_path / "run")
     replace_link(run / "best", (run / "last").resolve())
     remove_unlinked(run / "checkpoints", (run / "best", run / "last"))
@@ -79,7 +79,7 @@ def test_the_one_before_is_kept_where_best_and_last_are_one(stage1, tmp_path, ca
 
 @pytest.mark.parametrize("num_failures", [1, 2])
 def test_a_failing_disk_is_not_a_damaged_checkpoint(num_failures, tmp_path, monkeypatch):
-    """Once, as a network disk does, it is tried again; twice, nothing is passed over, much less deleted."""
+    """One read error, as on a network disk, is retried; after two, no checkpoint is skipped or deleted."""
     for name in (FIRST, SECOND):
         replace_link(tmp_path / "last", write_checkpoint(tmp_path, name))
     failures = iter([OSError(errno.EIO, "Input/output error")] * num_failures)
@@ -138,7 +138,7 @@ def test_where_no_checkpoint_is_whole_each_is_named(tmp_path):
 
 @pytest.mark.parametrize("left", [(FIRST, SECOND), (FIRST,), ()])
 def test_best_goes_back_with_the_run(left, tmp_path, caplog):
-    """To what the older state names; else to what was best last, of what is there; else to nothing."""
+    """To the one named by the older state; or else to the last best one that exists; or else to none."""
     checkpoints = tmp_path / "checkpoints"
     for name, rank in ((FIRST, 3.0), (SECOND, 2.0), (THIRD, 1.0)):
         if name in (*left, THIRD):
@@ -169,7 +169,7 @@ def test_a_damaged_best_is_not_the_best(tmp_path, caplog):
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
 def test_each_rank_gets_its_random_state_and_a_new_one_keeps_its_own(rank, caplog):
-    """Saved by two processes, resumed by one that takes itself for each in turn."""
+    """Saved by two processes, resumed by one process that acts as each of them in turn."""
     device = torch.device("cpu")
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
     states, draws = [], []
@@ -262,7 +262,7 @@ def test_where_no_copy_is_whole_nothing_is_restored(tmp_path):
 
 
 def test_an_interrupted_restore_goes_on(failing, tmp_path):
-    """What has arrived is not read again, what arrived in part is; until the end there is no run."""
+    """Complete files are not downloaded again, partial ones are; the run exists only at the end."""
     restored = tmp_path / "elsewhere" / "run"
     back_up(failing, tmp_path / "run")
     arrived = restored / ".restore" / "checkpoints" / "update-00000004"
@@ -317,7 +317,7 @@ def test_a_wrong_place_or_stage_is_said_before_anything_is_copied(tmp_path):
 
 
 def test_a_lost_machine_s_run_ends_the_same_on_another(whole, failing, tmp_path, monkeypatch):
-    """Neither the run's folder, nor its data where it was, nor WavLM is there any more."""
+    """The run's folder, the data at its old place, and WavLM no longer exist."""
     old, new = tmp_path / "old", tmp_path / "new"
     shutil.copytree(whole.root, old / "data")
     options = replace(whole, root=old / "data", features=None, run=old / "run", backup=failing)

@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped or restored, and end where the uninterrupted one ends (T7)."""
+"""Runs that are killed, stopped or restored end where the uninterrupted run ends (T7)."""
 
 import itertools
 import json
@@ -33,9 +33,9 @@ from vox.runs.layout import CHECKSUMS, METRICS, STATE
 
 
 def kill_while_writing(options: TrainOptions, update: int) -> None:
-    """Train in a process that SIGKILL ends when the checkpoint of an update is half written.
+    """Train in a process that is killed by SIGKILL when the checkpoint of an update is half written.
 
-    The next update is over by then: training had gone on.
+    By then the next update is finished: training continued during the write.
     """
     step, hash_checkpoint_file, updates = train.loop.run_update, hash_file, itertools.count(1)
     is_over = threading.Event()
@@ -70,7 +70,7 @@ def test_killed_while_a_checkpoint_is_written_and_resumed_ends_the_same(stage1, 
 
 
 def test_killed_inside_an_epoch_and_resumed_ends_the_same(stage1, tmp_path, monkeypatch):
-    """The checkpoint of update 5 is written when update 6 has changed everything, and then is used."""
+    """The checkpoint of update 5 is written after update 6 has changed the weights, and is then resumed."""
     step, save, updates = train.loop.run_update, train.save.save_checkpoint, itertools.count(1)
     is_over = threading.Event()
 
@@ -100,7 +100,7 @@ def test_killed_inside_an_epoch_and_resumed_ends_the_same(stage1, tmp_path, monk
 
 @pytest.mark.parametrize("is_signalled", [False, True])
 def test_a_checkpoint_that_cannot_be_written_stops_the_run(is_signalled, stage1, tmp_path, monkeypatch):
-    """With its own line, after a signal too, when the run would be thought saved."""
+    """With its own line, also after a signal, when a user would believe that the run is saved."""
     save, step, num_updates = train.save.save_checkpoint, train.loop.run_update, 0
 
     def count_update(*arguments):
@@ -127,7 +127,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_run(is_signalled, stage1,
 
 @pytest.mark.parametrize(("name", "update"), [("run_update", 1), ("validate", 3)])
 def test_sigterm_saves_and_leaves(name, update, stage1, tmp_path, monkeypatch):
-    """The update under way is finished and saved, validation given up; resumed, it all ends the same."""
+    """The current update is finished and saved, validation is aborted; the resumed run ends the same."""
     options = replace(stage1, run=tmp_path / "run")
     signal_during(monkeypatch, name)
     with pytest.raises(Interrupted) as caught:
@@ -141,7 +141,7 @@ def test_sigterm_saves_and_leaves(name, update, stage1, tmp_path, monkeypatch):
 
 
 def assert_links_go_back(run: Path, patch: pytest.MonkeyPatch) -> None:
-    """Resume as far as the first update: `best` is what `last` says, and one checkpoint before is kept."""
+    """Resume up to the first update: `best` is what `last` names; the previous checkpoint is kept."""
 
     def die(_: object) -> None:
         raise Killed
@@ -187,7 +187,7 @@ def test_killed_at_a_link_and_resumed_ends_the_same(on_move, stage1, tmp_path, m
 
 
 def test_a_run_whose_gradients_stay_nan_stops_and_can_be_resumed(stage1, tmp_path, monkeypatch, capsys):
-    """From update 4 on nothing is finite. Resumed from update 3, with the cause removed, it ends the same."""
+    """From update 4 on no gradient is finite. Resumed from update 3 without the cause, it ends the same."""
     weigh, run = train.update.step._weigh, tmp_path / "run"
     calls = itertools.count(1)
 
@@ -226,7 +226,7 @@ def test_backup_holds_a_checkpoint_that_loads(stage1, tmp_path):
 
 
 def test_a_backup_is_a_run_that_can_be_resumed(stage1, tmp_path, monkeypatch, caplog):
-    """Stopped by SIGTERM, the newest checkpoint is waited for; its copy goes on where it is."""
+    """After SIGTERM the run waits for the newest checkpoint; a running copy to the backup continues."""
     signal_during(monkeypatch, "run_update", on_call=5)
     options = replace(stage1, run=tmp_path / "run", backup=f"file://{tmp_path}/elsewhere")
     with pytest.raises(Interrupted):
@@ -319,7 +319,7 @@ def test_metrics_are_never_filled_up_with_zeros(tmp_path):
 
 
 def test_the_best_checkpoint_of_an_older_version_is_ranked_as_this_one_does(tmp_path):
-    """It ranked by the mean of both WERs, 0.315 here: a new one of 0.25 and 0.40 would have replaced it."""
+    """It ranked by the mean of both WERs, 0.315 here: a new result of 0.25 and 0.40 would replace it."""
     dev = {"wer": {"ctc": 0.02, "attention": 0.61}, "ctc": 0.5, "attention": 1.5}
     (tmp_path / "best").mkdir()
     (tmp_path / "best" / "state.json").write_text(json.dumps({"dev": dev}))

@@ -1,4 +1,4 @@
-"""Splits made ready for training: which utterances CTC can align, to the frame (T4)."""
+"""Splits prepared for training: exactly the utterances that CTC can align are used (T4)."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ SOURCE: Any = None
 
 
 def label(frames: dict[str, int], *, skip_bad: bool = False) -> list[str]:
-    """Label utterances that are named as they are spelled, of so many frames; return the names kept."""
+    """Label utterances named by their spelling, with given frames; return the names that are kept."""
     utterances = [
         Utterance(text, Path("none"), text, "", num_samples=count) for text, count in frames.items()
     ]

@@ -1,4 +1,4 @@
-"""What the stages are: one table, which the command line, the configs and the start of a run read."""
+"""The table of stages, which is used by the command line, the configs and the start of a run."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_a_new_stage_is_one_row(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It starts from the newest stage there is, reads its config, and checks the handoff."""
+    """It starts from the newest existing stage, reads its config, and checks the handoff."""
     monkeypatch.setitem(stages.STAGES, 3, THIRD)
     monkeypatch.chdir(tmp_path)
     for number in found:

@@ -1,4 +1,4 @@
-"""One update: losses against a slow reference, and the same step however it is cut (T6)."""
+"""One update: losses against a slow reference, and the same step for any division into batches (T6)."""
 
 import itertools
 import math
@@ -57,7 +57,7 @@ def test_gradient_does_not_depend_on_the_cut(tiny_wavlm_dir, dtype, tolerance):
 
 @pytest.mark.parametrize("is_live", [False, True])
 def test_padding_to_few_shapes_changes_no_gradient(tiny_wavlm_dir, monkeypatch, is_live):
-    """T1 and T6: frames, waveforms and labels padded to powers of two, so that all of them are."""
+    """T1 and T6: frames, waveforms and labels are padded to powers of two, so every batch has padding."""
     monkeypatch.setattr("vox.data.batch.SHAPES_AN_OCTAVE", 1)
     recogniser = tiny_recogniser(tiny_wavlm_dir, dropout=0.0).double().eval()
     features, labels = make_split()
@@ -128,7 +128,7 @@ def test_an_update_that_is_not_finite_changes_nothing(tiny_wavlm_dir):
 
 
 def test_what_was_not_read_is_not_in_the_logged_loss(tiny_wavlm_dir):
-    """The gradient is divided by the planned labels, the logged loss by those seen; nothing seen, no step."""
+    """The gradient is divided by the planned labels, the logged loss by those read; without any, no step."""
     recogniser = tiny_recogniser(tiny_wavlm_dir, dropout=0.0).eval()
     optimizer = build_optimizer(recogniser, OptimizerConfig(learning_rate=0.1))
     scaler = torch.amp.GradScaler("cpu", enabled=False)
@@ -153,7 +153,7 @@ def test_what_was_not_read_is_not_in_the_logged_loss(tiny_wavlm_dir):
 
 @torch.no_grad()
 def test_labels_that_do_not_fit_their_frames_have_an_infinite_loss(tiny_wavlm_dir):
-    """T4: five labels on three frames; a zero would be a loss without a gradient, and unseen."""
+    """T4: five labels on three frames; a zero loss would have no gradient and stay unnoticed."""
     recogniser = tiny_recogniser(tiny_wavlm_dir).eval()
     batch, labels = make_batch([torch.randn(3, 32)], [[4, 5, 6, 7, 8]], [0], torch.float32)
     encoded = recogniser.encode(batch.features_BTC, batch.num_frames_B)
@@ -161,7 +161,7 @@ def test_labels_that_do_not_fit_their_frames_have_an_infinite_loss(tiny_wavlm_di
 
 
 def run_with_scaler(wavlm_dir, scaler, max_grad_norm: float, num_updates: int = 3):
-    """Run updates with and without something to read; return the recogniser and what the last one was."""
+    """Run updates with and without readable utterances; return the recogniser and the last result."""
     recogniser = tiny_recogniser(wavlm_dir, dropout=0.0)
     optimizer = build_optimizer(recogniser, OptimizerConfig(learning_rate=0.01))
     features, labels = make_split()
@@ -176,7 +176,7 @@ def run_with_scaler(wavlm_dir, scaler, max_grad_norm: float, num_updates: int = 
 
 
 def test_float16_scales_the_loss_and_nothing_else(tiny_wavlm_dir):
-    """Powers of two are exact: unscaled before it is clipped, the gradient is the one without a scale."""
+    """Powers of two are exact: if unscaled before clipping, the gradient equals the one without a scale."""
     plain = torch.amp.GradScaler("cpu", enabled=False)
     scaler = torch.amp.GradScaler("cpu", enabled=True, init_scale=2.0**10, growth_interval=2)
     expected, unscaled = run_with_scaler(tiny_wavlm_dir, plain, max_grad_norm=0.5)

@@ -1,4 +1,4 @@
-"""Both stages end to end on a tiny corpus: what they learn, hand over and refuse."""
+"""Both stages end to end on a tiny corpus: learning, handoff and refusals."""
 
 import itertools
 import json
@@ -51,7 +51,7 @@ def test_stage1_learns_and_leaves_wavlm_alone(stage1, tiny_wavlm_dir):
 
 
 def test_stage1_live_learns_what_stage1_cached_learns(stage1, tiny_root, tiny_wavlm_dir, tmp_path):
-    """The same run without a cache: losses agree as far as float16 features allow, the mix apart."""
+    """The same run without a cache: apart from the mix, losses agree within float16 rounding of features."""
     options = stage1_options(tiny_root, tiny_wavlm_dir, tmp_path / "run")
     run_training(options)
     cached = [line["ctc"] for line in read_metrics(stage1.run_dir) if line["kind"] == "train"]
@@ -105,7 +105,7 @@ def test_handoff_catches_other_weights(stage1, tiny_root, tmp_path, monkeypatch)
 
 
 def test_weights_newer_than_their_dev_result_are_not_handed_over(stage1, tiny_root, tmp_path, monkeypatch):
-    """A checkpoint from inside an epoch still carries the dev result of the epoch before."""
+    """A checkpoint from inside an epoch still has the dev result of the previous epoch."""
 
     def load_later(folder: Path, **keywords):
         loaded = load_recogniser(folder, **keywords)
@@ -117,7 +117,7 @@ def test_weights_newer_than_their_dev_result_are_not_handed_over(stage1, tiny_ro
 
 
 def cut_recordings(root: Path, split: str, count: int | None = None) -> None:
-    """Truncate recordings behind their headers: they are listed, and cannot be decoded."""
+    """Truncate recordings after their headers: they are listed but cannot be decoded."""
     for path in sorted((root / "LibriSpeech" / split).rglob("*.flac"))[:count]:
         path.write_bytes(path.read_bytes()[:2000])
 
@@ -266,7 +266,7 @@ def test_stage2_needs_a_checkpoint_and_its_shape(stage1, tiny_root, tmp_path):
 
 
 def test_labels_longer_than_their_audio_are_named(tiny_wavlm_dir, tmp_path):
-    """T4: never a zero loss in silence."""
+    """T4: never silently a zero loss."""
     root = tmp_path / "data"
     chapter = write_split(root, "train-tiny", 6)
     write_split(root, "dev-tiny", 2, speaker=8)
@@ -282,7 +282,7 @@ def test_labels_longer_than_their_audio_are_named(tiny_wavlm_dir, tmp_path):
 
 
 def test_a_decoder_that_babbles_does_not_decide_which_checkpoint_is_best():
-    """Early on attention may insert several times as many words as there are: the losses must decide then."""
+    """Early in training, attention may insert many times the words of the reference: then losses decide."""
     found = {"split": "d", "split_digest": "", "num_truncated": 0, "seconds": 1.0, "examples": []}
     silent = DevResult(ctc=10.0, attention=5.0, wer={"ctc": 1.0, "attention": 1.0}, **found)
     babbling = DevResult(ctc=4.0, attention=3.0, wer={"ctc": 1.0, "attention": 4.0}, **found)

@@ -1,4 +1,4 @@
-"""What a resumed run keeps of the options that it was started with."""
+"""The options that a resumed run keeps from its start."""
 
 from dataclasses import fields, replace
 from pathlib import Path
@@ -37,7 +37,7 @@ def test_every_option_has_a_place_in_these_tests() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_option_is_lost_or_changed_in_silence_on_resume(name: str, tmp_path: Path) -> None:
-    """An option that was recorded comes back; one that is given now counts, or is refused by its name."""
+    """A recorded option is restored; an option given now is used, or refused with its name."""
     plain = TrainOptions(stage=1, run=tmp_path)
     given = replace(plain, **{name: OTHER[name]})
     save_options(given)

@@ -1,4 +1,4 @@
-"""What validation reports: error rates counted by hand, losses summed by hand, the same on any ranks."""
+"""Validation results: error rates and losses computed by hand, the same for any number of ranks."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -32,7 +32,7 @@ WORDS = sorted({word for text in INSERTIONS.values() for word in text.split()} |
 
 
 class FakeSource:
-    """Features drawn from their utterance's number; notes what was asked for."""
+    """Features drawn from the utterance's number; records the requests."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -90,7 +90,7 @@ def run_validation(tokenizer: Any, split: TrainingSplit, ranks: Ranks) -> DevRes
 
 
 def test_error_rates_and_losses_are_those_counted_by_hand(scripted):
-    """Errors over the references' words: 3 and 4 of 9; the wrong way round, 3 of 6 and 4 of 13."""
+    """Errors over the references' words: 3 and 4 of 9; with sides swapped it would be 3 of 6 and 4 of 13."""
     split = make_split()
     found = run_validation(scripted, split, Ranks())
     assert found.wer == {"ctc": pytest.approx(3 / 9), "attention": pytest.approx(4 / 9)}
@@ -110,7 +110,7 @@ def test_error_rates_and_losses_are_those_counted_by_hand(scripted):
 
 
 def test_ranks_share_the_batches_and_agree(scripted, monkeypatch, tmp_path):
-    """Five batches on three ranks: each is read once, and all ranks find what one process finds."""
+    """Five batches on three ranks: each is read once, and all ranks get the result of one process."""
     monkeypatch.setattr("train.judge.validate.DEV_BATCH_SECONDS", 0.1)
     alone = run_validation(scripted, make_split(), Ranks())
 

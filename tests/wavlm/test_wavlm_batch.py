@@ -28,7 +28,7 @@ GARBAGE = (0.0, 1.0, -3e4, float("nan"), float("inf"))
 
 
 def pad(lengths: list[int], extra_samples: int, garbage: float) -> Tensor:
-    """Make a batch [B, S] of different utterances with something in its padding."""
+    """Make a batch [B, S] of different utterances with nonzero padding."""
     waveforms_BS = torch.full((len(lengths), max(lengths) + extra_samples), garbage)
     for index, length in enumerate(lengths):
         waveforms_BS[index, :length] = make_waveform(length, index)[0]
@@ -67,7 +67,7 @@ def test_every_hidden_state_is_that_of_the_utterance_alone(
 
 @pytest.mark.parametrize("trainable", [(), (3,)], ids=str)
 def test_features_are_zero_on_padded_frames_and_without_a_frame(trainable: tuple[int, ...]) -> None:
-    """In both of attention's kernels: without gradients, and with."""
+    """In both attention kernels: with and without gradients."""
     lengths = [399, 0, 5_000, 12_000]  # the first two are too short for a frame
     extractor = FeatureExtractor(copy_to_ours(make_reference("base")), LayerMix.mean_of((2, 4), 4))
     extractor.wavlm.freeze_except(trainable)
@@ -84,7 +84,7 @@ def test_features_are_zero_on_padded_frames_and_without_a_frame(trainable: tuple
 
 @pytest.fixture(scope="module")
 def stems() -> list[WavLM]:
-    """The published convolutions, and others: the configuration's own numbers must be the ones used."""
+    """The published convolutions and others: the numbers of the configuration must be used."""
     odd = {"conv_kernel": (9, 4, 3, 2, 3, 2, 1), "conv_stride": (4, 3, 1, 2, 2, 3, 1)}
     return [copy_to_ours(make_reference("base")), copy_to_ours(make_reference("base", **odd))]
 
@@ -132,7 +132,7 @@ def test_attention_gates_are_float32_under_autocast() -> None:
 
 
 def test_frozen_features_are_not_computed_in_bfloat16() -> None:
-    """Promise T2 across precisions: bfloat16 would be 7.5e-3 off the cache."""
+    """Promise T2 across precisions: bfloat16 would differ from the cache by 7.5e-3."""
     lengths = [5_000, 12_000]
     waveforms_BS, num_samples_B = pad(lengths, 0, 0.0), torch.tensor(lengths)
     extractor = FeatureExtractor(copy_to_ours(make_reference("base")), LayerMix.mean_of((2, 4), 4))

@@ -1,4 +1,4 @@
-"""Continuing from a stored hidden state is what the whole forward pass computes, with the same gradients.
+"""Continuing from a stored hidden state equals the whole forward pass, with the same gradients.
 
 B batch, S samples, T frames, C channels.
 """
@@ -31,7 +31,7 @@ def make_extractor(shape: str, layers: tuple[int, ...] = (2, 4)) -> FeatureExtra
 
 
 def store_state(extractor: FeatureExtractor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Compute what a cache would hold, with NaN in the padding."""
+    """Compute the content of a cache, with NaN in the padding."""
     (hidden_BTC,), num_frames_B = extractor.wavlm(*make_batch(), [LAYER])
     for row, count in enumerate(num_frames_B.tolist()):
         hidden_BTC[row, count:] = float("nan")
@@ -91,7 +91,7 @@ def test_what_lies_below_the_given_state_is_refused() -> None:
 
 
 def test_what_is_kept_of_frozen_weights_follows_them() -> None:
-    """Matrices, spectra, position biases and the mix's layers are computed once: until a weight changes."""
+    """Matrices, spectra, position biases and the mix's layers are computed once, until a weight changes."""
     first, second = make_extractor("base", (1, 2)), make_extractor("base", (3, 4))
     with torch.no_grad():
         for parameter in second.wavlm.parameters():
@@ -132,7 +132,7 @@ def test_utterances_longer_than_a_block_equal_the_plain_convolution() -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_paths_of_a_gpu_compute_the_same(shape: str) -> None:
-    """Where there is no GPU to run them: whole batches, in the convolutions' own kernels."""
+    """The GPU path, run on a CPU: whole batches, in the convolutions' own kernels."""
     wavlm = copy_to_ours(make_reference(shape))
     waveforms_BS, num_samples_B = make_batch()
     stem = wavlm.feature_extractor

@@ -1,4 +1,4 @@
-"""What is frozen stays frozen: through train(), without dropout, without gradients or activations."""
+"""Frozen parts stay frozen: after train(), without dropout, without gradients or activations."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ NUM_SAMPLES = 8_000
 
 @pytest.fixture
 def wavlm() -> WavLM:
-    """Dropout everywhere a configuration can put it, SpecAugment and layer drop included."""
+    """Dropout everywhere that a configuration allows, including SpecAugment and layer drop."""
     rates = ("hidden_dropout", "activation_dropout", "attention_dropout", "feat_proj_dropout", "layerdrop")
     return copy_to_ours(make_reference("base", **dict.fromkeys(rates, 0.1), mask_time_prob=0.5))
 
@@ -71,7 +71,7 @@ def test_only_trainable_layers_hold_a_graph_and_gradients(wavlm: WavLM) -> None:
 
 
 def test_frozen_parts_keep_no_activations(wavlm: WavLM) -> None:
-    """Autograd saves nothing where nothing trains, and nothing below the first layer that does."""
+    """Autograd saves nothing if nothing is trained, and nothing below the first trained layer."""
     saved: list[torch.Tensor] = []
 
     def count_saved(layers: tuple[int, ...]) -> int:

@@ -1,7 +1,7 @@
 """Features in float16 on a GPU against float32, at full size, with a GPU's arithmetic emulated on a CPU.
 
-A GPU's products take half-precision numbers, add up in float32 and round once; a CPU is made to do the same
-here, along the paths that a GPU takes. B batch, S samples, T frames, D model width.
+A GPU's products take half-precision numbers, sum in float32 and round once. Here a CPU emulates that, along
+the code paths of a GPU. B batch, S samples, T frames, D model width.
 """
 
 from typing import Any
@@ -29,7 +29,7 @@ SECOND = 16_000
 
 
 class ProductsOfAGpu(TorchDispatchMode):
-    """Computes products of float16 in float32 and rounds the result; counts them."""
+    """Computes float16 products in float32, rounds the result, and counts them."""
 
     num_products = 0
 
@@ -56,7 +56,7 @@ def _widen(value: object) -> object:
 
 @pytest.fixture(scope="module")
 def wavlm() -> WavLM:
-    """WavLM-base with the random weights that training begins with: they let the input's error through."""
+    """WavLM-base with the random weights that training begins with: these do not dampen input errors."""
     torch.manual_seed(0)
     return copy_to_ours(WavLMModel(WavLMConfig()))
 
@@ -70,7 +70,7 @@ def compute_features(wavlm: WavLM, waveforms_BS: Tensor) -> Tensor:
 
 
 def test_features_in_float16_are_those_in_float32(wavlm: WavLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Relative L2 at most 1e-3, by a margin: how far they are depends on the weights and on the audio."""
+    """Relative L2 is at most 1e-3, with a margin, because it depends on the weights and on the audio."""
     time_S = torch.arange(SECOND) / SECOND
     square_1S = (torch.sin(2 * torch.pi * 220 * time_S).sign())[None]  # the worst of six kinds of audio
     waveforms_BS = torch.cat([make_waveform(SECOND), square_1S])

@@ -1,4 +1,4 @@
-"""WavLM's linear layers on a CPU: packed while they are frozen, and the same map either way.
+"""WavLM's linear layers on a CPU: packed while frozen, with the same results as unpacked.
 
 B batch, T frames, C input channels, D output channels.
 """
@@ -26,12 +26,12 @@ def make_layer(activation: str | None = None) -> Linear:
 
 
 def make_inputs(num_frames: int) -> Tensor:
-    """Make [2, T, 48] whose rows do not lie next to each other."""
+    """Make [2, T, 48] with non-contiguous rows."""
     return torch.randn(2, num_frames, 64, generator=torch.Generator().manual_seed(1))[..., 8:56]
 
 
 def expected_of(layer: Linear, inputs: Tensor) -> Tensor:
-    """Compute in float64, by what the formula says."""
+    """Compute the formula in float64."""
     weight, bias = layer.weight.double(), layer.bias.double()
     outputs = (inputs.double()[..., None, :] * weight).sum(-1) + bias
     return outputs if layer.activation is None else F.gelu(outputs)
@@ -73,7 +73,7 @@ def test_a_changed_weight_is_packed_anew(change: Callable[[Linear], None]) -> No
 
 
 def test_a_weight_that_has_learned_is_packed_anew() -> None:
-    """By a fused optimizer too, whose changes torch does not count."""
+    """Also after a fused optimizer, whose changes torch does not count."""
     layer, inputs = make_layer(), make_inputs(5)
     layer(inputs)
     layer.requires_grad_(True)

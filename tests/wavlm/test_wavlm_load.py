@@ -1,4 +1,4 @@
-"""WavLM from disk: the same whatever the format, and an error for whatever is not exactly WavLM."""
+"""WavLM from disk: the same from every format, and an error for anything that is not exactly WavLM."""
 
 import json
 import os
@@ -25,7 +25,7 @@ KEY = "encoder.layers.2.attention.k_proj.weight"
 
 @pytest.fixture
 def folder(tiny_wavlm_dir: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny WavLM to spoil."""
+    """A copy of the tiny WavLM to damage."""
     return Path(shutil.copytree(tiny_wavlm_dir, tmp_path / "wavlm"))
 
 
@@ -127,7 +127,7 @@ def test_damaged_torch_weights_are_refused(folder: Path) -> None:
 
 
 class FakeHub(BaseHTTPRequestHandler):
-    """As much of the Hugging Face hub as a download needs: one repository, its file list, its files."""
+    """The part of the Hugging Face hub that a download needs: one repository, its file list, its files."""
 
     NAME = "someone/tiny-wavlm"
     COMMIT = "a" * 40
@@ -167,7 +167,7 @@ class FakeHub(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Keep the test's output clean."""
+        """Log nothing, to keep the test's output clean."""
 
 
 HUB_PROGRAM = """
@@ -194,7 +194,7 @@ attempt("no/such/folder")
 
 
 def test_hub_is_asked_once_and_then_the_cache_serves(folder: Path, tmp_path: Path) -> None:
-    """Then the endpoint is a closed port, where the hub's own client would retry for 20 s and warn."""
+    """The endpoint is then a closed port, on which the hub's own client would retry for 20 s and warn."""
     (folder / "preprocessor_config.json").write_text('{"do_normalize": false}')
     (folder / "README.md").write_text("A file that nobody needs.")
     FakeHub.folder = folder

@@ -1,4 +1,4 @@
-"""Long recordings: attended in blocks of queries, with the same result and memory that grows with length.
+"""Long recordings: attention in blocks of queries gives the same result, with memory linear in the length.
 
 B batch, S samples, T frames, D model width.
 """
@@ -23,19 +23,19 @@ WIDTH = 32
 
 @contextmanager
 def one_pass() -> Iterator[None]:
-    """Attend from all frames to all frames at once, as short recordings are."""
+    """Attend from all frames to all frames at once, as for short recordings."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vox.wavlm.attention.ONE_PASS_FRAMES", 1 << 30)
         yield
 
 
 def is_in_memory(result: object) -> bool:
-    """Say whether this is a tensor whose memory can be looked at: a packed weight's cannot."""
+    """Return whether a tensor's memory can be inspected: that of a packed weight cannot."""
     return isinstance(result, Tensor) and not result.is_mkldnn
 
 
 class LargestTensor(TorchDispatchMode):
-    """Notes how many elements the largest result of any operation has."""
+    """Records the number of elements of the largest result of any operation."""
 
     num_elements = 0
 
@@ -47,7 +47,7 @@ class LargestTensor(TorchDispatchMode):
 
 
 def run(wavlm: WavLM, lengths: list[int]) -> list[Tensor]:
-    """Return every hidden state of every recording of a batch, [T, D], where it is valid."""
+    """Return every hidden state of every recording of a batch, [T, D], valid frames only."""
     waveforms_BS = torch.zeros(len(lengths), max(lengths))
     for row, length in enumerate(lengths):
         waveforms_BS[row, :length] = make_waveform(length, row)[0]
@@ -77,7 +77,7 @@ def test_a_minute_in_blocks_is_a_minute_in_one_pass() -> None:
 def test_blocks_have_the_states_and_gradients_of_one_pass(
     shape: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a padded batch, in float64; the position table's too, which every block reads."""
+    """In a padded batch, in float64, including the position table's gradient, to which every block adds."""
     wavlm = copy_to_ours(make_reference(shape).double())
     wavlm.freeze_except((0, 1, 3))
     lengths = [50_000, 33_000]
@@ -105,7 +105,7 @@ def test_the_bias_of_a_block_is_its_rows_of_the_whole(first: int) -> None:
 def test_the_fused_kernels_take_the_mask_of_every_block(
     layers: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They want the keys of a query side by side in memory; a GPU computes other masks step by step."""
+    """They need contiguous keys of a query in memory; for other masks a GPU uses a slow path."""
     strides = []
 
     def attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor, dropout_p: float) -> Tensor:

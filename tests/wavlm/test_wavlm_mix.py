@@ -1,4 +1,4 @@
-"""The layer mix and the feature extractor, which skips what the mix does not need."""
+"""The layer mix, and the feature extractor, which skips layers that the mix does not need."""
 
 import copy
 from pathlib import Path
@@ -60,7 +60,7 @@ def test_impossible_layers_are_an_error(layers: tuple[int, ...]) -> None:
 
 
 def test_what_is_built_is_frozen_and_asks_for_its_weights_once(tiny_wavlm_dir: Path) -> None:
-    """Reading the weights of a mix makes the host wait for the GPU, batch after batch."""
+    """Reading the weights of a mix makes the host wait for the GPU in every batch."""
     extractor = build_extractor(str(tiny_wavlm_dir), (2, 3))
     assert not any(parameter.requires_grad for parameter in extractor.parameters())
     with torch.inference_mode():
@@ -68,7 +68,7 @@ def test_what_is_built_is_frozen_and_asks_for_its_weights_once(tiny_wavlm_dir: P
 
 
 def test_nothing_is_kept_past_a_training_that_torch_does_not_count() -> None:
-    """What changes through `.data` has the version that it had: as after a fused optimizer."""
+    """Changes through `.data` do not change a tensor's version, like those of a fused optimizer."""
     extractor = make_extractor((1, 2))
     extractor.requires_grad_(False)
     extractor(WAVEFORM, NUM_SAMPLES)

@@ -1,4 +1,4 @@
-"""Our WavLM is WavLM: every hidden state, every gradient, every parameter, against two other libraries."""
+"""Our WavLM is WavLM: every hidden state, gradient and parameter equals that of two other libraries."""
 
 import pytest
 import torch
@@ -76,9 +76,9 @@ def test_normalisation_equals_the_feature_extractor(shape: str) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("layers", [(1, 3), (0,)], ids=str)
 def test_gradients_equal_hugging_face(shape: str, layers: tuple[int, ...]) -> None:
-    """Layers above a trainable one are frozen here, and must still pass its gradient on.
+    """Layers above a trainable one are frozen here, and must still propagate its gradient.
 
-    In float64: in float32, gradients of queries and keys cancel so far that Hugging Face's own are 3e-5 off.
+    In float64: in float32, gradients of queries and keys cancel so much that Hugging Face's own are 3e-5 off.
     """
     reference = make_reference(shape).double()
     ours = copy_to_ours(reference)
