@@ -28,11 +28,12 @@ class Additions:
     lm_weight: float = DEFAULT_LM_WEIGHT
     hotwords: tuple[Hotword, ...] = ()
     hotword_weight: float = DEFAULT_HOTWORD_WEIGHT
+    hotword_option: str = "--hotwords"  # the option that gave the hotwords
 
     @property
     def options(self) -> list[str]:
         """The given command-line options that need a search."""
-        return ["--lm"] * (self.lm is not None) + ["--hotwords"] * bool(self.hotwords)
+        return ["--lm"] * (self.lm is not None) + [self.hotword_option] * bool(self.hotwords)
 
     def make_scorers(self, tokenizer: Tokenizer, device: torch.device) -> tuple[tuple[Scorer, float], ...]:
         """Return them as weighted scorers for SearchOptions; an empty list of hotwords gives no scorer.
@@ -74,6 +75,7 @@ def read_additions(
         DEFAULT_LM_WEIGHT if lm_weight is None else lm_weight,
         tuple(parse_hotwords(lines)),
         DEFAULT_HOTWORD_WEIGHT if hotword_weight is None else hotword_weight,
+        "--hotword" if hotword_file is None else "--hotwords",
     )
 
 

@@ -184,7 +184,7 @@ def test_an_empty_list_changes_no_byte(
         (["--lm", "LM"], "no such language model: LM; make one with `vox lm`"),
         (
             ["--decoder", "ctc", "--hotword", "go"],
-            "--hotwords is for a search, and these decoders are greedy; add --decoder .*",
+            "--hotword is for a search, and these decoders are greedy; add --decoder .*",
         ),
         (["--lm-weight", "1"], "--lm-weight without a language model; add --lm FILE"),
         (["--hotword-weight", "1"], "--hotword-weight without hotwords; add .*"),
@@ -217,3 +217,5 @@ def test_a_phrase_on_the_command_line_joins_those_of_the_file(tmp_path: Path) ->
     additions = read_additions(None, None, tmp_path / "list", ["go", "left @3"], None)
     assert [(h.phrase, h.weight) for h in additions.hotwords] == [("go", 1), ("stop", 1), ("left", 3)]
     assert math.isfinite(additions.hotword_weight)
+    assert additions.options == ["--hotwords"]
+    assert read_additions(None, None, None, ["go"], None).options == ["--hotword"]
