@@ -18,6 +18,7 @@ from evaluate.run import DecoderResult, Evaluation
 from evaluate.utterance_cards import render_cards
 from vox.bootstrap import LEVEL, NUM_DRAWS, Interval
 from vox.corpus import Utterance
+from vox.errors import name_count
 from vox.score import UtteranceScore, draw_pair
 from vox.units import samples_to_seconds
 
@@ -103,7 +104,7 @@ def _render_decoder(name: str, result: DecoderResult, intervals: Intervals) -> s
     )
     legend = "".join(f'<li><i class="{key}"></i>{count:,} {kind}</li>' for key, kind, count in kinds)
     cut = (
-        f"<p>{len(result.truncated_ids):,} texts cut off at the label limit</p>"
+        f"<p>{name_count(len(result.truncated_ids), 'text')} cut off at the label limit</p>"
         if result.truncated_ids
         else ""
     )
@@ -174,7 +175,8 @@ def _render_comparison(one: Comparison, widest: float) -> str:
     verdict = "no clear difference"
     if high < 0 or low > 0:
         verdict = f"the second is {'better' if high < 0 else 'worse'}"
-    chance = f"better in {100 * one.wer.probability:.0f} % of the draws, {one.num_utterances:,} utterances"
+    count = name_count(one.num_utterances, "utterance")
+    chance = f"better in {100 * one.wer.probability:.0f} % of the draws, {count}"
     return (
         f"<tr><td>{escape(one.first)}</td><td>{escape(one.second)}</td>"
         f"<td>{_format_percent(one.first_rate)} → {_format_percent(one.second_rate)}</td>"
@@ -283,5 +285,5 @@ def _render_excluded(excluded: Mapping[str, str]) -> str:
         f"<li><code>{escape(utterance_id)}</code> {escape(reason)}</li>"
         for utterance_id, reason in excluded.items()
     )
-    title = f"Excluded, in no figure: {len(excluded):,} utterances that cannot be used"
+    title = f"Excluded from all figures: {name_count(len(excluded), 'unusable utterance')}"
     return f"<section><h2>{title}</h2><ul>{items}</ul></section>"

@@ -23,6 +23,7 @@ from vox.checkpoint.files import Checkpoint
 from vox.corpus import Utterance
 from vox.decode import GREEDY_DECODERS, SearchOptions
 from vox.disk import remove_leftovers, write_whole
+from vox.errors import name_count
 from vox.hear import device_of
 from vox.runs.layout import CHECKPOINTS, CHECKSUMS, MODEL
 from vox.score_hotwords import HotwordScore
@@ -55,16 +56,17 @@ def format_table(evaluation: Evaluation) -> str:
             f"{counts.deletions:>8}{counts.insertions:>8}{counts.num_words:>9}{result.real_time_factor:>8.3f}"
         )
     lines.append(
-        f"{evaluation.split}: {len(evaluation.ids)} utterances, {evaluation.audio_seconds / 60:.1f} min"
+        f"{evaluation.split}: {name_count(len(evaluation.ids), 'utterance')}, "
+        f"{evaluation.audio_seconds / 60:.1f} min"
     )
     lines += _hotword_lines(evaluation)
     for name, result in evaluation.decoders.items():
         if result.truncated_ids:
-            lines.append(f"{name}: {len(result.truncated_ids)} hypotheses cut off at the label limit")
+            count = name_count(len(result.truncated_ids), "hypothesis", "hypotheses")
+            lines.append(f"{name}: {count} cut off at the label limit")
     if evaluation.excluded:
-        lines.append(
-            f"excluded, in no figure above: {len(evaluation.excluded)} utterances that cannot be used"
-        )
+        count = name_count(len(evaluation.excluded), "unusable utterance")
+        lines.append(f"excluded from all figures above: {count}")
         lines += [f"  {utterance_id}: {reason}" for utterance_id, reason in evaluation.excluded.items()]
     return "\n".join(lines)
 

@@ -19,7 +19,7 @@ from vox.data.sources import iterate_by_length
 from vox.decode import Search, SearchOptions, make_search
 from vox.decode.words import find_words
 from vox.device import autocast, pick_precision, synchronize
-from vox.errors import CorpusError
+from vox.errors import CorpusError, name_count
 from vox.hear import device_of, hear
 from vox.hotword_list import Hotword, HotwordMatcher, as_in_transcripts
 from vox.progress import AudioProgress
@@ -175,9 +175,9 @@ def _score_tally(
         hypotheses = [matcher.replace_spellings(texts[utterance.id]) for utterance in scored]
         if tally.truncated[name]:
             log.warning(
-                "%s: %d hypotheses were cut off at the label limit for their length (listed in the report)",
+                "%s: %s cut off at the label limit for their length (listed in the report)",
                 name,
-                len(tally.truncated[name]),
+                name_count(len(tally.truncated[name]), "hypothesis", "hypotheses"),
             )
         results[name] = DecoderResult(
             score=score(references, hypotheses),

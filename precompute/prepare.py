@@ -17,7 +17,7 @@ from precompute.recordings import (
 )
 from vox.corpus import Problem
 from vox.disk import check_space, format_gb, free_bytes, nearest_folder, remove_leftovers
-from vox.errors import CacheError, name_first
+from vox.errors import CacheError, name_count, name_first
 from vox.features.cache import missing_shards, open_planned
 from vox.features.plan import CachePlan, read_plan, read_utterances, write_plan
 from vox.features.shard import FEATURE_BYTES, Shard
@@ -150,8 +150,8 @@ def describe_state(state: CacheState) -> str:
     hours = plan.num_samples / SAMPLE_RATE / 3600
     num_bytes = plan.num_frames * plan.feature_dim * FEATURE_BYTES
     return (
-        f"{plan.title}: {state.num_utterances:,} utterances, {hours:,.3f} hours, {plan.num_frames:,} frames, "
-        f"{format_gb(num_bytes)} in {len(plan.shards)} shard{'s' * (len(plan.shards) != 1)}; "
+        f"{plan.title}: {name_count(state.num_utterances, 'utterance')}, {hours:,.3f} hours, "
+        f"{plan.num_frames:,} frames, {format_gb(num_bytes)} in {name_count(len(plan.shards), 'shard')}; "
         f"to compute here: {len(state.to_compute)} of {len(state.mine)}; into {state.folder} "
         f"({format_gb(free_bytes(state.folder))} free)"
     )
@@ -195,11 +195,11 @@ def _find_shards_to_redo(shards: Sequence[Shard], work: CacheWork) -> set[str]:
     again = {skipped[name] for name in readable}
     if again:
         log.warning(
-            "%s: %d recordings that were skipped can be read now (%s): their %d shards are computed again",
+            "%s: %s skipped before can be read now (%s): %s computed again",
             work.plan.title,
-            len(readable),
+            name_count(len(readable), "recording"),
             name_first(readable),
-            len(again),
+            name_count(len(again), "shard"),
         )
     return again
 
@@ -273,7 +273,7 @@ def _describe_changes(folder: Path, old: CachePlan, work: CacheWork) -> str:
     came, went = len(now.keys() - before.keys()), len(before.keys() - now.keys())
     changed = sorted(name for name in before.keys() & now.keys() if before[name] != now[name])
     names = f": {name_first(changed)}" if changed else ""
-    return f"{came} utterances came, {went} went, {len(changed)} changed length{names}"
+    return f"utterances: {came} added, {went} removed, {len(changed)} changed length{names}"
 
 
 def _is_as_planned(old: CachePlan | None, plan: CachePlan) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from precompute.plan import OVERFLOW, CacheWork
 from vox.audio import hash_recording, read_audio
 from vox.corpus import Utterance
-from vox.errors import AudioError, CacheError, name_first
+from vox.errors import AudioError, CacheError, name_count, name_first
 from vox.features.shard import Shard
 from vox.features.stamps import Recorded, Stamp, read_stamps, take_stamp
 
@@ -85,7 +85,8 @@ def refuse_changed(folder: Path, shards: Sequence[Shard], recordings: Recordings
     }
     if not expected:
         return
-    log.info("%s: comparing %d recordings with the cache", work.plan.title, len(expected))
+    count = name_count(len(expected), "recording")
+    log.info("%s: comparing %s with the cache", work.plan.title, count)
     suspects = [u for shard in work.shards for u in shard.utterances if u.id in expected]
     with ThreadPoolExecutor(READING_THREADS) as pool:
         found = pool.map(lambda u: hash_recording(u.audio_path, u.segment), suspects)
@@ -93,7 +94,8 @@ def refuse_changed(folder: Path, shards: Sequence[Shard], recordings: Recordings
     if changed:
         stale = sorted({expected[name][1] for name in changed})
         raise CacheError(
-            f"{len(changed)} recordings have changed since this cache was begun ({name_first(changed)})",
+            f"{name_count(len(changed), 'recording')} changed since this cache was begun "
+            f"({name_first(changed)})",
             where=folder,
             remedy=f"delete their shards ({name_first(stale)}) and run this again, compute all again with "
             "--rebuild, or beside this cache with another --features folder",

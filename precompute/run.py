@@ -24,7 +24,7 @@ from precompute.prepare import (
 )
 from precompute.recordings import Recordings
 from vox.corpus import Problem, find_split, load_split
-from vox.errors import CacheError, DeviceError
+from vox.errors import CacheError, DeviceError, name_count
 from vox.features.cache import cache_dir
 from vox.features.fingerprint import Fingerprint, ModelIdentity, identify_model
 from vox.features.known_models import recall_model, remember_model
@@ -201,7 +201,8 @@ def _report_skipped(state: CacheState, skipped: list[Problem]) -> None:
     if not skipped:
         return
     split = state.work.plan.title
-    log.warning("%s: %d utterances have no features and will not be trained on:", split, len(skipped))
+    count = name_count(len(skipped), "utterance")
+    log.warning("%s: no features for %s, which training will not use:", split, count)
     for problem in skipped:
         log.warning("skipped %s: %s", problem.name, problem.reason)
     if len(skipped) == state.num_mine:

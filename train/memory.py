@@ -17,7 +17,7 @@ from vox.config import MAX_COUNT
 from vox.data.batch import AudioBatch, FeatureBatch, LabelBatch, make_label_batch
 from vox.data.sources import CachedSource
 from vox.device import available_memory_gb, peak_memory_gb
-from vox.errors import DeviceError
+from vox.errors import DeviceError, name_count
 from vox.text import UNK_ID
 from vox.units import FRAME_RATE, SAMPLE_RATE, samples_to_frames
 
@@ -47,7 +47,7 @@ def settle_micro_batch(run: Run, settings: StepSettings) -> None:
         found = find_largest(most, lambda count: _fits(run, settings, count, room))
         progress.micro_batch_utterances = min(run.ranks.gather(found))
         is_tried = 1 < found == progress.micro_batch_utterances  # the last that was tried, and it fitted
-        log.info("micro-batches of %d utterances", progress.micro_batch_utterances)
+        log.info("micro-batches of %s", name_count(progress.micro_batch_utterances, "utterance"))
     if run.device.type != "cuda":
         return
     if not is_tried:
@@ -80,10 +80,9 @@ def halve_micro_batch(run: Run) -> None:
         torch.cuda.empty_cache()
     progress.micro_batch_utterances = -(-progress.micro_batch_utterances // 2)
     log.warning(
-        "update %d ran out of memory: it is computed again in micro-batches of %d utterances, as are all "
-        "after it",
+        "update %d ran out of memory: it is computed again in micro-batches of %s, as are all after it",
         progress.update + 1,
-        progress.micro_batch_utterances,
+        name_count(progress.micro_batch_utterances, "utterance"),
     )
 
 
@@ -156,7 +155,7 @@ def describe_batch(batch: AudioBatch | FeatureBatch) -> str:
         if isinstance(batch, AudioBatch)
         else batch.features_BTC.shape[1] / FRAME_RATE
     )
-    return f"{len(batch.ids)} utterances of {seconds:.1f} s"
+    return f"{name_count(len(batch.ids), 'utterance')} of {seconds:.1f} s"
 
 
 def name_setting(run: Run) -> str:

@@ -19,7 +19,7 @@ from vox.checkpoint.files import read_state
 from vox.checkpoint.integrity import find_damage
 from vox.checkpoint.series import remove_unlinked, set_aside
 from vox.disk import replace_link
-from vox.errors import CheckpointError
+from vox.errors import CheckpointError, name_count
 from vox.runs.layout import ALIVE, BEFORE, BEST, LAST, checkpoints_of, list_checkpoints
 from vox.runs.lenient import read_json
 from vox.runs.liveness import judge_liveness
@@ -152,7 +152,9 @@ def resume_state(run: Run, trainer_state: dict[str, Any]) -> None:
     rank, num_ranks = run.ranks.rank, run.ranks.world_size
     if rank == 0 and len(states) != num_ranks:
         log.warning(
-            "saved by %d processes, resumed by %d: random numbers will differ", len(states), num_ranks
+            "saved by %s, resumed by %d: random numbers will differ",
+            name_count(len(states), "process", "processes"),
+            num_ranks,
         )
     if rank < len(states):
         write_rng(run.device, states[rank])

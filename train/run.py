@@ -33,6 +33,7 @@ from vox.config import Config, dump_config, load_saved_config
 from vox.data.plan import num_updates
 from vox.device import local_device, pick_device, pick_precision
 from vox.disk import write_whole
+from vox.errors import name_count
 from vox.runs.layout import BEST, CONFIG, checkpoint_name
 
 log = logging.getLogger(__name__)
@@ -241,11 +242,11 @@ def _report_end(run: Run) -> None:
         for name, reason in failures.items():
             log.warning("%s: left out %s: %s", split.name, name, reason)
     if run.progress.skipped_updates:
-        log.warning("%d updates were skipped: their gradients were not finite", run.progress.skipped_updates)
+        skipped = name_count(run.progress.skipped_updates, "update")
+        log.warning("skipped %s with a non-finite gradient", skipped)
     if run.progress.unread_updates:
-        log.warning(
-            "%d updates were skipped: none of their recordings could be read", run.progress.unread_updates
-        )
+        skipped = name_count(run.progress.unread_updates, "update")
+        log.warning("skipped %s without a readable recording", skipped)
     if run.progress.best is None:
         log.warning("done, but no dev loss was finite: there is no best checkpoint in %s", run.run_dir)
         return

@@ -12,7 +12,7 @@ from vox.data.batch import LabelBatch, make_label_batch
 from vox.data.sources import CachedSource, LiveSource, Source
 from vox.decode.ctc import min_ctc_frames
 from vox.defaults import DEFAULT_WAVLM
-from vox.errors import CacheError, CorpusError, name_first
+from vox.errors import CacheError, CorpusError, name_count, name_first
 from vox.features.cache import (
     FeatureCache,
     cache_dir,
@@ -153,12 +153,12 @@ def label_split(
         if min_ctc_frames(labels[utterance.id]) > count_frames(utterance.num_samples or 0)
     ]
     for names, problem in (
-        (unknown, "hold characters that the tokenizer lacks"),
-        (too_long, "have more labels than their audio has frames"),
+        (unknown, "characters that the tokenizer lacks"),
+        (too_long, "more labels than frames of audio"),
     ):
         if not names:
             continue
-        what = f"{len(names)} transcripts {problem}"
+        what = f"{name_count(len(names), 'transcript')} with {problem}"
         if not skip_bad:
             raise CorpusError(
                 what, where=f"{name}: {name_first(names)}", remedy="correct them, or pass --skip-bad"
@@ -192,7 +192,7 @@ def _refuse_duplicates(utterances: list[Utterance], split: str) -> list[Utteranc
     twice = [name for name, count in counts.items() if count > 1]
     if twice:
         raise CorpusError(
-            f"{len(twice)} ids are also those of other utterances at another speed",
+            f"{name_count(len(twice), 'id')} also used by another utterance at another speed",
             where=f"{split}: {name_first(twice)}",
             remedy="rename these utterances",
         )
@@ -211,9 +211,9 @@ def _match_cache(
     title = split if fingerprint.speed == 1 else f"{split} at speed {fingerprint.speed}"
     if cache.skipped:
         log.warning(
-            "%s: %d recordings were skipped by precompute: %s",
+            "%s: precompute skipped %s: %s",
             title,
-            len(cache.skipped),
+            name_count(len(cache.skipped), "recording"),
             ", ".join(sorted(cache.skipped)),
         )
     matched, missing = [], []
@@ -226,17 +226,18 @@ def _match_cache(
     unknown = [name for name in cache.ids if name not in known]
     if missing and not options.skip_bad:
         raise CacheError(
-            f"{len(missing)} utterances of the split are not in its cache",
+            f"{name_count(len(missing), 'utterance')} of the split missing in its cache",
             where=f"{title}: {name_first(missing)}",
             remedy=f"run {command}, or pass --skip-bad",
         )
     if unknown and not options.skip_bad:
         raise CacheError(
-            f"{len(unknown)} cached utterances have no transcript",
+            f"{name_count(len(unknown), 'cached utterance')} without a transcript",
             where=f"{title}: {name_first(unknown)}",
             remedy=f"restore them, or run {command}, or pass --skip-bad",
         )
-    for names, what in ((missing, "are not cached"), (unknown, "have no transcript")):
+    for names, what in ((missing, "not cached"), (unknown, "without a transcript")):
         if names:
-            log.warning("%s: skipped %d utterances that %s: %s", title, len(names), what, ", ".join(names))
+            count = name_count(len(names), "utterance")
+            log.warning("%s: skipped %s %s: %s", title, count, what, ", ".join(names))
     return matched

@@ -16,7 +16,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from vox.audio import AudioHeader, read_header
-from vox.errors import CorpusError, VoxError, escape_surrogates, name_first
+from vox.errors import CorpusError, VoxError, escape_surrogates, name_count, name_first
 from vox.manifest import name_entries, parse_entry
 from vox.segment import WHOLE, Segment, find_overlaps
 from vox.text import normalise_text
@@ -148,7 +148,8 @@ def load_split_and_problems(
         problems = problems + unreadable
         _log_audio_conversions(split, headers)
     if reading.num_texts_changed:
-        log.info("%s: punctuation or accents removed from %d transcripts", split, reading.num_texts_changed)
+        changed = name_count(reading.num_texts_changed, "transcript")
+        log.info("%s: punctuation or accents removed from %s", split, changed)
     _warn_of_shared_recordings(split, utterances)
     if problems:
         _report(split, problems, len(utterances), skip_bad)
@@ -160,7 +161,8 @@ def _warn_of_shared_recordings(split: str, utterances: Sequence[Utterance]) -> N
     counts = Counter(utterance.audio_path for utterance in utterances if utterance.segment is None)
     shared = sorted(str(path) for path, count in counts.items() if count > 1)
     if shared:
-        log.warning("%s: %d recordings have several texts each: %s", split, len(shared), name_first(shared))
+        count = name_count(len(shared), "recording")
+        log.warning("%s: more than one text for %s: %s", split, count, name_first(shared))
 
 
 def _report(split: str, problems: Sequence[Problem], num_left: int, skip_bad: bool) -> None:
@@ -169,10 +171,11 @@ def _report(split: str, problems: Sequence[Problem], num_left: int, skip_bad: bo
         raise CorpusError(f"nothing in split {split} can be used: {shown}", remedy="correct the corpus")
     if not skip_bad:
         raise CorpusError(
-            f"{len(problems)} problems in split {split}: {shown}",
+            f"{name_count(len(problems), 'problem')} in split {split}: {shown}",
             remedy="correct them, or leave these out with --skip-bad",
         )
-    log.warning("%s: %d problems; %d utterances are left", split, len(problems), num_left)
+    left = name_count(num_left, "utterance")
+    log.warning("%s: %s; %s left", split, name_count(len(problems), "problem"), left)
     for problem in problems:
         log.warning("%s: left out %s: %s", split, problem.name, problem.reason)
 
@@ -181,10 +184,11 @@ def _log_audio_conversions(split: str, headers: Sequence[AudioHeader]) -> None:
     rates = Counter(header.sample_rate for header in headers if header.sample_rate != SAMPLE_RATE)
     if rates:
         seen = ", ".join(f"{rate} Hz" for rate in sorted(rates))
-        log.info("%s: %d recordings resampled to %d Hz (from %s)", split, rates.total(), SAMPLE_RATE, seen)
+        count = name_count(rates.total(), "recording")
+        log.info("%s: %s resampled to %d Hz (from %s)", split, count, SAMPLE_RATE, seen)
     num_mixed = sum(header.channels > 1 for header in headers)
     if num_mixed:
-        log.info("%s: %d recordings mixed down to one channel", split, num_mixed)
+        log.info("%s: %s mixed down to one channel", split, name_count(num_mixed, "recording"))
 
 
 def _probe(

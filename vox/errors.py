@@ -83,6 +83,11 @@ def is_worker_death(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
 
 
+def name_count(count: int, noun: str, plural: str = "") -> str:
+    """Return a count with its noun: `1 utterance`, `2,000 utterances`. plural: if it is not noun + s."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
 def name_first(names: Sequence[str], limit: int = 3) -> str:
     """Return the first names of a list and how many more there are, for one line."""
     shown = ", ".join(names[:limit])

@@ -25,7 +25,7 @@ from vox.decode import (
 from vox.decode.ctc import decode_ctc
 from vox.decode.words import find_words, join_labels, lowest_confidence
 from vox.device import autocast, pick_precision
-from vox.errors import AudioError, name_first
+from vox.errors import AudioError, name_count, name_first
 from vox.hear import device_of, hear
 from vox.hotword_list import Hotword, HotwordMatcher
 from vox.long import DEFAULT_LONGEST_SAMPLES, recognise_long
@@ -161,11 +161,11 @@ class Transcriber:
             log.warning("%s: the text was cut off at the label limit for its length", name)
         elif is_far_apart(len(best.ids), len(ctc.ids)):
             log.warning(
-                "%s: the %s decoder found %d labels and CTC %d: words may be missing or repeated; compare "
+                "%s: the %s decoder found %s and CTC %d: words may be missing or repeated; compare "
                 "with --decoder ctc",
                 name,
                 self.decoder,
-                len(best.ids),
+                name_count(len(best.ids), "label"),
                 len(ctc.ids),
             )
 
@@ -214,7 +214,7 @@ def _read_recording(recording: Path | str | np.ndarray, name: str) -> torch.Tens
         samples_S = read_audio(recording)
     if samples_to_frames(len(samples_S)) == 0:
         raise AudioError(
-            f"recording of {len(samples_S)} samples is shorter than one frame",
+            f"recording of {name_count(len(samples_S), 'sample')} is shorter than one frame",
             where=name,
             remedy="give at least 25 ms",
         )

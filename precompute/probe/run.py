@@ -26,7 +26,7 @@ from precompute.probe.select import Selection, select_utterances
 from vox.corpus import load_split
 from vox.device import pick_device
 from vox.disk import check_space, format_gb, free_bytes, remove_leftovers, write_whole
-from vox.errors import CacheError, ConfigError, CorpusError
+from vox.errors import CacheError, ConfigError, CorpusError, name_count
 from vox.features.fingerprint import join_layers, make_fingerprint
 from vox.wavlm.extractor import build_extractor
 from vox.wavlm.model import WavLM
@@ -154,7 +154,8 @@ def _select(options: ProbeOptions, split: str, hours: float) -> Selection:
         split, load_split(options.root, split, skip_bad=options.skip_bad), hours, options.seed
     )
     if selection.too_short:
-        log.warning("%s: %d utterances left out, too short:", split, len(selection.too_short))
+        count = name_count(len(selection.too_short), "utterance")
+        log.warning("%s: %s left out, too short:", split, count)
         for problem in selection.too_short:
             log.warning("left out %s: %s", problem.name, problem.reason)
     return selection
@@ -164,7 +165,8 @@ def _check_size(options: ProbeOptions, selections: tuple[Selection, ...], wavlm:
     """Say what will be computed and how large it is; raise CacheError if it does not fit on the disk."""
     num_frames = sum(selection.num_frames for selection in selections)
     needed = num_frames * wavlm.num_layers * wavlm.hidden_size * FRAME_BYTES
-    parts = [f"{s.split}: {len(s.utterances):,} utterances, {s.hours:.3f} hours" for s in selections]
+    counts = [name_count(len(s.utterances), "utterance") for s in selections]
+    parts = [f"{s.split}: {count}, {s.hours:.3f} hours" for s, count in zip(selections, counts, strict=True)]
     click.echo(
         f"probe of {'; '.join(parts)}; {wavlm.num_layers} layers of {wavlm.hidden_size} channels in float16: "
         f"{format_gb(needed)}, {'kept' if options.keep else 'removed at the end'}; "
@@ -198,7 +200,7 @@ def _compute(
         workers=pace.workers,
     )
     if problems:
-        log.warning("%s: %d utterances left out:", selection.split, len(problems))
+        log.warning("%s: %s left out:", selection.split, name_count(len(problems), "utterance"))
         for problem in problems:
             log.warning("left out %s: %s", problem.name, problem.reason)
     if not features.ids:

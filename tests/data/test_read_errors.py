@@ -114,7 +114,7 @@ def test_what_was_skipped_and_can_be_read_now_is_computed(
     capsys.readouterr()
     assert main(command(tmp_path, tiny_wavlm_dir, features)) == 0
     told = capsys.readouterr().err
-    assert "1 recordings that were skipped can be read now (7-1-0002)" in told and "skipped 7" not in told
+    assert "1 recording skipped before can be read now (7-1-0002)" in told and "skipped 7" not in told
     assert read_files(features) == read_files(tmp_path / "expected")
     changed = [path.name for path in features.rglob("*.h5") if path.stat().st_mtime_ns != times[path.name]]
     assert len(changed) == 1 < len(times)

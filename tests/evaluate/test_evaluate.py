@@ -223,7 +223,7 @@ def test_an_unreadable_recording_is_excluded_and_said(
     assert {row["id"] for row in read_json_lines(out_dir / "hypotheses-ctc.jsonl")}.isdisjoint(
         report["excluded"]
     )
-    assert "excluded, in no figure above: 2" in captured.out
+    assert "excluded from all figures above: 2 unusable utterances" in captured.out
     assert f"warning: excluded {broken.stem}" in captured.err
 
 

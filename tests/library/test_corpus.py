@@ -77,7 +77,7 @@ def test_a_recording_under_several_texts_is_named(tmp_path: Path, caplog: pytest
     write_manifest(tmp_path, [{"audio": "a.wav", "text": text, "id": text} for text in ("go", "stop")])
     with caplog.at_level("WARNING"):
         load_split(tmp_path, "s")
-    assert f"1 recordings have several texts each: {tmp_path / 'a.wav'}" in caplog.text
+    assert f"more than one text for 1 recording: {tmp_path / 'a.wav'}" in caplog.text
 
 
 @pytest.mark.parametrize("key", ["start", "end", "channel_selector", "speed"])
@@ -227,7 +227,7 @@ def test_load_split_refuses_or_skips_and_lists_every_problem(
     left = load_split(tmp_path, "s", skip_bad=True)
     assert [u.id for u in left] == ["7-1-0005"]
     warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    assert warnings[0] == "s: 5 problems; 1 utterances are left"
+    assert warnings[0] == "s: 5 problems; 1 utterance left"
     assert [line.split()[3].rstrip(":") for line in warnings[1:]] == [f"7-1-000{i}" for i in range(5)]
     (chapter_dir / "7-1-0005.flac").write_bytes(b"")
     with pytest.raises(CorpusError, match="nothing in split s can be used"):
@@ -244,7 +244,7 @@ def test_conversions_are_said_once_with_counts(tmp_path: Path, caplog: pytest.Lo
     assert [u.num_samples for u in load_split(tmp_path, "s")] == [16000, 16002, 8000]
     assert [record.message for record in caplog.records] == [
         "s: 2 recordings resampled to 16000 Hz (from 8000 Hz, 22050 Hz)",
-        "s: 1 recordings mixed down to one channel",
+        "s: 1 recording mixed down to one channel",
         "s: punctuation or accents removed from 2 transcripts",
     ]
     caplog.clear()

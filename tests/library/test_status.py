@@ -237,7 +237,7 @@ def test_the_screen_and_json_say_the_same(run, capsys):
         "update-00000030",
         "update-00000020",
         "the newest failed: no route",
-        "3 updates without a finite gradient, 1 without a readable recording",
+        "updates: 3 without a finite gradient, 1 without a readable recording",
     ):
         assert part in shown, part
     assert main(["status", str(run), "--json"]) == 0

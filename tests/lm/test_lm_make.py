@@ -154,7 +154,7 @@ def test_bad_lines_may_be_left_out(
     (tmp_path / "text").write_text("go 9\nstop\njazz\n")
     command = ["lm", "--checkpoint", str(checkpoint), "--text", str(tmp_path / "text"), "--skip-bad"]
     assert main([*command, "--out", str(tmp_path / "lm.arpa")]) == 0
-    assert "2 lines are left out: line 1: characters outside" in capsys.readouterr().err
+    assert "left out 2 lines: line 1: characters outside" in capsys.readouterr().err
 
 
 def test_words_and_pieces_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:

@@ -171,7 +171,7 @@ def test_a_changed_corpus_is_refused_until_rebuilt(
     transcripts.write_text(transcripts.read_text().replace("7-1-0011", "7-1-0012"))
     assert main(command(root, tiny_wavlm_dir, mine)) == 2
     told = capsys.readouterr().err
-    assert "1 utterances came, 1 went, 1 changed length" in told and "--rebuild" in told
+    assert "utterances: 1 added, 1 removed, 1 changed length" in told and "--rebuild" in told
     assert read_files(mine) == read_files(features)
     assert main(command(tiny_root, tiny_wavlm_dir, mine, "--shard-gb", "1")) == 2
     assert "the same --shard-gb as then" in capsys.readouterr().err
@@ -189,7 +189,7 @@ def test_a_recording_that_cannot_be_decoded_is_skipped_and_listed(
     broken.write_bytes(content[: len(content) // 2])  # its header is as it was
     assert main(command(tmp_path, tiny_wavlm_dir, tmp_path / "features", "--workers", "1")) == 0
     told = capfd.readouterr().err
-    assert "1 utterances have no features" in told and "skipped 7-1-0002" in told
+    assert "no features for 1 utterance," in told and "skipped 7-1-0002" in told
     (folder,) = (tmp_path / "features" / SPLIT).iterdir()
     shards = [Shard(path) for path in sorted(folder.glob("*.h5"))]
     assert [name for shard in shards for name, why in zip(shard.ids, shard.skipped, strict=True) if why] == [

@@ -165,7 +165,7 @@ def test_an_utterance_that_one_variant_lacks_is_refused(
     fingerprint = make_fingerprint(extractor.wavlm, (3, 4))
     mine = replace(options, root=root, features=root / "features")
     with pytest.raises(
-        CacheError, match=r"1 utterances of the split are not in its cache: train-tiny: 7-1-0009"
+        CacheError, match=r"1 utterance of the split missing in its cache: train-tiny: 7-1-0009"
     ):
         open_source(mine, SPLIT, fingerprint, workers=0, pin=False, speeds=(0.9, 1.0))
     lenient = replace(mine, skip_bad=True)
@@ -183,7 +183,7 @@ def test_an_id_that_is_a_variants_is_refused(tmp_path: Path, options: TrainOptio
     soundfile.write(tmp_path / "a.wav", make_speech(8_000, 1), SAMPLE_RATE)
     lines = [f'{{"audio": "a.wav", "text": "go", "id": "{name}"}}\n' for name in ("a", "sp0.9-a")]
     (tmp_path / "s.jsonl").write_text("".join(lines))
-    with pytest.raises(CorpusError, match=r"1 ids are also those of other utterances.*s: sp0\.9-a"):
+    with pytest.raises(CorpusError, match=r"1 id also used by another utterance.*s: sp0\.9-a"):
         open_source(replace(options, root=tmp_path), "s", None, workers=0, pin=False, speeds=(0.9, 1.0))
 
 

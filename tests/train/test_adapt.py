@@ -237,7 +237,7 @@ def test_words_that_the_alphabet_lacks_are_refused(target_root: Path, stage1: Tr
         (root / "LibriSpeech" / split).symlink_to(target_root / "LibriSpeech" / split)
     options = stage3_options(root, tmp_path / "run", stage1.run_dir / BEST)
     options = replace(options, features=target_root / "features", skip_bad=False)
-    with pytest.raises(CorpusError, match=r"hold characters that the tokenizer lacks.*7-1-0000"):
+    with pytest.raises(CorpusError, match=r"with characters that the tokenizer lacks.*7-1-0000"):
         run_training(options)
 
 

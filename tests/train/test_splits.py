@@ -30,7 +30,7 @@ def test_exactly_as_many_frames_as_ctc_needs_are_enough():
 
 @pytest.mark.parametrize(("text", "frames"), [("abc", 2), ("aab", 3)])
 def test_one_frame_less_is_refused_by_name(text, frames, caplog):
-    with pytest.raises(CorpusError, match=rf"1 transcripts have more labels than.*train: {text}"):
+    with pytest.raises(CorpusError, match=rf"1 transcript with more labels than.*train: {text}"):
         label({"ab": 2, text: frames})
     assert label({"ab": 2, text: frames}, skip_bad=True) == ["ab"]
-    assert f"have more labels than their audio has frames: {text}" in caplog.text
+    assert f"1 transcript with more labels than frames of audio: {text}" in caplog.text

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vox.errors import CacheError, CorpusError
+from vox.errors import CacheError, CorpusError, name_count
 from vox.options import features_option, root_option
 from vox.units import SAMPLE_RATE
 
@@ -94,11 +94,11 @@ def verify_command(root: Path, features: Path | None, split: str | None, audio: 
         for line in find_faults(folder):
             click.echo(line)
             num_here += 1
-        click.echo(f"{folder}: {'whole' if num_here == 0 else f'{num_here} faults'}")
+        click.echo(f"{folder}: {'whole' if num_here == 0 else name_count(num_here, 'fault')}")
         num_faults += num_here
     if num_faults:
         raise CacheError(
-            f"{num_faults} faults in {len(folders)} caches",
+            f"{name_count(num_faults, 'fault')} in {name_count(len(folders), 'cache')}",
             where=features,
             remedy="fix them as described above, then run vox cache verify again",
         )

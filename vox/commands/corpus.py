@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from vox.errors import name_count
 from vox.options import root_option
 
 
@@ -49,7 +50,7 @@ def check_command(splits: tuple[str, ...], root: Path, workers: int, out: Path |
         click.echo(f"{kind} ({amount}): {examples}\n  -> {remedy}")
     if out is not None:
         write_whole(out, "".join(list_findings(*each) for each in found).encode())
-        click.echo(f"{len(findings)} findings: {out}")
+        click.echo(f"{name_count(len(findings), 'finding')}: {out}")
 
 
 @corpus.command("import")

@@ -89,7 +89,7 @@ def _list_rows(status: RunStatus, now: float) -> Iterator[tuple[str, str]]:
         yield f"{name} saved", age
     yield "backup", _say_backup(status.backup, now)
     unfinite, unread = _count(status.skipped_updates), _count(status.unread_updates)
-    yield "skipped", f"{unfinite} updates without a finite gradient, {unread} without a readable recording"
+    yield "skipped", f"updates: {unfinite} without a finite gradient, {unread} without a readable recording"
     for fault in status.faults:
         yield "fault", fault
 

@@ -13,7 +13,7 @@ import numpy as np
 from vox.audio import hash_recording
 from vox.corpora.measure import Measured, measure
 from vox.corpus import Problem, Utterance, probe_audio, read_split
-from vox.errors import CorpusError, VoxError, name_first
+from vox.errors import CorpusError, VoxError, name_count, name_first
 from vox.progress import AudioProgress
 from vox.segment import WHOLE, Segment, find_overlaps
 from vox.units import samples_to_seconds
@@ -157,12 +157,13 @@ def describe(checked: Checked) -> list[tuple[str, str]]:
     speeds = np.array([each.words_per_second for each in checked.measured])
     speakers = Counter(each.utterance.speaker for each in checked.measured)
     unknown = speakers.pop("", 0)
+    nameless = name_count(unknown, "utterance")
     words = Counter(word for each in checked.measured for word in each.utterance.text.split())
     letters = Counter("".join(words.elements()))
     kinds = Counter((each.sample_rate, each.channels) for each in checked.measured)
     return [
         ("utterances", f"{len(seconds)} ({seconds.sum() / 3600:.2f} hours)"),
-        ("speakers", f"{len(speakers)}" + (f" ({unknown} utterances without one)" if unknown else "")),
+        ("speakers", f"{len(speakers)}{f' ({nameless} without one)' if unknown else ''}"),
         ("seconds", _spread(seconds)),
         ("words/s", _spread(speeds)),
         ("words", f"{words.total()} ({len(words)} different)"),

@@ -13,7 +13,7 @@ from vox.corpora.lhotse import read_cuts, read_recordings
 from vox.corpora.nemo import read_nemo
 from vox.corpora.tables import read_audio_folder, read_common_voice
 from vox.disk import write_whole
-from vox.errors import CorpusError, VoxError, name_first
+from vox.errors import CorpusError, VoxError, name_count, name_first
 from vox.manifest import Entry, join_lines, name_entries
 from vox.text import normalise_text
 
@@ -88,7 +88,7 @@ def import_corpus(source: Path, root: Path, split: str) -> Iterator[str]:
         raise CorpusError(f"nothing in this {kind} can be used: {shown}", where=source)
     root.mkdir(parents=True, exist_ok=True)
     write_whole(manifest_path, join_lines(usable).encode("utf-8", "surrogatepass"))
-    yield f"{kind}: {len(usable)} utterances: {manifest_path}"
+    yield f"{kind}: {name_count(len(usable), 'utterance')}: {manifest_path}"
     if imported.left_out:
         list_path = root / f"{split}.left-out.txt"
         lines = [f"{name}\t{' '.join(reason.split())}\n" for name, reason in imported.left_out]

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vox.errors import name_count
 from vox.lm.arpa import BOS, EOS, NEVER_LOG10, NgramTable
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ def _count(tokens_L: NDArray[np.int32], vocabulary: Sequence[str], order: int) -
         is_begun = (grams_L[: 1 - k] >= 0) & (tokens_L[k - 2 : -1] != eos)
         begins = np.flatnonzero(is_begun)
         if len(begins) == 0:
-            log.warning("no sentence has %d words: a model of order %d", k - 2, k - 1)
+            log.warning("no sentence has %s: a model of order %d", name_count(k - 2, "word"), k - 1)
             break
         keys = grams_L[begins].astype(np.int64) * size + tokens_L[begins + k - 1]
         keys_M, firsts_M, grams, new_raw_M = np.unique(

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from vox.errors import LanguageModelError, TextError, name_first
+from vox.errors import LanguageModelError, TextError, name_count, name_first
 from vox.lm.arpa import BOS, EOS, UNK, open_text
 from vox.text import UNK_ID, Tokenizer, normalise_text
 
@@ -42,7 +42,7 @@ def read_sentences(path: Path, encode: Encode, *, skip_bad: bool = False) -> Ite
     except (EOFError, gzip.BadGzipFile, zlib.error):
         raise LanguageModelError("a damaged gzip file", where=path, remedy="make or copy it again") from None
     if bad:
-        log.warning("%s: %d lines are left out: line %s", path, len(bad), name_first(bad))
+        log.warning("%s: left out %s: line %s", path, name_count(len(bad), "line"), name_first(bad))
     if num_used == 0:
         raise LanguageModelError("a text without a line that can be used", where=path, remedy="give another")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from vox.errors import name_count
 from vox.runs.layout import CONFIG
 
 Tree = dict[str, Any]
@@ -78,7 +79,7 @@ def read_metrics(path: Path, faults: list[str]) -> tuple[Tree, Tree, list[Tree]]
         if is_dev or kind == "train":
             newest = newest or event
     if num_damaged:
-        faults.append(f"{path.name}: {num_damaged} lines cannot be read")
+        faults.append(f"{path.name}: {name_count(num_damaged, 'line')} cannot be read")
     return newest, train, devs
 
 
