@@ -38,6 +38,14 @@ class Comparison:
     wer: Difference
     num_utterances: int
 
+    @property
+    def verdict(self) -> str:
+        """Whether the interval of the difference excludes 0, and in whose favour."""
+        low, high = self.wer.interval
+        if low <= 0 <= high:
+            return "no clear difference"
+        return f"the second is {'better' if high < 0 else 'worse'}"
+
 
 @dataclass(frozen=True)
 class Intervals:

@@ -171,10 +171,6 @@ def _render_comparisons(intervals: Intervals) -> str:
 
 
 def _render_comparison(one: Comparison, widest: float) -> str:
-    low, high = one.wer.interval
-    verdict = "no clear difference"
-    if high < 0 or low > 0:
-        verdict = f"the second is {'better' if high < 0 else 'worse'}"
     count = name_count(one.num_utterances, "utterance")
     chance = f"better in {100 * one.wer.probability:.0f} % of the draws, {count}"
     return (
@@ -183,7 +179,7 @@ def _render_comparison(one: Comparison, widest: float) -> str:
         f"<td>{_format_percent(one.wer.value, '+')}"
         f"<small>{_format_interval(one.wer.interval, '')}</small></td>"
         f"<td>{_render_whisker(one.wer.value, one.wer.interval, -widest, widest)}</td>"
-        f"<td>{verdict}<small>{chance}</small></td></tr>"
+        f"<td>{one.verdict}<small>{chance}</small></td></tr>"
     )
 
 

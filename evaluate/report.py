@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import vox
-from evaluate.intervals import EarlierReport, Intervals, describe_intervals, measure_intervals
+from evaluate.intervals import Comparison, EarlierReport, Intervals, describe_intervals, measure_intervals
 from evaluate.page import render_page
 from evaluate.run import DecoderResult, Evaluation
+from vox.bootstrap import LEVEL
 from vox.checkpoint.files import Checkpoint
 from vox.corpus import Utterance
 from vox.decode import GREEDY_DECODERS, SearchOptions
@@ -71,6 +72,17 @@ def format_table(evaluation: Evaluation) -> str:
     return "\n".join(lines)
 
 
+def format_comparison(comparison: Comparison) -> str:
+    """Format in one line two WERs, their difference with its interval, and whether it is clear."""
+    low, high = (100 * bound for bound in comparison.wer.interval)
+    return (
+        f"{comparison.first} -> {comparison.second}: WER {100 * comparison.first_rate:.2f} -> "
+        f"{100 * comparison.second_rate:.2f} %, difference {100 * comparison.wer.value:+.2f} points "
+        f"({100 * LEVEL:.0f} % interval {low:+.2f} to {high:+.2f}), "
+        f"{name_count(comparison.num_utterances, 'utterance')}: {comparison.verdict}"
+    )
+
+
 def _hotword_lines(evaluation: Evaluation) -> list[str]:
     """Format one line a decoder with its hotword figures; an empty list without hotwords."""
     columns = f"{'WER %':>8}{'other %':>9}{'recall %':>10}{'precision %':>13}{'false alarms':>14}"
@@ -103,8 +115,8 @@ def write_report(
     checkpoint: Mapping[str, Any],
     utterances: Sequence[Utterance],
     earlier: EarlierReport | None = None,
-) -> None:
-    """Write the report's files, each atomically. Raises OSError.
+) -> Intervals:
+    """Write the report's files, each atomically; return the intervals and comparisons. Raises OSError.
 
     checkpoint: from `describe_checkpoint`. utterances: probed; all of the evaluation, maybe more.
     earlier: the report to compare with.
@@ -121,6 +133,7 @@ def write_report(
     # Written last: if report.json exists, the other files are complete.
     report = json.dumps(_make_report(evaluation, intervals, checkpoint), indent=1, ensure_ascii=False)
     write_whole(out_dir / "report.json", f"{report}\n".encode())
+    return intervals
 
 
 def _make_report(

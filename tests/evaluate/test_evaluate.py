@@ -125,9 +125,15 @@ def test_figures_of_a_hand_counted_split(
         ("u3", "go", 2, 3),
     ]
     table = (out_dir / "report.txt").read_text()
-    assert table in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert table in printed
     (line,) = [line for line in table.splitlines() if line.startswith("ctc")]
     assert line.split()[:2] == ["ctc", "62.50"]
+    low, high = (100 * bound for bound in compared["interval"])
+    assert (
+        "ctc, earlier -> ctc, now: WER 33.33 -> 50.00 %, difference +16.67 points "
+        f"(95 % interval {low:+.2f} to {high:+.2f}), 3 utterances: no clear difference\n"
+    ) in printed
     assert line.split()[3:7] == ["1", "4", "0", "8"]
 
 
