@@ -72,6 +72,7 @@ def evaluate(
     from evaluate.report import (
         default_out_dir,
         describe_checkpoint,
+        describe_former_report,
         format_comparison,
         format_table,
         prepare_out_dir,
@@ -123,8 +124,11 @@ def evaluate(
         left_out={problem.name: problem.reason for problem in problems},
     )
     click.echo(format_table(evaluation))
+    former = describe_former_report(out_dir)
     intervals = write_report(out_dir, evaluation, identity, utterances, earlier)
     for comparison in intervals.against:
         click.echo(format_comparison(comparison))
     click.echo(f"report: {out_dir / 'report.json'}")
     click.echo(f"page: {out_dir / 'report.html'}")
+    if former is not None:
+        click.echo(f"replaced the report of {former}")

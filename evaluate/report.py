@@ -72,6 +72,17 @@ def format_table(evaluation: Evaluation) -> str:
     return "\n".join(lines)
 
 
+def describe_former_report(out_dir: Path) -> str | None:
+    """Return the date and checkpoint of the report in a folder; None if there is none."""
+    try:
+        report = json.loads((out_dir / "report.json").read_text(encoding="utf-8"))
+        return f"{report['date']}, of {report['checkpoint']['resolved']}"
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return "an unknown date: it cannot be read"
+
+
 def format_comparison(comparison: Comparison) -> str:
     """Format in one line two WERs, their difference with its interval, and whether it is clear."""
     low, high = (100 * bound for bound in comparison.wer.interval)

@@ -87,6 +87,9 @@ def test_figures_of_a_hand_counted_split(
     )
     arguments = ["--split", "known", "--checkpoint", str(go_checkpoint), "--root", str(own_root)]
     arguments += ["--decoder", "ctc", "--out", str(out_dir), "--workers", "0", "--against", str(earlier_dir)]
+    out_dir.mkdir()
+    former = {"date": "2026-01-02T03:04:05+00:00", "checkpoint": {"resolved": "/runs/a/checkpoints/7"}}
+    (out_dir / "report.json").write_text(json.dumps(former))
     assert main(["evaluate", *arguments]) == 0
 
     # Heard: "go", four times. Errors: none; stop; left>go and right; stop and up.
@@ -134,6 +137,7 @@ def test_figures_of_a_hand_counted_split(
         "ctc, earlier -> ctc, now: WER 33.33 -> 50.00 %, difference +16.67 points "
         f"(95 % interval {low:+.2f} to {high:+.2f}), 3 utterances: no clear difference\n"
     ) in printed
+    assert printed.endswith("replaced the report of 2026-01-02T03:04:05+00:00, of /runs/a/checkpoints/7\n")
     assert line.split()[3:7] == ["1", "4", "0", "8"]
 
 
