@@ -85,29 +85,34 @@ class Transcriber:
         A recording longer than the longest training recording is encoded in windows and decoded in pieces
         (vox/long.py). Logs a warning if a text is much longer or shorter than greedy CTC's. A recording that
         cannot be read does not stop the others: it is logged, and after the last recording an AudioError
-        gives the number of failures.
+        gives the number of failures. The AudioError of a single recording is raised and not logged.
         """
         if isinstance(recordings, str | Path | np.ndarray):
             recordings = [recordings]
-        failures: list[AudioError] = []
+        failures: list[tuple[str, AudioError]] = []
         num_recordings = 0
         for recording in recordings:
+            if num_recordings == 1:
+                for _, error in failures:  # of the first recording, which is not the only one
+                    log.warning("%s", error)
             num_recordings += 1
             name = f"array {num_recordings}" if isinstance(recording, np.ndarray) else str(recording)
             try:
                 waveform_S = _read_recording(recording, name)
             except AudioError as error:
-                log.warning("%s", error)
-                failures.append(error)
+                if num_recordings > 1:
+                    log.warning("%s", error)
+                failures.append((name, error))
                 continue
             yield self._transcribe(waveform_S, name)
-        if len(failures) == 1:
-            raise failures[0]
+        if failures and num_recordings == 1:
+            raise failures[0][1]
         if failures:
             raise AudioError(
                 f"{len(failures)} of {num_recordings} recordings could not be transcribed",
-                where=name_first([str(error) for error in failures], limit=1),
-                remedy="the others were" if len(failures) < num_recordings else "correct the paths",
+                where=name_first([name for name, _ in failures]),
+                remedy="see the reasons above"
+                + ("; the others were transcribed" if len(failures) < num_recordings else ""),
             )
 
     def _transcribe(self, waveform_S: torch.Tensor, name: str) -> Transcript:
@@ -211,6 +216,8 @@ def _read_recording(recording: Path | str | np.ndarray, name: str) -> torch.Tens
                 remedy="give float32 [samples] at 16 kHz, from -1 to 1",
             )
     else:
+        if Path(recording).is_dir():
+            raise AudioError("a folder", where=name, remedy=f"give files, or a glob such as {name}/*.flac")
         samples_S = read_audio(recording)
     if samples_to_frames(len(samples_S)) == 0:
         raise AudioError(

@@ -377,8 +377,20 @@ def test_transcribe_does_the_others_when_some_cannot_be_read(
     assert captured.out == f"{good}\tgo\n{stereo}\tgo\n"
     assert "shorter than one frame" in captured.err
     *warnings, error = captured.err.splitlines()
-    assert all(line.startswith("warning: ") for line in warnings)
-    assert error.startswith("vox: error: 2 of 4 recordings could not be transcribed")
+    assert [line.split(":")[0] for line in warnings] == ["warning"] * 2
+    assert [path for path in map(str, (missing, short)) for line in warnings if path in line] == files[::2]
+    assert error == (
+        f"vox: error: 2 of 4 recordings could not be transcribed: {missing}, {short}; see the reasons above; "
+        "the others were transcribed"
+    )
+
+    # Alone, each is one line: a warning would repeat it.
+    assert main(["transcribe", str(missing), *arguments]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith("vox: error: ") and str(missing) in error
+    assert main(["transcribe", str(tmp_path), *arguments]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error == f"vox: error: a folder: {tmp_path}; give files, or a glob such as {tmp_path}/*.flac"
 
     assert main(["transcribe", str(good), *arguments]) == 0
     captured = capsys.readouterr()
