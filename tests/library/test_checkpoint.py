@@ -140,6 +140,19 @@ def test_a_folder_that_is_no_checkpoint(tmp_path):
         load_recogniser(tmp_path)
 
 
+def test_a_folder_of_checkpoints_names_those_inside(tmp_path, parts):
+    folder = tmp_path / "checkpoints"
+    for name in ("update-1", "update-2"):
+        save(folder / name, parts)
+    with pytest.raises(
+        CheckpointError, match=r"holds checkpoints .*; name one of those inside: update-2, up"
+    ):
+        load_recogniser(folder)
+    (tmp_path / "best").symlink_to(folder / "update-1")
+    with pytest.raises(CheckpointError, match=rf"; name {tmp_path}/best or one of those inside: update-2"):
+        load_recogniser(folder)
+
+
 def test_a_loss_of_power_leaves_a_checkpoint_whole_and_linked(tmp_path, parts, monkeypatch):
     """Links too, because their former target is deleted next."""
     renames = watch_renames(monkeypatch)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from vox.disk import hash_file
-from vox.errors import CheckpointError
-from vox.runs.layout import BEST, CHECKSUMS, REQUIRED, checkpoints_of
+from vox.errors import CheckpointError, name_first
+from vox.runs.layout import BEST, CHECKPOINTS, CHECKSUMS, REQUIRED, checkpoints_of
 
 MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
@@ -22,12 +22,25 @@ def check_files(folder: Path) -> None:
     if (folder / BEST).exists() or checkpoints_of(folder).exists():
         what = "this is a run, not a checkpoint"
         raise CheckpointError(what, where=folder, remedy=f"name {folder / BEST}")
+    if inside := sorted(path.parent.name for path in folder.glob(f"[!.]*/{CHECKSUMS}")):
+        raise CheckpointError(
+            "this folder holds checkpoints and is not one",
+            where=folder,
+            remedy=f"name {_name_inside(folder, inside)}",
+        )
     if not (folder / CHECKSUMS).is_file():
         raise CheckpointError(
             f"not a checkpoint, or a damaged one: {CHECKSUMS} is missing", where=folder
         ) from None
     if damage := find_damage(folder):
         raise CheckpointError(f"damaged checkpoint: {damage}", where=folder, remedy="use another checkpoint")
+
+
+def _name_inside(folder: Path, names: list[str]) -> str:
+    """Name a run's best checkpoint, if these are a run's, and the newest of the checkpoints in a folder."""
+    best = folder.parent / BEST
+    first = [str(best)] if folder.name == CHECKPOINTS and best.exists() else []
+    return " or ".join([*first, f"one of those inside: {name_first(names[::-1])}"])
 
 
 def find_damage(folder: Path) -> str | None:
