@@ -128,7 +128,10 @@ def _start(run: Run, options: TrainOptions) -> None:
         resume_state(run, load_trainer_state(folder))
         if run.ema is not None:
             run.ema.load(load_averaged(folder))
-        log.info("resuming after update %d of %d", run.progress.update, run.total_updates)
+        if run.progress.update < run.total_updates:
+            log.info("resuming after update %d of %d", run.progress.update, run.total_updates)
+        else:
+            log.info("all %d updates of this run are done: nothing is left to train", run.total_updates)
     elif run.ranks.is_first:
         save_options(options)
         write_whole(options.run_dir / CONFIG, dump_config(run.parts.config).encode())

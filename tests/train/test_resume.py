@@ -251,14 +251,16 @@ def test_a_run_is_not_overwritten(stage1):
         run_training(stage1)
 
 
-def test_a_run_without_its_last_link_is_not_overwritten_either(stage1, tmp_path):
+def test_a_run_without_its_last_link_is_not_overwritten_either(stage1, tmp_path, caplog):
     """Object stores keep no links; the newest checkpoint is the last one."""
     run = tmp_path / "run"
     shutil.copytree(stage1.run_dir, run, symlinks=True)
     (run / "last").unlink()
     with pytest.raises(CheckpointError, match="--resume"):
         run_training(replace(stage1, run=run))
-    run_training(TrainOptions(stage=1, run=run, resume=True))
+    with caplog.at_level("INFO", "train.run"):
+        run_training(TrainOptions(stage=1, run=run, resume=True))
+    assert "all 9 updates of this run are done: nothing is left to train" in caplog.text
     assert_equal_runs(stage1.run_dir, run)
 
 
