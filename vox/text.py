@@ -25,7 +25,7 @@ NUM_SPECIAL_IDS = 4
 WORD_MARK = "\u2581"  # what SentencePiece writes for the space before a word
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz'"
-# The smallest vocabulary with all letters: the special tokens, the alphabet, and the mark of a word's beginning.
+# The smallest vocabulary with all letters: the special tokens, these, and the mark of a word's beginning.
 ALPHABET_VOCAB_SIZE = NUM_SPECIAL_IDS + len(ALPHABET) + 1
 
 # How `choose_vocab_size` counts merges.
