@@ -14,11 +14,11 @@ class Hypothesis:
     scores nothing. Scores of different searches, or of other weights, cannot be compared.
     parts: by scorer, the unweighted natural-log score of these ids: "ctc" (all alignments), "attention" (eos
     included), and the scorers of the options by their names.
-    frames: the frame in which each label begins, where the decoder knows it; None elsewhere.
+
+    When each label was spoken is found by alignment, whichever decoder found the text: vox/decode/align.py.
     """
 
     ids: list[int]
     is_truncated: bool = False
     score: float | None = None
     parts: Mapping[str, float] = field(default_factory=dict)
-    frames: list[int] | None = None
