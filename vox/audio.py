@@ -22,6 +22,7 @@ import soundfile
 
 from vox.disk import hash_file
 from vox.errors import AudioError, VoxError
+from vox.ffmpeg import FFMPEG_SUFFIXES, decode_by_ffmpeg
 from vox.resample import resample, resampled_length, resampling_rates
 from vox.segment import WHOLE, Segment
 
@@ -280,11 +281,20 @@ def _open_sound(source: _Source, path: Path | str) -> soundfile.SoundFile:
             sound.close()
             sound = _Sound(io.BytesIO(_fill_in_wav_size(_read_bytes(source))))
     except (soundfile.LibsndfileError, TypeError) as error:
-        raise _explain_unopened(source, path, error) from None
+        trouble = _explain_unopened(source, path, error)
+        if not isinstance(error, soundfile.LibsndfileError) or not _is_for_ffmpeg(path):
+            raise trouble from None
+        sound = _Sound(io.BytesIO(decode_by_ffmpeg(Path(path))))
     if sound.frames > 0:
         return sound
     sound.close()
     raise AudioError("an empty recording", where=path, remedy="record it again or leave it out")
+
+
+def _is_for_ffmpeg(path: Path | str) -> bool:
+    """Say whether a file that libsndfile cannot open has a format that ffmpeg reads."""
+    path = Path(path)
+    return path.suffix.lower() in FFMPEG_SUFFIXES and path.is_file() and path.stat().st_size > 0
 
 
 def _read_bytes(source: _Source) -> bytes:

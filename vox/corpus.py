@@ -17,6 +17,7 @@ from pathlib import Path
 
 from vox.audio import AudioHeader, read_header
 from vox.errors import CorpusError, VoxError, escape_surrogates, name_count, name_first
+from vox.ffmpeg import FFMPEG_SUFFIXES
 from vox.manifest import name_entries, parse_entry
 from vox.segment import WHOLE, Segment, find_overlaps
 from vox.text import normalise_text
@@ -24,7 +25,7 @@ from vox.units import RECEPTIVE_FIELD_SAMPLES, SAMPLE_RATE, samples_to_frames
 
 log = logging.getLogger(__name__)
 
-AUDIO_SUFFIXES = frozenset(
+AUDIO_SUFFIXES = FFMPEG_SUFFIXES | frozenset(
     ".flac .wav .mp3 .ogg .opus .aif .aiff .aifc .au .snd .caf .w64 .rf64 .sph .nist".split()  # noqa: SIM905
 )
 _TRANSCRIPT_SUFFIX = ".trans.txt"

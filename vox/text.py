@@ -24,6 +24,10 @@ NUM_SPECIAL_IDS = 4
 
 WORD_MARK = "\u2581"  # what SentencePiece writes for the space before a word
 
+ALPHABET = "abcdefghijklmnopqrstuvwxyz'"
+# The smallest vocabulary with all letters: the special tokens, these, and the mark of a word's beginning.
+ALPHABET_VOCAB_SIZE = NUM_SPECIAL_IDS + len(ALPHABET) + 1
+
 # How `choose_vocab_size` counts merges.
 WORDS_PER_MERGE = 32
 MIN_MERGES = 10
@@ -96,7 +100,7 @@ def normalise_text(text: str) -> str:
     lowered = lowered.translate(_OPENING_QUOTES).translate(_APOSTROPHES)
     decomposed = unicodedata.normalize("NFKD", lowered).lower().translate(_LETTERS)
     spelled = decomposed.translate(_REDUCTION)
-    bad = sorted(set(spelled) - set("abcdefghijklmnopqrstuvwxyz'\u2018 "))
+    bad = sorted(set(spelled) - set(ALPHABET + "\u2018 "))
     if bad:
         raise TextError(f"characters outside the alphabet ({_describe(bad)})", remedy=_remedy(bad))
     words: list[str] = []
@@ -224,6 +228,9 @@ class Tokenizer:
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Train a BPE tokenizer on normalised texts: the same texts give the same bytes.
 
+    It has all letters of the alphabet, so that it can spell words that the texts do not have, unless the
+    vocabulary is smaller than `ALPHABET_VOCAB_SIZE`: then it has the letters of the texts only.
+
     Raises TextError if the texts are empty, hold more characters than the vocabulary, or hold too little
     for it; the last two name the smallest and the largest vocabulary that fits.
     """
@@ -257,6 +264,7 @@ def _train_bpe(sentences: Sequence[str], vocab_size: int) -> bytes:
         bos_id=BOS_ID,
         eos_id=EOS_ID,
         unk_id=UNK_ID,
+        required_chars=ALPHABET if vocab_size >= ALPHABET_VOCAB_SIZE else "",
         num_threads=1,
         input_sentence_size=0,
         shuffle_input_sentence=False,
@@ -282,19 +290,17 @@ def _largest_that_fits(error: RuntimeError) -> int | None:
 
 
 def choose_vocab_size(texts: Sequence[str]) -> int:
-    """Return how many BPE pieces suit normalised texts: the special tokens, the characters, and merges.
+    """Return how many BPE pieces suit normalised texts: the special tokens, the alphabet, and merges.
 
     One merge for every 32 different words, and at least ten: a piece needs examples, and different words are
     what merges are learnt from. 100 hours of LibriSpeech, with 34,000 different words, get about 1,100
-    pieces, an hour of it about 110, a corpus of ten digits 30. Very few words may not have that many merges:
+    pieces, an hour of it about 110, a corpus of ten digits 42. Very few words may not have that many merges:
     `fit_vocab_size` tells. Raises TextError where there is no text.
     """
     words = set().union(*(text.split() for text in texts))
     if not words:
         raise TextError("no text to choose a vocabulary for", remedy="check the split's transcripts")
-    num_characters = len(set().union(*words)) + 1  # and the mark of a word's beginning
-    merges = max(MIN_MERGES, len(words) // WORDS_PER_MERGE)
-    return NUM_SPECIAL_IDS + num_characters + merges
+    return ALPHABET_VOCAB_SIZE + max(MIN_MERGES, len(words) // WORDS_PER_MERGE)
 
 
 def fit_vocab_size(texts: Sequence[str], wanted: int) -> int:

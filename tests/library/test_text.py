@@ -121,9 +121,9 @@ def test_training_is_deterministic_in_bytes_and_across_processes() -> None:
 
 def test_a_vocabulary_is_chosen_by_the_different_words() -> None:
     digits = ["zero one two three four", "five six seven eight nine"] * 100
-    assert choose_vocab_size(digits) == 4 + 16 + 10  # specials, characters and word mark, the least merges
+    assert choose_vocab_size(digits) == 4 + 28 + 10  # specials, letters and word mark, the least merges
     many = [f"{a}{b}{c}" for a in "abcdefgh" for b in "abcdefgh" for c in "abcdefghij"]
-    assert choose_vocab_size(many) == 4 + 11 + 640 // 32
+    assert choose_vocab_size(many) == 4 + 28 + 640 // 32
     with pytest.raises(TextError, match="no text"):
         choose_vocab_size(["", ""])
 
@@ -192,18 +192,25 @@ def test_get_tokenizer_trains_once_and_says_which(tmp_path: Path, caplog: pytest
 
 
 def test_a_stored_tokenizer_that_cannot_be_right_is_refused(tmp_path: Path) -> None:
-    get_tokenizer(tmp_path, "train-x", TEXTS, 40)
-    path = tokenizer_path(tmp_path, "train-x", 40)
-    with pytest.raises(TextError, match=r"other transcripts \(it lacks i q z\).*bpe40.model; delete it"):
-        get_tokenizer(tmp_path, "train-x", [*TEXTS, "quiz"], 40)
+    get_tokenizer(tmp_path, "train-x", TEXTS, 28)
+    path = tokenizer_path(tmp_path, "train-x", 28)
+    with pytest.raises(TextError, match=r"other transcripts \(it lacks i q z\).*bpe28.model; delete it"):
+        get_tokenizer(tmp_path, "train-x", [*TEXTS, "quiz"], 28)
     whole = path.read_bytes()
-    train_tokenizer(TEXTS, 41).save(path)
-    with pytest.raises(TextError, match=r"41 pieces where 40 belong.*delete it"):
-        get_tokenizer(tmp_path, "train-x", TEXTS, 40)
+    train_tokenizer(TEXTS, 29).save(path)
+    with pytest.raises(TextError, match=r"29 pieces where 28 belong.*delete it"):
+        get_tokenizer(tmp_path, "train-x", TEXTS, 28)
     for damaged in (b"", b"junk", whole[:200]):
         path.write_bytes(damaged)
-        with pytest.raises(TextError, match=r"tokenizer.*bpe40.model; delete it"):
-            get_tokenizer(tmp_path, "train-x", TEXTS, 40)
+        with pytest.raises(TextError, match=r"tokenizer.*bpe28.model; delete it"):
+            get_tokenizer(tmp_path, "train-x", TEXTS, 28)
+
+
+def test_words_that_the_texts_do_not_have_can_be_spelled() -> None:
+    """Adaptation keeps the tokenizer: one of ten digits must be able to write any name."""
+    tokenizer = train_tokenizer(["zero one two three four", "five six seven eight nine"] * 20, 42)
+    assert tokenizer.decode(tokenizer.encode("alexa's jacqueline kemp")) == "alexa's jacqueline kemp"
+    assert all(not piece.endswith(tuple("abcdjklmpqy'")) for piece in tokenizer.pieces if len(piece) > 1)
 
 
 def test_a_missing_tokenizer_file_is_named(tmp_path: Path) -> None:

@@ -141,6 +141,7 @@ def test_held_out_text_weighs_the_texts(
 def test_a_bad_text_is_one_line(
     tmp_path: Path, checkpoint: Path, content: bytes, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    make_tokenizer(31).save(checkpoint / "tokenizer.model")
     (tmp_path / "text").write_bytes(content)
     command = ["lm", "--checkpoint", str(checkpoint), "--text", str(tmp_path / "text")]
     assert main([*command, "--out", str(tmp_path / "lm.arpa")]) == 2
@@ -151,6 +152,7 @@ def test_a_bad_text_is_one_line(
 def test_bad_lines_may_be_left_out(
     tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    make_tokenizer(31).save(checkpoint / "tokenizer.model")
     (tmp_path / "text").write_text("go 9\nstop\njazz\n")
     command = ["lm", "--checkpoint", str(checkpoint), "--text", str(tmp_path / "text"), "--skip-bad"]
     assert main([*command, "--out", str(tmp_path / "lm.arpa")]) == 0

@@ -210,5 +210,5 @@ def test_files_that_are_no_text_are_named(tmp_path: Path) -> None:
 
 
 def test_a_model_over_words_is_refused_under_a_search_over_pieces(tmp_path: Path) -> None:
-    with pytest.raises(LanguageModelError, match=r"another vocabulary \('a' is not one .*:10; .*vox lm"):
+    with pytest.raises(LanguageModelError, match=r"another vocabulary \('below' is not one .*:11; .*vox lm"):
         load_ngram(write(tmp_path, TOY.replace("b", "below")), make_tokenizer(), CPU)
