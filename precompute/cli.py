@@ -28,7 +28,7 @@ from vox.options import (
     "--layers",
     default=join_layers(DEFAULT_LAYERS),
     show_default=True,
-    help="Transformer layers to average, counted from 1.",
+    help="WavLM hidden states to average, counted from 1.",
 )
 @click.option(
     "--speeds", default="1.0", show_default=True, help="Also at other speeds, each cached: 0.9,1.0,1.1."

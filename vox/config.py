@@ -110,7 +110,7 @@ class FeaturesConfig(_Section):
 
     wavlm: str = Field(default=DEFAULT_WAVLM, description="hub name or local folder")
     layers: tuple[int, ...] = Field(
-        default=DEFAULT_LAYERS, min_length=1, description="transformer layers averaged, counted from 1"
+        default=DEFAULT_LAYERS, min_length=1, description="WavLM hidden states averaged, counted from 1"
     )
 
     @model_validator(mode="after")

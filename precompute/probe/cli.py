@@ -44,7 +44,9 @@ from vox.options import (
     show_default=True,
     help="Chooses the utterances and the batches.",
 )
-@click.option("--layers", help="Layers whose mean to compare with, counted from 1.  [default: the top third]")
+@click.option(
+    "--layers", help="Hidden states whose mean to compare with, counted from 1.  [default: the top third]"
+)
 @click.option("--keep", is_flag=True, help="Keep the outputs of all layers.")
 @root_option
 @wavlm_option
