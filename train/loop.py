@@ -66,7 +66,7 @@ def _train_epoch(run: Run) -> None:
         run.meter.read()
         if is_whole and progress.unread_updates - unread_before == progress.update - first_update:
             raise AudioError(
-                f"not one recording of epoch {progress.epoch + 1} could be read",
+                f"no recording of epoch {progress.epoch + 1} could be read",
                 where=run.parts.train.name,
                 remedy="the first reasons are above; restore the audio, then continue with --resume",
             )

@@ -145,7 +145,7 @@ def test_a_split_of_which_nothing_can_be_read_is_an_error(split, tiny_wavlm_dir,
     write_split(root, "train-tiny", 12)
     write_split(root, "dev-tiny", 2, speaker=8)
     cut_recordings(root, split)
-    with pytest.raises(AudioError, match=f"no recording of the dev split.*{split}"):
+    with pytest.raises(AudioError, match=f"no recording of .*could be read.*{split}"):
         run_training(stage1_options(root, tiny_wavlm_dir, tmp_path / "run"))
 
 
