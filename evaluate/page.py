@@ -115,7 +115,7 @@ def _render_decoder(name: str, result: DecoderResult, intervals: Intervals) -> s
         f"<p>{_format_interval(rate.interval)}</p>"
         f'<div class="stack">{bar}</div><ul class="kinds">{legend}</ul>'
         f"<p>CER {_format_percent(counts.cer)} % ({_format_interval(intervals.cer[name].interval)})</p>"
-        f"<p>{num_wrong:,} of {counts.num_utterances:,} utterances have an error</p>"
+        f"<p>with an error: {num_wrong:,} of {name_count(counts.num_utterances, 'utterance')}</p>"
         f"<p>real-time factor {result.real_time_factor:.3f}</p>{cut}</article>"
     )
 

@@ -16,7 +16,7 @@ import soundfile
 from evaluate.run import Evaluation
 from vox.audio import read_audio
 from vox.corpus import Utterance
-from vox.errors import AudioError
+from vox.errors import AudioError, name_count
 from vox.score import UtteranceScore, WordPair
 from vox.units import SAMPLE_RATE, samples_to_seconds
 
@@ -70,7 +70,7 @@ def _render_text(names: Sequence[str], one: UtteranceScore) -> str:
     counts = "no error"
     if one.num_errors:
         kinds = f"{one.substitutions} sub, {one.deletions} del, {one.insertions} ins"
-        counts = f"{kinds} of {one.num_words} words"
+        counts = f"{kinds} of {name_count(one.num_words, 'word')}"
     words = " ".join(_render_pair(pair) for pair in one.pairs)
     return (
         f'<div class="text" data-decoders="{escape(" ".join(names))}"><p class="who">'

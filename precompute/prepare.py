@@ -256,7 +256,8 @@ def _check_plan(folder: Path, work: CacheWork) -> None:
         remedy = "compute it again with --rebuild"
     else:
         remedy = "give the same --shard-gb as then, compute it again with --rebuild"
-        what = f"this cache was cut into {len(old.shards)} shards, and would now be {len(work.plan.shards)}"
+        shards = name_count(len(old.shards), "shard")
+        what = f"this cache was divided into {shards}, and would now be {len(work.plan.shards)}"
     raise CacheError(
         what,
         where=folder,
