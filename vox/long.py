@@ -22,7 +22,7 @@ from vox.model.recogniser import Recogniser
 from vox.progress import AudioProgress
 from vox.text import BLANK_ID
 from vox.units import FRAME_RATE, HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, samples_to_frames, samples_to_seconds
-from vox.wavlm.measure import Measured, measure
+from vox.wavlm.measure import Measured
 
 DEFAULT_LONGEST_SAMPLES = 30 * 16_000  # where a checkpoint does not record what it was trained on
 
@@ -163,7 +163,7 @@ def recognise_long(
     """
     max_frames = max(ENCODER_STEP, samples_to_frames(longest_samples))
     window_frames = min(max(max_frames, MIN_WINDOW_FRAMES), MAX_WINDOW_FRAMES)
-    measured = measure(recogniser.extractor.wavlm, waveform_S)
+    measured = recogniser.extractor.wavlm.measure(waveform_S)
     windows = plan_windows(samples_to_frames(len(waveform_S)), window_frames)
     found = Found([Hypothesis([])], Hypothesis([]), [], 1.0)
     first_frame = 0
