@@ -7,6 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 MODULES ?= train/judge/validate.py vox/checkpoint/files.py
 COUNT ?= 10
+SEED ?= 0
 INSTALLED := $(VENV)/.installed
 
 .PHONY: check demo test lint bench mutate clean
@@ -28,9 +29,9 @@ lint: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks
 
-# TESTS: test files or ids; without, those that import the module.
+# TESTS: test files or ids; without, those that import the module. SEED: another draws other mutations.
 mutate: $(INSTALLED)
-	$(BIN)/python -m tests.mutate $(MODULES) --count $(COUNT) $(if $(TESTS),--tests $(TESTS))
+	$(BIN)/python -m tests.mutate $(MODULES) --count $(COUNT) --seed $(SEED) $(if $(TESTS),--tests $(TESTS))
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

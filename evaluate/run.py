@@ -22,7 +22,7 @@ from vox.device import autocast, pick_precision, synchronize
 from vox.errors import CorpusError, name_count
 from vox.hear import device_of, hear
 from vox.hotword_list import Hotword, HotwordMatcher, as_in_transcripts
-from vox.progress import AudioProgress
+from vox.progress import ProgressBar
 from vox.score import Score, score
 from vox.score_hotwords import HotwordScore, score_hotwords
 from vox.units import samples_to_seconds
@@ -117,7 +117,7 @@ def read_batches(
     excluded: is filled with the ids of recordings that cannot be read, and why. Each is also logged.
     """
     seconds = {utterance.id: samples_to_seconds(utterance.num_samples or 0) for utterance in utterances}
-    with AudioProgress(sum(seconds.values()), title) as progress:
+    with ProgressBar(sum(seconds.values()), title) as progress:
         for item in iterate_by_length(utterances, batch_seconds, workers):
             if isinstance(item, AudioFailure):
                 log.warning("excluded %s: %s", item.id, item.reason)

@@ -29,7 +29,7 @@ from vox.data.plan import plan_by_length
 from vox.data.sources import decode_and_hash_batches, map_ahead
 from vox.device import autocast
 from vox.errors import DeviceError
-from vox.progress import AudioProgress
+from vox.progress import ProgressBar
 from vox.units import samples_to_seconds, seconds_to_samples
 from vox.wavlm.extractor import FeatureExtractor
 
@@ -79,7 +79,7 @@ def compute_shards(
     extractor = extractor.to(device).eval()
     notes = describe_computation(device, precision, batch_seconds)
     with (
-        AudioProgress(sum(seconds.values()), work.plan.title) as progress,
+        ProgressBar(sum(seconds.values()), work.plan.title) as progress,
         WriterThread(work, folder, notes) as writer,
     ):
         pipe = _Pipe(writer)

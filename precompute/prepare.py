@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from precompute.plan import CacheWork, share_shards
-from precompute.recordings import (
+from precompute.audio_changes import (
     Recordings,
     find_readable,
     may_be_mended,
     recall_stamps,
     refuse_changed,
 )
+from precompute.plan import CacheWork, share_shards
 from vox.corpus import Problem
 from vox.disk import check_space, format_gb, free_bytes, nearest_folder, remove_leftovers
 from vox.errors import CacheError, name_count, name_first

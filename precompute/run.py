@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from precompute.audio_changes import Recordings
 from precompute.pace import choose_pace
 from precompute.plan import plan_cache
 from precompute.prepare import (
@@ -22,7 +23,6 @@ from precompute.prepare import (
     inspect_cache,
     prepare_folder,
 )
-from precompute.recordings import Recordings
 from vox.corpus import Problem, find_split, load_split
 from vox.errors import CacheError, DeviceError, name_count
 from vox.features.cache import cache_dir

@@ -120,8 +120,8 @@ def _replace(node: ast.expr | ast.stmt) -> Iterator[str]:
         case ast.Return(ast.expr() as value) if not isinstance(value, ast.Constant):
             yield "return None"
         case ast.Call(function, [first, second, *others], keywords) if ast.unparse(function) not in UNORDERED:
-            swapped = ast.Call(function, [second, first, *others], keywords)
-            yield ast.unparse(swapped)
+            if ast.dump(first) != ast.dump(second):
+                yield ast.unparse(ast.Call(function, [second, first, *others], keywords))
         case _:
             return
 

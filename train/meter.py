@@ -21,6 +21,7 @@ from train.update.step import UpdateResult
 from vox.data.plan import Update, positions_of
 from vox.device import peak_memory_gb
 from vox.errors import TrainingError, name_first
+from vox.progress import format_duration
 from vox.units import FRAME_RATE
 
 log = logging.getLogger(__name__)
@@ -159,5 +160,5 @@ class Meter:
             values["attention"],
             values["grad_norm"],
             values["updates_per_second"],
-            tqdm.format_interval(left),
+            format_duration(left),
         )

@@ -5,7 +5,6 @@ import hashlib
 import http.client
 import logging
 import shutil
-import sys
 import tarfile
 import urllib.error
 import urllib.request
@@ -15,10 +14,9 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import IO, Any
 
-from tqdm import tqdm
-
 from vox.disk import check_space, digest_file, format_gb, hash_file
 from vox.errors import CorpusError
+from vox.progress import MEGABYTES, ProgressBar
 
 log = logging.getLogger(__name__)
 
@@ -143,19 +141,18 @@ def _receive(
     response: Any, file: IO[bytes], digest: Any, url: str, num_there: int, num_total: int | None
 ) -> int:
     """Append the response to the file until it ends; return the bytes that are there then."""
-    progress = _Progress("fetched", num_total, num_there)
-    while True:
-        try:  # of these only: a full disk is no network failure
-            chunk = response.read(_CHUNK_BYTES)
-        except _NETWORK_ERRORS as error:
-            raise _broken_off(url, f"{type(error).__name__} at {num_there} bytes") from None
-        if not chunk:
-            progress.close()
-            return num_there
-        file.write(chunk)
-        digest.update(chunk)
-        num_there += len(chunk)
-        progress.advance(len(chunk))
+    with ProgressBar(num_total, "fetched", MEGABYTES, done=num_there) as progress:
+        while True:
+            try:  # of these only: a full disk is no network failure
+                chunk = response.read(_CHUNK_BYTES)
+            except _NETWORK_ERRORS as error:
+                raise _broken_off(url, f"{type(error).__name__} at {num_there} bytes") from None
+            if not chunk:
+                return num_there
+            file.write(chunk)
+            digest.update(chunk)
+            num_there += len(chunk)
+            progress.add(len(chunk))
 
 
 def _starts_at(response: Any, num_there: int) -> bool:
@@ -199,45 +196,12 @@ def _move_in(unpacked: Path, librispeech_dir: Path, split: str) -> None:
 
 
 def _follow(archive: tarfile.TarFile, file: IO[bytes], num_total: int) -> Iterator[tarfile.TarInfo]:
-    progress = _Progress("unpacked", num_total, 0)
-    position = 0
-    for member in archive:
-        yield member
-        progress.advance(file.tell() - position)
-        position = file.tell()
-    progress.close()
-
-
-class _Progress:
-    """A bar on a terminal; a log line at every tenth otherwise."""
-
-    def __init__(self, verb: str, num_total: int | None, num_there: int) -> None:
-        self._verb, self._total, self._there = verb, num_total, num_there
-        self._is_terminal = sys.stderr.isatty()
-        self._bar = tqdm(
-            total=num_total,
-            initial=num_there,
-            desc=verb,
-            unit="B",
-            unit_scale=True,
-            file=sys.stderr,
-            disable=not self._is_terminal,
-        )
-        self._tenths = self._count_tenths()
-
-    def advance(self, num_bytes: int) -> None:
-        self._there += num_bytes
-        self._bar.update(num_bytes)
-        tenths = self._count_tenths()
-        if tenths > self._tenths and not self._is_terminal:
-            log.info("%s %d %% of %s", self._verb, 10 * tenths, _gigabytes(self._total))
-        self._tenths = tenths
-
-    def close(self) -> None:
-        self._bar.close()
-
-    def _count_tenths(self) -> int:
-        return 10 * self._there // self._total if self._total else 0
+    with ProgressBar(num_total, "unpacked", MEGABYTES) as progress:
+        position = 0
+        for member in archive:
+            yield member
+            progress.add(file.tell() - position)
+            position = file.tell()
 
 
 def _broken_off(url: str, reason: str) -> CorpusError:

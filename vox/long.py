@@ -19,10 +19,10 @@ from vox.decode.ctc import decode_ctc
 from vox.decode.words import LabelTime, time_labels
 from vox.model.encoded import Encoded
 from vox.model.recogniser import Recogniser
-from vox.progress import AudioProgress
+from vox.progress import ProgressBar
 from vox.text import BLANK_ID
 from vox.units import FRAME_RATE, HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, samples_to_frames, samples_to_seconds
-from vox.wavlm.measure import Measured, measure
+from vox.wavlm.measure import Measured
 
 DEFAULT_LONGEST_SAMPLES = 30 * 16_000  # if the checkpoint does not record the longest training recording
 
@@ -163,11 +163,11 @@ def recognise_long(
     """
     max_frames = max(ENCODER_STEP, samples_to_frames(longest_samples))
     window_frames = min(max(max_frames, MIN_WINDOW_FRAMES), MAX_WINDOW_FRAMES)
-    measured = measure(recogniser.extractor.wavlm, waveform_S)
+    measured = recogniser.extractor.wavlm.measure(waveform_S)
     windows = plan_windows(samples_to_frames(len(waveform_S)), window_frames)
     found = Found([Hypothesis([])], Hypothesis([]), [], 1.0)
     first_frame = 0
-    with AudioProgress(samples_to_seconds(len(waveform_S)), name) as progress:
+    with ProgressBar(samples_to_seconds(len(waveform_S)), name) as progress:
         for piece in cut_pieces(encode_windows(recogniser, waveform_S, measured, windows), max_frames):
             found = _add_piece(found, recogniser, piece, search, nbest, temperature, first_frame)
             num_frames = piece.hidden_BTD.shape[1]

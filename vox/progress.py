@@ -1,9 +1,9 @@
 """Progress of long work: a bar on a terminal, a plain line now and then elsewhere."""
 
 import logging
-import sys
 import time
 from types import TracebackType
+from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -13,56 +13,71 @@ FIRST_LINE_SECONDS = 5.0  # early, for an estimate
 LINE_SECONDS = 30.0
 
 
-class AudioProgress:
-    """Counts seconds of audio done, and says how fast and how long still; a context manager."""
+class Unit(NamedTuple):
+    """What is shown of an amount of work."""
 
-    def __init__(self, total_seconds: float, name: str) -> None:
-        self._total = total_seconds
-        self._name = name
-        self._done = 0.0
+    name: str  # in lines
+    bar_name: str  # on bars
+    rate: str  # so many of it a second
+    size: float = 1.0  # of one, in what is counted
+
+
+AUDIO = Unit("s of audio", "s audio", "times real time")  # counted in seconds
+MEGABYTES = Unit("MB", "MB", "MB/s", size=1e6)  # counted in bytes
+
+
+class ProgressBar:
+    """Counts work done, and says how fast and how long still; a context manager."""
+
+    def __init__(self, total: float | None, name: str, unit: Unit = AUDIO, *, done: float = 0.0) -> None:
+        """Begin at `done` of `total`, both in what the unit counts; a total of None is not known."""
+        self._total = None if total is None else total / unit.size
+        self._name, self._unit = name, unit
+        self._done = self._first = done / unit.size
         self._start = time.monotonic()
         self._next_line = self._start + FIRST_LINE_SECONDS
-        self._bar = (
-            tqdm(total=round(total_seconds), desc=name, unit="s audio") if sys.stderr.isatty() else None
+        self._bar = tqdm(
+            total=None if self._total is None else round(self._total),
+            initial=round(self._done),
+            desc=name,
+            unit=unit.bar_name,
+            disable=None,  # unless stderr is a terminal
         )
 
-    def add(self, seconds: float) -> None:
-        """Count seconds of audio as done."""
-        if self._bar is not None:
-            self._bar.update(round(self._done + seconds) - round(self._done))
-        self._done += seconds
-        now = time.monotonic()
-        if self._bar is None and now >= self._next_line:
-            self._next_line = now + LINE_SECONDS
-            rate = self._done / (now - self._start)
-            log.info(
-                "%s: %.0f of %.0f s of audio, %.1f times real time, %s left",
-                self._name,
-                self._done,
-                self._total,
-                rate,
-                format_duration(max(0.0, self._total - self._done) / rate),
-            )
+    def add(self, amount: float) -> None:
+        """Count more work as done."""
+        before, self._done = self._done, self._done + amount / self._unit.size
+        self._bar.update(round(self._done) - round(before))
+        if self._bar.disable and time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + LINE_SECONDS
+            log.info("%s: %s", self._name, self._describe_state())
 
-    def __enter__(self) -> "AudioProgress":
+    def _describe_state(self) -> str:
+        """Say how much of how much is done, how fast, and how long the rest takes."""
+        rate, unit = self._rate(), self._unit
+        if self._total is None:
+            return f"{self._done:.0f} {unit.name}, {rate:.1f} {unit.rate}"
+        amounts = f"{self._done:.0f} of {self._total:.0f} {unit.name}, {rate:.1f} {unit.rate}"
+        left = max(0.0, self._total - self._done)
+        return amounts + (f", {format_duration(left / rate)} left" if rate else "")
+
+    def _rate(self) -> float:
+        """Return what was done a second, of what this process did."""
+        return (self._done - self._first) / (time.monotonic() - self._start)
+
+    def __enter__(self) -> "ProgressBar":
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Take the bar away and, unless an error ended the work, say what it came to."""
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.close()
         if kind is not None:
             return
-        elapsed = time.monotonic() - self._start
-        log.info(
-            "%s: %.0f s of audio in %s, %.1f times real time",
-            self._name,
-            self._done,
-            format_duration(elapsed),
-            self._done / elapsed,
-        )
+        duration = format_duration(time.monotonic() - self._start)
+        amount = f"{self._done:.0f} {self._unit.name}"
+        log.info("%s: %s in %s, %.1f %s", self._name, amount, duration, self._rate(), self._unit.rate)
 
 
 def format_duration(seconds: float) -> str:

@@ -21,7 +21,7 @@ from vox.data.batch import make_feature_batch, make_label_batch
 from vox.data.plan import plan_by_length, plan_epoch
 from vox.data.sources import read_ahead
 from vox.decode.ctc import greedy_ctc
-from vox.progress import AudioProgress
+from vox.progress import ProgressBar
 from vox.score import score
 from vox.text import BLANK_ID
 from vox.units import FRAME_RATE
@@ -108,7 +108,7 @@ def fit_heads(
     batches = _read_batches(features, [micro_batch for update in updates for micro_batch in update], device)
     labels = features.labels
     rows = [row for update in updates for micro_batch in update for row in micro_batch]
-    with AudioProgress(_seconds(features, rows), "fitting the heads") as progress:
+    with ProgressBar(_seconds(features, rows), "fitting the heads") as progress:
         for number, update in enumerate(updates):
             for group in optimizer.param_groups:
                 group["lr"] = LEARNING_RATE * _schedule(number, num_updates)

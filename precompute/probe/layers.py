@@ -21,7 +21,7 @@ from vox.data.plan import plan_by_length
 from vox.data.sources import decode_batches
 from vox.device import autocast
 from vox.disk import create_part, name_os_errors, take_blocks
-from vox.progress import AudioProgress
+from vox.progress import ProgressBar
 from vox.units import samples_to_frames, samples_to_seconds, seconds_to_samples
 from vox.wavlm.model import WavLM
 
@@ -104,7 +104,7 @@ def compute_layers(
     wavlm = wavlm.to(device).eval()
     problems = []
     with (
-        AudioProgress(samples_to_seconds(sum(lengths)), selection.split) as progress,
+        ProgressBar(samples_to_seconds(sum(lengths)), selection.split) as progress,
         torch.inference_mode(),
         autocast(device, precision),
     ):

@@ -5,6 +5,7 @@ Letters: T frames, V vocabulary.
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -152,6 +153,7 @@ def test_formats() -> None:
         "end": 0.34,
         "confidence": 0.9,
     }
+    assert "ölpreis" in FORMATS["json"](replace(TRANSCRIPT, text="ölpreis"))
 
 
 def test_captions_without_times_are_one_for_the_recording() -> None:
@@ -161,9 +163,12 @@ def test_captions_without_times_are_one_for_the_recording() -> None:
     assert FORMATS["ctm"](transcript) == ""
 
 
-def test_captions_stay_short() -> None:
-    words = tuple(Word("eleven", 0.5 * k, 0.5 * k + 0.4, 1.0) for k in range(40))
-    captions = FORMATS["srt"](Transcript("a.wav", 20.0, "ctc", "", words, 1.0, ())).split("\n\n")
+@pytest.mark.parametrize(
+    ("word", "seconds", "counts"),
+    [("eleven", 0.5, [11, 11, 11, 7]), ("go", 0.7, [8, 8, 8, 8, 8])],  # up to 80 letters; up to 6 s
+)
+def test_captions_are_short_and_as_few_as_that_allows(word: str, seconds: float, counts: list[int]) -> None:
+    words = tuple(Word(word, seconds * k, seconds * k + seconds - 0.1, 1.0) for k in range(40))
+    captions = FORMATS["srt"](Transcript("a.wav", 28.0, "ctc", "", words, 1.0, ())).split("\n\n")
     lines = [caption.splitlines()[2] for caption in captions]
-    assert " ".join(lines).split() == ["eleven"] * 40
-    assert max(map(len, lines)) <= 80
+    assert [line.split() for line in lines] == [[word] * count for count in counts]

@@ -5,14 +5,17 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
+from torch.nn import functional as F
 
 import vox
-from evaluate.tune import choose_weights
+from evaluate.tune import _collect_words, _Lists, choose_weights
 from tests.support.speech import make_speech, write_split
 from tests.support.untrained import save_arbitrary_checkpoint
 from vox.additions import plan_search
 from vox.cli import main
 from vox.errors import CheckpointError
+from vox.text import BLANK_ID, train_tokenizer
 from vox.tuned import TUNED, Tuned, read_tuned, write_tuned
 
 TUNING = Tuned("rescore", 6, 0.7, 0.5, 0.2, 1.5, "dev", {"ctc": 0.1, "rescore": 0.05})
@@ -36,6 +39,22 @@ def test_the_bonus_and_the_language_model_are_found() -> None:
     known_is_right = [[[-1.0, -1.0, 3.0, -1.0], [-0.9, -0.9, 3.0, -3.0]]]
     _, _, lm_weight, errors = choose_weights([[0, 1]], known_is_right, has_lm=True)
     assert (lm_weight > 0, errors) == (True, 0)
+
+
+def test_the_temperature_is_fitted_to_which_words_are_right() -> None:
+    """Of two texts: the second of three words is wrong; one word, and right."""
+    tokenizer = train_tokenizer(["go left", "go right now", "left left right"], 20)
+    lists = _Lists()
+    for text, reference in (("go left now", "go right now"), ("right", "right")):
+        labels = tokenizer.encode(text)
+        frames = torch.tensor([label for each in labels for label in (each, BLANK_ID)])
+        log_probs_TV = (8.0 * F.one_hot(frames, tokenizer.vocab_size).float()).log_softmax(1)
+        _collect_words(log_probs_TV, labels, reference, tokenizer, lists)
+    assert lists.is_right == [True, False, True, True]
+    assert sorted(set(lists.words)) == [0, 1, 2, 3]
+    rows_UV = torch.cat(lists.rows_UV)
+    assert rows_UV.argmax(1).tolist() == lists.labels
+    assert len(lists.labels) == len(lists.words) == len(rows_UV)
 
 
 def test_tune_writes_what_transcribe_and_evaluate_take(

@@ -138,8 +138,9 @@ def test_lhotse_cuts(tmp_path: Path) -> None:
         {"id": "c4", **cut, "recording": fast, "supervisions": [supervision("s4", "a", 0.0, 1.0)]},
         {"id": "c5", **cut, "recording": memory, "supervisions": [supervision("s5", "a", 0.0, 1.0), "?"]},
     ]
-    write_lines(tmp_path / "cuts_train.jsonl.gz", rows)
-    taken, left_out = take_over(tmp_path / "cuts_train.jsonl.gz", tmp_path / "data")
+    write_lines(tmp_path / "l" / "cuts_train.jsonl.gz", rows)
+    taken, left_out = take_over(tmp_path / "l" / "cuts_train.jsonl.gz", tmp_path / "data")
+    assert (taken, left_out) == take_over(tmp_path / "l", tmp_path / "from-the-folder")
     assert taken == [("s1", "a.wav", "go", "s1", "0.6+0.2")]
     assert left_out == {
         "s2": "no text",

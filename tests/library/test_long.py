@@ -38,7 +38,7 @@ from vox.model.encoded import Encoded
 from vox.text import BLANK_ID
 from vox.transcribe import Transcriber
 from vox.units import FRAME_RATE, HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, SAMPLE_RATE, samples_to_frames
-from vox.wavlm.measure import Measured, measure
+from vox.wavlm.measure import Measured
 from vox.wavlm.stem import clean_waveforms
 
 PLAIN = Measured(0.0, 1.0, (None, None))
@@ -70,7 +70,7 @@ class FrameNumbers(torch.nn.Module):
         self.script = torch.tensor(script)
         self.longest_window = 0
         self.extractor = self.extract
-        self.extract.__func__.wavlm = None
+        self.extract.__func__.wavlm = SimpleNamespace(measure=lambda _: PLAIN)
 
     def extract(self, seen_BS: Tensor, num_samples_B: Tensor, _: Measured) -> tuple[Tensor, Tensor]:
         """Return the first sample of each frame."""
@@ -89,13 +89,6 @@ def number_frames(num_frames: int) -> Tensor:
     """Return a waveform whose sample is the index of the last frame that begins at or before it."""
     num_samples = (num_frames - 1) * HOP_SAMPLES + RECEPTIVE_FIELD_SAMPLES
     return (torch.arange(num_samples) // HOP_SAMPLES).float()
-
-
-@pytest.fixture(autouse=True)
-def nothing_to_measure(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measure no statistics for FrameNumbers, which has no WavLM."""
-    real = long.measure
-    monkeypatch.setattr(long, "measure", lambda wavlm, x: PLAIN if wavlm is None else real(wavlm, x))
 
 
 @pytest.mark.parametrize("num_frames", [3_201, 3_202, 3_203, 3_204, 1_203])
@@ -204,7 +197,7 @@ def test_one_window_with_the_recording_s_statistics_is_the_recording(
     wavlm = copy_to_ours(make_reference(shape), do_normalize)
     waveform_1S = make_waveform(3 * SAMPLE_RATE + 123) * 0.3 + 0.1
     num_samples_B = torch.tensor([waveform_1S.shape[1]])
-    measured = measure(wavlm, waveform_1S[0])
+    measured = wavlm.measure(waveform_1S[0])
     if do_normalize:
         clean_1S = clean_waveforms(waveform_1S, num_samples_B, do_normalize=True)
         assert relative_l2(measured.clean(waveform_1S), clean_1S) <= 1e-6
@@ -219,7 +212,7 @@ def test_windows_differ_from_the_whole_by_attention_s_reach_only(shape: str) -> 
     wavlm = copy_to_ours(make_reference(shape), do_normalize=shape == "large")
     waveform_1S = make_waveform(24 * SAMPLE_RATE)
     waveform_1S[:, 12 * SAMPLE_RATE :] /= 30
-    measured = measure(wavlm, waveform_1S[0])
+    measured = wavlm.measure(waveform_1S[0])
     (whole,), _ = wavlm(waveform_1S, torch.tensor([waveform_1S.shape[1]]), [0])
     (window,) = [w for w in plan_windows(whole.shape[1], 600, 100) if w.own_first == 800]
     seen_1S = waveform_1S[:, window.first * HOP_SAMPLES : (window.end - 1) * HOP_SAMPLES + 400]
@@ -280,7 +273,7 @@ def _ctc_of_windows(recogniser: torch.nn.Module, waveform_S: np.ndarray) -> list
     num_frames = samples_to_frames(len(whole_S))
     windows = plan_windows(num_frames, long.MIN_WINDOW_FRAMES)
     with torch.inference_mode():
-        measured = measure(recogniser.extractor.wavlm, whole_S)  # type: ignore[union-attr,arg-type]
+        measured = recogniser.extractor.wavlm.measure(whole_S)  # type: ignore[union-attr,operator]
         parts = encode_windows(recogniser, whole_S, measured, windows)  # type: ignore[arg-type]
         log_probs_BTV = torch.cat([part.ctc_log_probs_BTV for part in parts], 1)
     return greedy_ctc(log_probs_BTV, torch.tensor([num_frames]))[0]

@@ -148,14 +148,15 @@ def test_a_model_without_unk_gives_a_finite_score(tmp_path: Path) -> None:
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     first = read_arpa(write(tmp_path, TOY))
     for name in ("again.arpa", "again.arpa.gz"):
-        write_arpa(tmp_path / "new" / name, first.vocabulary, first.tables)
-        again = read_arpa(tmp_path / "new" / name)
+        write_arpa(tmp_path / "models" / "new" / name, first.vocabulary, first.tables)
+        again = read_arpa(tmp_path / "models" / "new" / name)
         assert again.vocabulary == first.vocabulary
         for one, other in zip(first.tables, again.tables, strict=True):
             assert one.words_Mk.tolist() == other.words_Mk.tolist()
             assert one.log10_probs_M.tolist() == other.log10_probs_M.tolist()
             assert one.log10_backoffs_M.tolist() == other.log10_backoffs_M.tolist()
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["again.arpa", "again.arpa.gz"]
+    names = sorted(path.name for path in (tmp_path / "models" / "new").iterdir())
+    assert names == ["again.arpa", "again.arpa.gz"]
 
 
 @pytest.mark.parametrize(

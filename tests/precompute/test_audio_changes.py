@@ -135,7 +135,7 @@ def test_new_times_alone_are_recorded_quietly(
     assert {path: path.stat().st_mtime_ns for path in cache_folder(root).glob("*.h5")} == shards
     assert list(verify_cache(cache_folder(root))) == []
     # Recorded: now neither contents nor headers are read.
-    monkeypatch.delattr("precompute.recordings.hash_recording")
+    monkeypatch.delattr("precompute.audio_changes.hash_recording")
     monkeypatch.delattr("vox.corpus.read_header")
     assert precompute(root, tiny_wavlm_dir) == 0
 

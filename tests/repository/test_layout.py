@@ -1,6 +1,7 @@
 """The layout: where files are, and which modules may import which."""
 
 import ast
+import graphlib
 import re
 import shutil
 import subprocess
@@ -108,15 +109,6 @@ def room_of(module: str) -> str:
     return ".".join(module.split(".")[:2])
 
 
-def imported_when_run(path: Path) -> set[str]:
-    """Name the modules that a file imports, except those imported for type checkers only."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            node.body = [ast.Pass()]
-    return imported_by(tree, path)
-
-
 def test_every_room_has_a_floor_and_imports_from_lower_floors_only() -> None:
     floors = read_floors()
     found = set()
@@ -128,22 +120,51 @@ def test_every_room_has_a_floor_and_imports_from_lower_floors_only() -> None:
             room = room_of(module)
             found.add(room)
             assert room in floors, f"{room} has no floor in {ARCHITECTURE.name}"
-            for name in imported_when_run(path):
+            for name in imported_modules(path):
                 other = room_of(name)
                 if name.partition(".")[0] == package and other in floors and other != room:
                     assert floors[other] < floors[room], f"{module} imports {name}, not on a lower floor"
     assert found == floors.keys()
 
 
+def find_arrows(sources: dict[str, str]) -> dict[str, set[str]]:
+    """Return which of these modules each imports, for type checkers too; of a package, its own names."""
+    arrows: dict[str, set[str]] = {name: set() for name in sources}
+    for name, source in sources.items():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import):
+                arrows[name] |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                parts = {f"{node.module}.{alias.name}" for alias in node.names}
+                arrows[name] |= {part if part in sources else str(node.module) for part in parts}
+    return {name: (others & sources.keys()) - {name} for name, others in arrows.items()}
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Neither as they run nor for type checkers; inside a room too, where there are no floors."""
+    sources = {}
+    for package in PACKAGES:
+        for path in module_paths(package):
+            name = ".".join(path.relative_to(CHECKOUT).with_suffix("").parts).removesuffix(".__init__")
+            sources[name] = path.read_text(encoding="utf-8")
+    arrows = find_arrows(sources)
+    assert arrows["vox.wavlm.model"] >= {"vox.wavlm.measure", "vox.wavlm.stem"}
+    list(graphlib.TopologicalSorter(arrows).static_order())  # raises CycleError, which names them
+
+    held_open = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from vox.wavlm.model import WavLM\n"
+    sources["vox.wavlm.measure"] += held_open
+    with pytest.raises(graphlib.CycleError):
+        graphlib.TopologicalSorter(find_arrows(sources)).prepare()
+
+
 def test_the_floors_are_checked(tmp_path: Path) -> None:
-    """An import of a higher room is found anywhere in the file; imports for type checkers do not count."""
+    """An import of a higher room is found anywhere in the file, for type checkers too."""
     path = tmp_path / "module.py"
     path.write_text(
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import vox.cli\n"
         "def f():\n    from vox.commands import demo\n"
     )
-    assert {"vox.commands", "vox.commands.demo"} <= imported_when_run(path)
-    assert "vox.cli" not in imported_when_run(path)
+    assert {"vox.cli", "vox.commands", "vox.commands.demo"} <= imported_modules(path)
     floors = read_floors()
     assert floors["vox.commands"] > floors["vox.checkpoint"] > floors["vox.disk"] > floors["vox.errors"]
 

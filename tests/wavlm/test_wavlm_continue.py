@@ -143,5 +143,8 @@ def test_the_paths_of_a_gpu_compute_the_same(shape: str) -> None:
         assert relative_l2(frames_BTC[1, :15], expected_BTC[1, :15]) <= 1e-6
         positions = wavlm.encoder.pos_conv_embed
         hidden_BTD = torch.randn(2, 70, 32)
-        actual_BTD, expected_BTD = positions.convolve(hidden_BTD), positions.convolve_by_fft(hidden_BTD)
-        assert relative_l2(actual_BTD, expected_BTD) <= 1e-6
+        # An even kernel with padding on both sides returns one frame too many.
+        half = positions.kernel // 2
+        padded_BDT = torch.nn.functional.pad(hidden_BTD.transpose(1, 2), (half, half))
+        expected_BTD = positions.conv(padded_BDT)[:, :, :70].transpose(1, 2)
+        assert relative_l2(positions.convolve(hidden_BTD), expected_BTD) <= 1e-6

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.support.wavlm_models import relative_l2
-from vox.wavlm import linear
+from vox.wavlm import cpu
 from vox.wavlm.linear import Linear
 
-needs_onednn = pytest.mark.skipif(not linear.IS_ONEDNN_THERE, reason="this torch has no oneDNN")
+needs_onednn = pytest.mark.skipif(not cpu.IS_ONEDNN_THERE, reason="this torch has no oneDNN")
 
 
 def make_layer(activation: str | None = None) -> Linear:
@@ -43,9 +43,9 @@ def expected_of(layer: Linear, inputs: Tensor) -> Tensor:
 def test_outputs_are_the_formulas(
     monkeypatch: pytest.MonkeyPatch, num_frames: int, activation: str | None, is_there: bool
 ) -> None:
-    monkeypatch.setattr(linear, "IS_ONEDNN_THERE", is_there)
+    monkeypatch.setattr(cpu, "IS_ONEDNN_THERE", is_there)
     layer, inputs = make_layer(activation), make_inputs(num_frames)
-    assert linear.is_packable(inputs, layer.weight) == is_there
+    assert cpu.is_packable(inputs, layer.weight) == is_there
     outputs = layer(inputs)
     assert outputs.shape == (2, num_frames, 80)
     assert relative_l2(outputs, expected_of(layer, inputs)) < 1e-6

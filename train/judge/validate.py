@@ -21,7 +21,7 @@ from vox.device import autocast
 from vox.errors import AudioError
 from vox.hear import count_frames, hear
 from vox.model.recogniser import Recogniser
-from vox.progress import AudioProgress
+from vox.progress import ProgressBar
 from vox.runs.layout import Weights
 from vox.score import score
 from vox.text import Tokenizer
@@ -168,7 +168,7 @@ def validate(
     try:
         with (
             torch.no_grad(),  # not inference_mode: tables cached now are used in training
-            AudioProgress(reader.my_seconds, f"validating on {split.name}") as progress,
+            ProgressBar(reader.my_seconds, f"validating on {split.name}") as progress,
         ):
             for _ in range(reader.num_rounds):
                 if is_stopped():

@@ -20,7 +20,7 @@ from vox.check.results import Rate
 from vox.check.subject import CheckSubject
 from vox.device import synchronize
 from vox.units import SAMPLE_RATE
-from vox.wavlm.linear import IS_ONEDNN_THERE, is_packable, multiply_packed, pack
+from vox.wavlm.cpu import IS_ONEDNN_THERE, is_packable, multiply_packed, pack
 
 # Rows, and products timed together: much longer than it takes to start them.
 CUDA_MATRICES = 8192, 20

@@ -3,7 +3,6 @@
 import gc
 import logging
 import math
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -105,7 +104,7 @@ def run_steps(
 
     An error ends its own step only: on a new machine everything else is still worth knowing.
     """
-    bar = tqdm(steps, unit="step", leave=False, disable=not sys.stderr.isatty())
+    bar = tqdm(steps, unit="step", leave=False, disable=None)
     for step in bar:
         bar.set_description(step.title)
         if bar.disable:

@@ -14,7 +14,7 @@ from vox.audio import hash_recording
 from vox.corpora.measure import Measured, measure
 from vox.corpus import Problem, Utterance, probe_audio, read_split
 from vox.errors import CorpusError, VoxError, name_count, name_first
-from vox.progress import AudioProgress
+from vox.progress import ProgressBar
 from vox.segment import WHOLE, Segment, find_overlaps
 from vox.units import samples_to_seconds
 
@@ -114,7 +114,7 @@ def _measure_all(utterances: Sequence[Utterance], workers: int, title: str) -> I
             return str(error)
 
     remaining = iter(utterances)
-    with ThreadPoolExecutor(workers) as pool, AudioProgress(sum(map(_seconds, utterances)), title) as bar:
+    with ThreadPoolExecutor(workers) as pool, ProgressBar(sum(map(_seconds, utterances)), title) as bar:
         while portion := list(islice(remaining, PORTION)):
             for utterance, found in zip(portion, pool.map(try_to_measure, portion), strict=True):
                 bar.add(_seconds(utterance))

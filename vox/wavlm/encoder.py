@@ -26,22 +26,12 @@ class PositionalConvolution(nn.Module):
         conv = nn.Conv1d(config.hidden_size, config.hidden_size, self.kernel, groups=self.groups)
         self.conv = parametrizations.weight_norm(conv, name="weight", dim=2)
         self.activation = ACTIVATIONS[config.feat_extract_activation]
-        self._weight: Derived[Tensor] = Derived()
         self._spectrum: Derived[Tensor] = Derived()
 
     @torch.no_grad()
     def forward(self, hidden_BTD: Tensor) -> Tensor:
         """Return [B, T, D] for the input that must be zero on padded frames, as beyond a lone utterance."""
-        return self.activation(self.convolve_by_fft(hidden_BTD))
-
-    def convolve(self, hidden_BTD: Tensor) -> Tensor:
-        """Return the convolution [B, T, D] by torch's own kernel: what a GPU does best."""
-        weight = self._weight.get(self._originals(), lambda: self.conv.weight)
-        positions_BDT = F.conv1d(
-            hidden_BTD.transpose(1, 2), weight, self.conv.bias, padding=self.kernel // 2, groups=self.groups
-        )
-        # An even kernel with padding on both sides returns one frame too many.
-        return positions_BDT[:, :, : hidden_BTD.shape[1]].transpose(1, 2)
+        return self.activation(self.convolve(hidden_BTD))
 
     def _originals(self) -> list[Tensor]:
         """Return what the weight is made of: directions and norms."""
@@ -52,9 +42,10 @@ class PositionalConvolution(nn.Module):
         spectrum = torch.fft.rfft(self.conv.weight, 2 * self.kernel).conj()
         return spectrum.unflatten(0, (self.groups, -1)).permute(3, 0, 2, 1).flatten(0, 1).contiguous()
 
-    def convolve_by_fft(self, hidden_BTD: Tensor) -> Tensor:
-        """Return the convolution [B, T, D] by blocks of twice the kernel (overlap-save): six times as fast.
+    def convolve(self, hidden_BTD: Tensor) -> Tensor:
+        """Return the convolution [B, T, D] by FFT, in blocks of twice the kernel (overlap-save).
 
+        Six times as fast as torch's own convolution, on a CPU and, in float32, on a GPU.
         Of a block's circular correlation, those outputs count that did not meet its end.
         """
         spectrum = self._spectrum.get(self._originals(), self._make_spectrum)

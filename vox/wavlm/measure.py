@@ -10,16 +10,12 @@ B batch, S samples, T frames of the first convolution, K kernel.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from vox.units import samples_to_frames
-from vox.wavlm.stem import NORMALISE_EPS, ConvLayer, Folded, fold_moments
-
-if TYPE_CHECKING:
-    from vox.wavlm.model import WavLM
+from vox.wavlm.stem import NORMALISE_EPS, ConvLayer, ConvStem, Folded, fold_moments
 
 BLOCK_STEPS = 2**17  # of the first convolution: 41 s, 10 MB of windows in float64
 
@@ -43,13 +39,13 @@ class Measured:
 
 
 @torch.no_grad()
-def measure(wavlm: "WavLM", waveform_S: Tensor) -> Measured:
+def measure(stem: ConvStem, waveform_S: Tensor, do_normalize: bool) -> Measured:
     """Measure a whole recording, float32 [S] on the CPU, block by block with float64 sums.
 
-    The result is on the WavLM's device.
+    do_normalize: the WavLM's own. The result is on the stem's device.
     """
-    mean, scale = _measure_samples(waveform_S) if wavlm.do_normalize else (0.0, 1.0)
-    layer = wavlm.feature_extractor.conv_layers[0]
+    mean, scale = _measure_samples(waveform_S) if do_normalize else (0.0, 1.0)
+    layer = stem.conv_layers[0]
     assert isinstance(layer, ConvLayer)
     if not isinstance(layer.layer_norm, nn.GroupNorm):
         return Measured(mean, scale, (None, None))

@@ -25,7 +25,7 @@ from vox.wavlm.attention import make_bias_scratch
 from vox.wavlm.derived import clear_derived
 from vox.wavlm.encoder import Encoder
 from vox.wavlm.linear import ACTIVATIONS
-from vox.wavlm.measure import Measured
+from vox.wavlm.measure import Measured, measure
 from vox.wavlm.stem import ConvStem, FeatureProjection, clean_waveforms
 
 
@@ -113,6 +113,10 @@ class WavLM(nn.Module):
         for index in self.trainable_layers:
             self.encoder.layers[index].train(mode)
         return self
+
+    def measure(self, waveform_S: Tensor) -> Measured:
+        """Measure a whole recording, float32 [S] on the CPU, for computing it in windows."""
+        return measure(self.feature_extractor, waveform_S, self.do_normalize)
 
     def forward(
         self,

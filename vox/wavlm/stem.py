@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 from vox.masks import lengths_to_mask
 from vox.units import receptive_field, samples_to_frames
+from vox.wavlm.cpu import is_packable, multiply_packed, pack
 from vox.wavlm.derived import Derived
-from vox.wavlm.linear import ACTIVATIONS, Linear, is_packable, multiply_packed, pack
+from vox.wavlm.linear import ACTIVATIONS, Linear
 
 # Wav2Vec2FeatureExtractor's constant, under the root with the variance.
 NORMALISE_EPS = 1e-7
@@ -148,12 +149,11 @@ class ConvLayer(nn.Module):
 
         As many taps as a stride has frames stand side by side in memory, and so are one row of a matrix.
         """
-        weight, num_steps = (
-            self.conv.weight,
-            samples_to_frames(frames_BTC.shape[1], (self.kernel,), (self.stride,)),
-        )
+        weight = self.conv.weight
+        num_steps = samples_to_frames(frames_BTC.shape[1], (self.kernel,), (self.stride,))
         products = products or weight.dtype
-        is_lower = products is not weight.dtype
+        # Only where it differs: on a CPU torch takes no out_dtype.
+        sums: dict[str, Any] = {} if products is weight.dtype else {"out_dtype": weight.dtype}
         frames_BTC, weight_KCD = frames_BTC.to(products), weight.permute(2, 1, 0).to(products)
         out_BTD: Tensor | None = None
         for tap in range(0, self.kernel, self.stride):
@@ -161,14 +161,10 @@ class ConvLayer(nn.Module):
             rows_BTCW = frames_BTC[:, tap:].unfold(1, taps, self.stride)[:, :num_steps]
             rows_BTW = rows_BTCW.transpose(2, 3).flatten(2)
             weight_BWD = weight_KCD[tap : tap + taps].flatten(0, 1).expand(len(rows_BTW), -1, -1)
-            if is_lower and out_BTD is None:
-                out_BTD = torch.bmm(rows_BTW, weight_BWD, out_dtype=weight.dtype)
-            elif is_lower and out_BTD is not None:
-                out_BTD = torch.baddbmm(out_BTD, rows_BTW, weight_BWD, out_dtype=weight.dtype)
-            elif out_BTD is None:
-                out_BTD = torch.bmm(rows_BTW, weight_BWD)
+            if out_BTD is None:
+                out_BTD = torch.bmm(rows_BTW, weight_BWD, **sums)
             else:
-                out_BTD = torch.baddbmm(out_BTD, rows_BTW, weight_BWD)
+                out_BTD = torch.baddbmm(out_BTD, rows_BTW, weight_BWD, **sums)
         assert out_BTD is not None
         return out_BTD if self.conv.bias is None else out_BTD + self.conv.bias
 
