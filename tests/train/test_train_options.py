@@ -14,8 +14,8 @@ OTHER = {
     "config_path": Path("my.yaml"),
     "overrides": ("train.epochs=3",),
     "root": Path("elsewhere"),
-    "train_split": "train-tiny",
-    "dev_split": "dev-tiny",
+    "train_split": ("train-tiny",),
+    "dev_split": ("dev-tiny",),
     "wavlm": "wavlm-tiny",
     "features": Path("caches"),
     "resume": True,
@@ -24,7 +24,7 @@ OTHER = {
     "device": "cpu",
     "backup": "file:///backup",
     "skip_bad": True,
-    "replay_split": "train-tiny",
+    "replay_split": ("train-tiny",),
     "no_replay": True,
 }
 NAMES = [each.name for each in fields(TrainOptions) if each.name not in ("stage", "run")]
