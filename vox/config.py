@@ -22,6 +22,7 @@ MAX_LAYERS = 1_000
 MAX_KERNEL = 10_001
 MAX_COUNT = 1_000_000_000
 MAX_WORKERS = 1_000
+MAX_SPLIT_WEIGHT = 1_000
 
 # What was computed before there was a key to choose it.
 _BEFORE_KEY_EXISTED: dict[str, Any] = {"model": {"cross_attention": "plain"}}
@@ -137,7 +138,6 @@ Splits = Annotated[
     BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
     Field(min_length=1),
 ]
-MAX_SPLIT_WEIGHT = 1_000
 
 
 def _parse_weight(entry: str) -> tuple[str, int]:
