@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from vox.defaults import DEFAULT_LAYERS, DEFAULT_WAVLM
 from vox.errors import ConfigError
@@ -132,10 +140,20 @@ def switch_is_on(switch: Switch, *, auto: bool) -> bool:
 _Speed = Annotated[float, Field(ge=0.5, le=2.0)]
 
 
+def _check_splits(given: tuple[str, ...]) -> tuple[str, ...]:
+    weights = dict(map(_parse_weight, given))
+    if len(weights) != len(given):
+        raise ValueError(f"{', '.join(given)} must be different splits")
+    if not all(1 <= weight <= MAX_SPLIT_WEIGHT for weight in weights.values()):
+        raise ValueError(f"the number after a split is from 1 to {MAX_SPLIT_WEIGHT}")
+    return given
+
+
 # One split's name, or a list of names. A tuple even of one, so that all that follows knows one kind.
 Splits = Annotated[
     tuple[str, ...],
     BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+    AfterValidator(_check_splits),
     Field(min_length=1),
 ]
 
@@ -182,15 +200,7 @@ class DataConfig(_Section):
         return dict(map(_parse_weight, self.train_split))
 
     @model_validator(mode="after")
-    def _check_splits(self) -> "DataConfig":
-        for key, given, names in (
-            ("train_split", self.train_split, list(self.train_weights)),
-            ("dev_split", self.dev_split, list(dict.fromkeys(self.dev_split))),
-        ):
-            if len(names) != len(given):
-                raise ValueError(f"{key} {', '.join(given)} must be different splits")
-        if not all(1 <= weight <= MAX_SPLIT_WEIGHT for weight in self.train_weights.values()):
-            raise ValueError(f"the number after a split is from 1 to {MAX_SPLIT_WEIGHT}")
+    def _check_limits(self) -> "DataConfig":
         least, most = self.min_seconds, self.max_seconds
         if least is not None and most is not None and least > most:
             raise ValueError(f"min_seconds {least} is above max_seconds {most}")

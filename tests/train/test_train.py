@@ -292,7 +292,7 @@ def test_a_decoder_that_babbles_does_not_decide_which_checkpoint_is_best():
 
 def test_a_split_named_twice_and_a_run_named_as_a_checkpoint_are_refused(stage1, capsys):
     assert main(["train", "--stage", "1", "--train-split", "a", "--train-split", "a:2"]) == 2
-    assert "train_split a, a:2 must be different splits" in capsys.readouterr().err
+    assert "data.train_split (a, a:2 must be different splits)" in capsys.readouterr().err
     with pytest.raises(CheckpointError, match=rf"this is a run.*name {stage1.run_dir}/best"):
         load_recogniser(stage1.run_dir)
 
