@@ -17,7 +17,13 @@ from vox.options import (
 
 
 @click.command()
-@click.option("--split", required=True, help="A split in LibriSpeech's layout, or of ROOT/SPLIT.jsonl.")
+@click.option(
+    "--split",
+    "splits",
+    multiple=True,
+    required=True,
+    help="A split in LibriSpeech's layout, or of ROOT/SPLIT.jsonl; repeatable, a row each and the total.",
+)
 @checkpoint_option
 @click.option(
     "--decoder",
@@ -47,7 +53,7 @@ from vox.options import (
     help="The report of an earlier evaluation of this split, to compare with.",
 )
 def evaluate(
-    split: str,
+    splits: tuple[str, ...],
     checkpoint: Path | None,
     decoders: tuple[str, ...],
     beam: int | None,
@@ -64,9 +70,10 @@ def evaluate(
     skip_bad: bool,
     against: Path | None,
 ) -> None:
-    """Measure WER and CER on a split.
+    """Measure WER and CER on a split, or on several.
 
-    Prints a line for each decoder, and writes the hypotheses, a report and an HTML page.
+    Prints a line for each decoder, and of several splits one for each of them. Writes the hypotheses, a
+    report and an HTML page.
     """
     from evaluate.intervals import read_earlier
     from evaluate.report import (
@@ -78,11 +85,10 @@ def evaluate(
         prepare_out_dir,
         write_report,
     )
-    from evaluate.run import evaluate_split
+    from evaluate.run import evaluate_split, load_splits
     from vox.additions import plan_search
     from vox.checkpoint.files import load_recogniser
     from vox.checkpoint.series import newest_checkpoint
-    from vox.corpus import load_split_and_problems
     from vox.decode import VALIDATION_DECODERS, make_options
     from vox.device import pick_device
 
@@ -107,21 +113,23 @@ def evaluate(
     loaded = load_recogniser(resolved, place)
     identity = describe_checkpoint(folder, loaded)
     options = plan.options_for(loaded, place)
-    utterances, problems = load_split_and_problems(root, split, skip_bad=skip_bad)
+    splits = tuple(dict.fromkeys(splits))
+    title = "+".join(splits)
+    utterances, left_out = load_splits(root, splits, skip_bad=skip_bad)
     earlier = None if against is None else read_earlier(against, names, utterances)
-    out_dir = prepare_out_dir(out or default_out_dir(folder, split))
+    out_dir = prepare_out_dir(out or default_out_dir(folder, title))
 
     evaluation = evaluate_split(
         loaded,
         utterances,
-        split,
+        title,
         names,
         options,
         hotwords=plan.additions.hotwords,
         temperature=plan.temperature,
         batch_seconds=batch_seconds,
         workers=workers,
-        left_out={problem.name: problem.reason for problem in problems},
+        left_out=left_out,
     )
     click.echo(format_table(evaluation))
     former = describe_former_report(out_dir)

@@ -27,6 +27,7 @@ from vox.disk import remove_leftovers, write_whole
 from vox.errors import name_count
 from vox.hear import device_of
 from vox.runs.layout import CHECKPOINTS, CHECKSUMS, MODEL
+from vox.score import Score
 from vox.score_hotwords import HotwordScore
 
 VERSIONS_OF = ("torch", "transformers", "sentencepiece", "jiwer")
@@ -60,6 +61,7 @@ def format_table(evaluation: Evaluation) -> str:
         f"{evaluation.split}: {name_count(len(evaluation.ids), 'utterance')}, "
         f"{evaluation.audio_seconds / 60:.1f} min"
     )
+    lines += _split_lines(evaluation)
     lines += _hotword_lines(evaluation)
     for name, result in evaluation.decoders.items():
         if result.truncated_ids:
@@ -92,6 +94,20 @@ def format_comparison(comparison: Comparison) -> str:
         f"({100 * LEVEL:.0f} % interval {low:+.2f} to {high:+.2f}), "
         f"{name_count(comparison.num_utterances, 'utterance')}: {comparison.verdict}"
     )
+
+
+def _split_lines(evaluation: Evaluation) -> list[str]:
+    """Write each split's error rates by decoder, and those of all; none where there is one split."""
+    if not evaluation.by_split:
+        return []
+    total = {name: result.score for name, result in evaluation.decoders.items()}
+    rows = {**evaluation.by_split, "total": total}
+    width = max(16, *(len(split) + 2 for split in rows))
+    lines = [f"{'WER %':<{width}}{'words':>9}" + "".join(f"{name:>16}" for name in total)]
+    for split, scores in rows.items():
+        rates = "".join(f"{100 * each.wer:>16.2f}" for each in scores.values())
+        lines.append(f"{split:<{width}}{next(iter(scores.values())).num_words:>9}{rates}")
+    return lines
 
 
 def _hotword_lines(evaluation: Evaluation) -> list[str]:
@@ -167,6 +183,13 @@ def _make_report(
             for name, result in evaluation.decoders.items()
         },
         **describe_intervals(intervals),
+        "splits": {
+            split: {
+                "num_utterances": next(iter(scores.values())).num_utterances,
+                "decoders": {name: _score_figures(counts) for name, counts in scores.items()},
+            }
+            for split, scores in evaluation.by_split.items()
+        },
         "num_excluded": len(evaluation.excluded),
         "excluded": evaluation.excluded,
         "page": "report.html",
@@ -175,7 +198,16 @@ def _make_report(
 
 
 def _decoder_figures(name: str, result: DecoderResult) -> dict[str, Any]:
-    counts = result.score
+    return {
+        **_score_figures(result.score),
+        "real_time_factor": result.real_time_factor,
+        "truncated": result.truncated_ids,
+        "hypotheses": f"hypotheses-{name}.jsonl",
+        **({} if result.hotwords is None else {"hotwords": _hotword_figures(result.hotwords)}),
+    }
+
+
+def _score_figures(counts: Score) -> dict[str, Any]:
     return {
         "wer": counts.wer,
         "cer": counts.cer,
@@ -184,10 +216,6 @@ def _decoder_figures(name: str, result: DecoderResult) -> dict[str, Any]:
         "insertions": counts.insertions,
         "hits": counts.hits,
         "words": counts.num_words,
-        "real_time_factor": result.real_time_factor,
-        "truncated": result.truncated_ids,
-        "hypotheses": f"hypotheses-{name}.jsonl",
-        **({} if result.hotwords is None else {"hotwords": _hotword_figures(result.hotwords)}),
     }
 
 

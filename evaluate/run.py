@@ -8,12 +8,13 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 
 from vox.checkpoint.files import Checkpoint
-from vox.corpus import Utterance
+from vox.corpus import Utterance, load_split_and_problems
 from vox.data.batch import AudioBatch, AudioFailure
 from vox.data.sources import iterate_by_length
 from vox.decode import Search, SearchOptions, make_search
@@ -44,9 +45,9 @@ class DecoderResult:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The results of one checkpoint on one split."""
+    """The results of one checkpoint on one split, or on several together."""
 
-    split: str
+    split: str  # the names of several are joined by +
     ids: list[str]  # of the utterances scored, sorted
     references: list[str]
     excluded: dict[str, str]  # id: why it cannot be used; excluded from all figures
@@ -54,6 +55,7 @@ class Evaluation:
     precision: str  # of the computation: float32, bfloat16 or float16
     decoders: dict[str, DecoderResult]
     options: SearchOptions  # of the searches; greedy decoders ignore them
+    by_split: dict[str, dict[str, Score]] = field(default_factory=dict)  # by decoder; empty for one split
 
 
 @dataclass
@@ -68,6 +70,23 @@ class _Tally:
     num_samples: int = 0
     precision: torch.dtype = torch.float32
     temperature: float = 1.0
+
+
+def load_splits(
+    root: Path, splits: Sequence[str], *, skip_bad: bool
+) -> tuple[list[Utterance], dict[str, str]]:
+    """List the utterances of splits that can be used, and why others cannot, by id.
+
+    Of several splits an id is `<split>/<id>`. Raises CorpusError as `load_split_and_problems` does.
+    """
+    utterances: list[Utterance] = []
+    left_out: dict[str, str] = {}
+    for split in splits:
+        found, problems = load_split_and_problems(root, split, skip_bad=skip_bad)
+        prefix = f"{split}/" if len(splits) > 1 else ""
+        utterances += [replace(each, id=prefix + each.id, split=split) for each in found]
+        left_out |= {prefix + problem.name: problem.reason for problem in problems}
+    return utterances, left_out
 
 
 def evaluate_split(
@@ -196,7 +215,26 @@ def _score_tally(
         precision=str(tally.precision).removeprefix("torch."),
         decoders=results,
         options=options,
+        by_split=_score_splits(scored, results),
     )
+
+
+def _score_splits(
+    scored: Sequence[Utterance], results: Mapping[str, DecoderResult]
+) -> dict[str, dict[str, Score]]:
+    """Score each split by itself; return nothing where there is one only."""
+    positions: dict[str, list[int]] = {}
+    for position, utterance in enumerate(scored):
+        positions.setdefault(utterance.split, []).append(position)
+    if len(positions) < 2:
+        return {}
+    return {
+        split: {
+            name: score([scored[k].text for k in some], [result.hypotheses[k] for k in some])
+            for name, result in results.items()
+        }
+        for split, some in positions.items()
+    }
 
 
 @contextmanager

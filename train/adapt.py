@@ -19,16 +19,16 @@ def name_source(config: Config, origin: Config) -> Config:
     stage's source. Raises ConfigError if source and target are the same split, for training or validation.
     """
     asked = config.adapt
-    split = asked.replay_split or origin.adapt.replay_split or origin.data.train_split
+    split = asked.replay_split or origin.adapt.replay_split or tuple(origin.data.train_weights)
     dev_split = asked.source_dev_split or origin.adapt.source_dev_split or origin.data.dev_split
     for target, source, flag in (
-        (config.data.train_split, split, "--train-split"),
+        (tuple(config.data.train_weights), split, "--train-split"),
         (config.data.dev_split, dev_split, "--dev-split"),
     ):
-        if target == source:
+        if both := set(target) & set(source):
             raise ConfigError(
                 "this split is the source's, so it cannot be the target too",
-                where=target,
+                where=" and ".join(sorted(both)),
                 remedy=f"name your own with {flag}",
             )
     adapt = asked.model_copy(update={"replay_split": split, "source_dev_split": dev_split})
@@ -45,7 +45,8 @@ def add_replay(target: TrainingSplit, source: TrainingSplit) -> TrainingSplit:
         target.utterances + replayed,
         target.labels | {prefix + name: row for name, row in source.labels.items()},
         CachedSource(
-            join_caches({"": target.source.cache, prefix: source.source.cache}), pin=target.source.pin
+            join_caches([("", target.source.cache), (prefix, source.source.cache)]), pin=target.source.pin
         ),
         num_replayed=len(replayed),
+        left_out=target.left_out | {prefix + name: seconds for name, seconds in source.left_out.items()},
     )

@@ -1,15 +1,23 @@
 """From a config to the parts of a run."""
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from train.adapt import add_replay, name_source
+from train.joined import (
+    join_names,
+    leave_out_by_length,
+    open_dev_splits,
+    open_splits,
+    repeat_utterances,
+)
 from train.options import TrainOptions
 from train.ranks import Ranks
-from train.splits import TrainingSplit, label_split, open_dev_source, open_source
+from train.splits import TrainingSplit, label_split
 from train.stages import STAGES, find_stage
 from vox.checkpoint.files import Checkpoint, load_recogniser
 from vox.checkpoint.series import find_last
@@ -69,15 +77,16 @@ def build_parts(options: TrainOptions, config: Config, device: torch.device, ran
     fingerprint = _wanted_fingerprint(options, config, extractor, origin) if options.cached else None
     pin = device.type == "cuda"
     workers = config.data.workers
-    train_utterances, train_source = open_source(
+    weights = config.data.train_weights
+    train_utterances, train_source = open_splits(
         options,
-        config.data.train_split,
+        tuple(weights),
         fingerprint,
         workers=workers,
         pin=pin,
         speeds=config.data.speeds,
     )
-    dev_utterances, dev_source = open_dev_source(
+    dev_utterances, dev_source = open_dev_splits(
         options, config.data.dev_split, fingerprint, workers=workers, pin=pin
     )
     if origin is None:
@@ -88,27 +97,32 @@ def build_parts(options: TrainOptions, config: Config, device: torch.device, ran
         recogniser, tokenizer = origin.recogniser, origin.tokenizer
     choose_trainable(recogniser, config, cached=options.cached)
 
-    def label(name: str, utterances: list[Utterance], source: Source) -> TrainingSplit:
-        count_frames = recogniser.extractor.wavlm.num_frames
+    def label(splits: Collection[str], utterances: list[Utterance], source: Source) -> TrainingSplit:
+        name, count_frames = join_names(splits), recogniser.extractor.wavlm.num_frames
         return label_split(name, utterances, source, tokenizer, count_frames, skip_bad=options.skip_bad)
 
-    train = label(config.data.train_split, train_utterances, train_source)
+    def label_train(splits: Collection[str], utterances: list[Utterance], source: Source) -> TrainingSplit:
+        kept, left_out = leave_out_by_length(join_names(splits), utterances, config.data)
+        return replace(label(splits, kept, source), left_out=left_out)
+
+    train = repeat_utterances(label_train(weights, train_utterances, train_source), weights)
     dev = label(config.data.dev_split, dev_utterances, dev_source)
     source_dev = None
     if find_stage(options.stage).adapts:
         adapt = config.adapt
         assert adapt.replay_split is not None and adapt.source_dev_split is not None
         if adapt.replay:
-            opened = open_source(options, adapt.replay_split, fingerprint, workers=workers, pin=pin)
-            train = add_replay(train, label(adapt.replay_split, *opened))
-            log.info("replaying %s: %g seconds of it per second", adapt.replay_split, adapt.replay)
+            opened = open_splits(options, adapt.replay_split, fingerprint, workers=workers, pin=pin)
+            source = label_train(adapt.replay_split, *opened)
+            train = add_replay(train, source)
+            log.info("replaying %s: %g seconds of it per second", source.name, adapt.replay)
         else:
             log.warning(
                 "NO REPLAY: nothing of %s is heard, and it may be forgotten; weights that forget it are not "
                 "kept as best",
-                adapt.replay_split,
+                join_names(adapt.replay_split),
             )
-        opened = open_dev_source(options, adapt.source_dev_split, fingerprint, workers=workers, pin=pin)
+        opened = open_dev_splits(options, adapt.source_dev_split, fingerprint, workers=workers, pin=pin)
         source_dev = label(adapt.source_dev_split, *opened)
     recogniser = recogniser.to(device)
     if not ranks.is_first:  # the weights are the same everywhere, dropout is not
@@ -239,4 +253,4 @@ def _make_tokenizer(
             fitting,
         )
     size = config.model.num_pieces
-    return config, get_tokenizer(options.root, config.data.train_split, texts, size)
+    return config, get_tokenizer(options.root, join_names(config.data.train_weights), texts, size)

@@ -8,7 +8,7 @@ import click
 from train.options import TrainOptions
 from train.stages import STAGES
 from vox.errors import ConfigError
-from vox.options import device_option, features_option, one_split, root_option, skip_bad_option
+from vox.options import device_option, features_option, root_option, skip_bad_option
 
 
 @click.command()
@@ -31,11 +31,12 @@ from vox.options import device_option, features_option, one_split, root_option, 
 )
 @root_option
 @click.option(
-    "--train-split", multiple=True, callback=one_split, metavar="SPLIT", help="Config key data.train_split."
+    "--train-split",
+    multiple=True,
+    metavar="SPLIT",
+    help="Config key data.train_split; repeatable. SPLIT:3 is heard three times an epoch.",
 )
-@click.option(
-    "--dev-split", multiple=True, callback=one_split, metavar="SPLIT", help="Config key data.dev_split."
-)
+@click.option("--dev-split", multiple=True, metavar="SPLIT", help="Config key data.dev_split; repeatable.")
 @click.option("--wavlm", metavar="NAME-OR-FOLDER", help="Config key features.wavlm.")
 @features_option
 @click.option(
@@ -60,8 +61,9 @@ from vox.options import device_option, features_option, one_split, root_option, 
 @skip_bad_option
 @click.option(
     "--replay-split",
+    multiple=True,
     metavar="SPLIT",
-    help="Stage 3: the source to replay. Default: the split that the checkpoint was trained on.",
+    help="Stage 3: the source to replay; repeatable. Default: what the checkpoint was trained on.",
 )
 @click.option("--no-replay", is_flag=True, help="Stage 3: train on the target alone, which forgets.")
 @click.pass_context

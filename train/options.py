@@ -41,8 +41,8 @@ class TrainOptions:
     config_path: Path | None = None
     overrides: tuple[str, ...] = ()
     root: Path = Path("data")
-    train_split: str | None = None
-    dev_split: str | None = None
+    train_split: tuple[str, ...] = ()
+    dev_split: tuple[str, ...] = ()
     wavlm: str | None = None
     features: Path | None = None
     run: Path | None = None
@@ -52,7 +52,7 @@ class TrainOptions:
     device: str = "auto"
     backup: str | None = None
     skip_bad: bool = False
-    replay_split: str | None = None
+    replay_split: tuple[str, ...] = ()
     no_replay: bool = False
 
     @property
@@ -84,7 +84,7 @@ def resolve_config(options: TrainOptions) -> Config:
     paths = [CONFIGS_DIR / stage.config]
     if options.config_path is not None:
         paths.append(options.config_path)
-    given = [f"{key}={json.dumps(value)}" for key, value in shortcuts if value is not None]
+    given = [f"{key}={json.dumps(value)}" for key, value in shortcuts if value not in (None, ())]
     config = load_config(paths, [*options.overrides, *given])
     _check_unfreezing(stage, config, is_cached=options.cached, where=paths[-1])
     return config
@@ -92,13 +92,13 @@ def resolve_config(options: TrainOptions) -> Config:
 
 def _check_adapting(stage: Stage, options: TrainOptions) -> None:
     """Raise ConfigError where the options and what the stage does contradict each other."""
-    if not stage.adapts and (options.replay_split is not None or options.no_replay):
+    if not stage.adapts and (options.replay_split or options.no_replay):
         raise ConfigError(
             f"stage {stage.number} replays nothing", remedy="leave --replay-split and --no-replay out"
         )
     if stage.adapts and not options.cached:
         raise ConfigError(f"stage {stage.number} trains from cached features only", remedy="add --cached")
-    if options.replay_split is not None and options.no_replay:
+    if options.replay_split and options.no_replay:
         raise ConfigError("--replay-split and --no-replay contradict each other", remedy="leave one out")
 
 

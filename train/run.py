@@ -6,6 +6,7 @@ import os
 import torch
 
 from train.build import Parts, build_parts, count_trainable
+from train.joined import find_shared_recordings, join_names
 from train.judge.adapt import begin_adaptation, interpolate_at_the_end, link_before
 from train.judge.average import average_at_the_end
 from train.judge.handoff import hand_over
@@ -136,6 +137,9 @@ def _start(run: Run, options: TrainOptions) -> None:
         save_options(options)
         write_whole(options.run_dir / CONFIG, dump_config(run.parts.config).encode())
     _announce(run)
+    left_out = run.parts.train.left_out
+    if left_out and not options.resume:
+        run.write("left_out", 0, {"count": len(left_out), "utterances": left_out})
     settings = step_settings(run, run.parts.config.train.ctc_weight)
     if run.progress.update < run.total_updates:
         settle_micro_batch(run, settings)
@@ -234,8 +238,16 @@ def _announce(run: Run) -> None:
         f"{count_trainable(parts.recogniser):,}",
         run.total_updates,
     )
-    if parts.train.name == parts.dev.name:
-        log.warning("%s is the train split and the dev split: its WER will say nothing", parts.dev.name)
+    if both := config.data.train_weights.keys() & set(config.data.dev_split):
+        log.warning("%s is the train split and the dev split: its WER will say nothing", join_names(both))
+    elif shared := find_shared_recordings(parts.train, parts.dev):
+        log.warning(
+            "%d recordings are in %s and in %s too, which makes its WER too good: %s",
+            len(shared),
+            parts.dev.name,
+            parts.train.name,
+            ", ".join(f"{name} is {trained_on}" for name, trained_on in shared.items()),
+        )
 
 
 def _report_end(run: Run) -> None:

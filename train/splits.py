@@ -4,7 +4,7 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from train.options import TrainOptions
 from vox.corpus import Utterance, load_split
@@ -15,7 +15,6 @@ from vox.defaults import DEFAULT_WAVLM
 from vox.errors import CacheError, CorpusError, name_count, name_first
 from vox.features.cache import (
     FeatureCache,
-    cache_dir,
     merge_caches,
     open_cache,
     precompute_command,
@@ -37,6 +36,7 @@ class TrainingSplit:
     labels: dict[str, list[int]]
     source: Source
     num_replayed: int = 0  # of the utterances, at the end: a source's, which a plan mixes in (stage 3)
+    left_out: dict[str, float] = field(default_factory=dict)  # ids and seconds, by data.min_seconds and max_
 
     @property
     def num_target(self) -> int:
@@ -98,17 +98,17 @@ def open_source(
     if fingerprint is None:
         for speed in speeds:
             corpus = load_split(options.root, split, skip_bad=options.skip_bad, speed=speed)
-            utterances += _name_variants(corpus, speed)
+            utterances += _name_variants(corpus, split, speed)
         return _refuse_duplicates(utterances, split), LiveSource(utterances, workers=workers, pin=pin)
     prints = {speed: fingerprint.at_speed(speed) for speed in speeds}
     caches = {
-        speed: open_cache(options.features_dir, split, wanted, _command_for(options, split, wanted))
+        speed: open_cache(options.features_dir, split, wanted, command_for(options, split, wanted))
         for speed, wanted in prints.items()
     }
     corpus = load_split(options.root, split, probe=False, skip_bad=options.skip_bad)
     for speed, cache in caches.items():
         matched = _match_cache(corpus, cache, split, prints[speed], options)
-        utterances += _name_variants([replace(each, speed=speed) for each in matched], speed)
+        utterances += _name_variants([replace(each, speed=speed) for each in matched], split, speed)
     merged = merge_caches({variant_prefix(speed): cache for speed, cache in caches.items()})
     return _refuse_duplicates(utterances, split), CachedSource(merged, pin=pin)
 
@@ -116,20 +116,6 @@ def open_source(
 def variant_prefix(speed: float) -> str:
     """Return what goes before an utterance's id at a speed: nothing at 1."""
     return "" if speed == 1 else f"sp{format_speed(speed)}-"
-
-
-def open_dev_source(
-    options: TrainOptions, split: str, fingerprint: Fingerprint | None, *, workers: int, pin: bool
-) -> tuple[list[Utterance], Source]:
-    """Open the dev split from its cache where there is one, else from audio, which is logged."""
-    if fingerprint is not None and not cache_dir(options.features_dir, split, fingerprint).exists():
-        log.info(
-            "%s is not cached: validating from live audio (`%s` would make it faster)",
-            split,
-            _command_for(options, split, fingerprint),
-        )
-        fingerprint = None
-    return open_source(options, split, fingerprint, workers=workers, pin=pin)
 
 
 def label_split(
@@ -171,7 +157,7 @@ def label_split(
     return TrainingSplit(name, utterances, labels, source)
 
 
-def _command_for(options: TrainOptions, split: str, fingerprint: Fingerprint) -> str:
+def command_for(options: TrainOptions, split: str, fingerprint: Fingerprint) -> str:
     """Write the command that makes the cache that a run with these options reads."""
     return precompute_command(
         split,
@@ -182,8 +168,9 @@ def _command_for(options: TrainOptions, split: str, fingerprint: Fingerprint) ->
     )
 
 
-def _name_variants(utterances: list[Utterance], speed: float) -> list[Utterance]:
-    return [replace(utterance, id=variant_prefix(speed) + utterance.id) for utterance in utterances]
+def _name_variants(utterances: list[Utterance], split: str, speed: float) -> list[Utterance]:
+    prefix = variant_prefix(speed)
+    return [replace(utterance, id=prefix + utterance.id, split=split) for utterance in utterances]
 
 
 def _refuse_duplicates(utterances: list[Utterance], split: str) -> list[Utterance]:
@@ -207,7 +194,7 @@ def _match_cache(
     options: TrainOptions,
 ) -> list[Utterance]:
     """Give utterances the lengths their shards recorded; refuse a cache of another corpus."""
-    command = f"`{_command_for(options, split, fingerprint)} --rebuild`"
+    command = f"`{command_for(options, split, fingerprint)} --rebuild`"
     title = split if fingerprint.speed == 1 else f"{split} at speed {fingerprint.speed}"
     if cache.skipped:
         log.warning(

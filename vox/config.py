@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from vox.defaults import DEFAULT_LAYERS, DEFAULT_WAVLM
 from vox.errors import ConfigError
@@ -22,6 +30,7 @@ MAX_LAYERS = 1_000
 MAX_KERNEL = 10_001
 MAX_COUNT = 1_000_000_000
 MAX_WORKERS = 1_000
+MAX_SPLIT_WEIGHT = 1_000
 
 # What was computed before there was a key to choose it.
 _BEFORE_KEY_EXISTED: dict[str, Any] = {"model": {"cross_attention": "plain"}}
@@ -131,11 +140,38 @@ def switch_is_on(switch: Switch, *, auto: bool) -> bool:
 _Speed = Annotated[float, Field(ge=0.5, le=2.0)]
 
 
+def _check_splits(given: tuple[str, ...]) -> tuple[str, ...]:
+    weights = dict(map(_parse_weight, given))
+    if len(weights) != len(given):
+        raise ValueError(f"{', '.join(given)} must be different splits")
+    if not all(1 <= weight <= MAX_SPLIT_WEIGHT for weight in weights.values()):
+        raise ValueError(f"the number after a split is from 1 to {MAX_SPLIT_WEIGHT}")
+    return given
+
+
+# One split's name, or a list of names. A tuple even of one, so that all that follows knows one kind.
+Splits = Annotated[
+    tuple[str, ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+    AfterValidator(_check_splits),
+    Field(min_length=1),
+]
+
+
+def _parse_weight(entry: str) -> tuple[str, int]:
+    """Read `names:3` as a split and how often an epoch hears its utterances; once without a number."""
+    name, _, count = entry.rpartition(":")
+    return (name, int(count)) if name and count.isdecimal() else (entry, 1)
+
+
 class DataConfig(_Section):
     """Splits and batches."""
 
-    train_split: str = "train-clean-100"
-    dev_split: str = "dev-clean"
+    train_split: Splits = Field(
+        default=("train-clean-100",),
+        description="one, or a list; NAME:3 is heard three times an epoch",
+    )
+    dev_split: Splits = Field(default=("dev-clean",), description="one, or a list, which is scored as one")
     utterances_per_update: int = Field(
         default=32, ge=1, le=MAX_COUNT, description="over all ranks and micro-batches"
     )
@@ -151,6 +187,24 @@ class DataConfig(_Section):
     speeds: tuple[_Speed, ...] = Field(
         default=(1.0,), min_length=1, description="the train split is heard at each of these speeds"
     )
+    min_seconds: float | None = Field(
+        default=None, gt=0, description="shorter utterances are left out of training, and listed"
+    )
+    max_seconds: float | None = Field(
+        default=None, gt=0, description="longer utterances are left out of training, and listed"
+    )
+
+    @property
+    def train_weights(self) -> dict[str, int]:
+        """How often an epoch hears each train split's utterances, by the split's name."""
+        return dict(map(_parse_weight, self.train_split))
+
+    @model_validator(mode="after")
+    def _check_limits(self) -> "DataConfig":
+        least, most = self.min_seconds, self.max_seconds
+        if least is not None and most is not None and least > most:
+            raise ValueError(f"min_seconds {least} is above max_seconds {most}")
+        return self
 
     @model_validator(mode="after")
     def _check_speeds(self) -> "DataConfig":
@@ -238,11 +292,11 @@ class AdaptConfig(_Section):
     replay: float = Field(
         default=1.0, ge=0, le=1_000, description="source seconds per target second; 0: no replay"
     )
-    replay_split: str | None = Field(
-        default=None, description="the source; null: the split that the checkpoint was trained on"
+    replay_split: Splits | None = Field(
+        default=None, description="the source; null: what the checkpoint was trained on"
     )
-    source_dev_split: str | None = Field(
-        default=None, description="where forgetting is measured; null: the checkpoint's dev split"
+    source_dev_split: Splits | None = Field(
+        default=None, description="where forgetting is measured; null: the checkpoint's dev splits"
     )
     tolerance: float | None = Field(
         default=None,

@@ -37,6 +37,7 @@ class Utterance:
 
     text: normalised. speaker: "" if a manifest does not say. num_samples: at 16 kHz after conversion;
     None until the header is read. speed: at which the recording is played. segment: None for all of it.
+    split: that it is of; "" where only one is read.
     """
 
     id: str
@@ -46,6 +47,7 @@ class Utterance:
     num_samples: int | None = None
     speed: float = 1.0
     segment: Segment | None = None
+    split: str = ""
 
 
 @dataclass(frozen=True)

@@ -212,7 +212,7 @@ def test_messages_stand_above_a_progress_bar(let_vox_act: Act, capsys: pytest.Ca
 @pytest.mark.parametrize(
     "line",
     [
-        "evaluate --split a --split b",
+        "evaluate --split a --root b --root c",
         "train --stage 1 --stage=2",
         "cache verify --split a --split b",
         "transcribe --device cpu --device cpu a.wav",

@@ -44,8 +44,8 @@ def command_line(options: TrainOptions) -> list[str]:
     given = {
         "--stage": options.stage,
         "--root": options.root,
-        "--train-split": options.train_split,
-        "--dev-split": options.dev_split,
+        "--train-split": options.train_split[0],
+        "--dev-split": options.dev_split[0],
         "--wavlm": options.wavlm,
         "--run": options.run,
         "--device": options.device,

@@ -136,6 +136,38 @@ def test_figures_of_a_hand_counted_split(
     assert line.split()[3:7] == ["1", "4", "0", "8"]
 
 
+def test_several_splits_have_a_row_each_and_a_total(
+    go_checkpoint: Path, own_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Heard: "go", every time. Both splits have an utterance `u0`, and one has no other."""
+    recordings = sorted(map(str, own_root.rglob("*.flac")))
+    for split, texts in (("easy", ["go"]), ("hard", ["go stop", "left right up"])):
+        entries = [
+            {"audio": recordings[number], "text": text, "id": f"u{number}"}
+            for number, text in enumerate(texts)
+        ]
+        (own_root / f"{split}.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    arguments = ["--checkpoint", str(go_checkpoint), "--root", str(own_root), "--workers", "0"]
+    arguments += ["--split", "hard", "--split", "easy", "--decoder", "ctc", "--out", str(own_root / "out")]
+    assert main(["evaluate", *arguments]) == 0
+    table = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["hard", "5", "80.00"] in table and ["easy", "1", "0.00"] in table
+    assert ["total", "6", f"{400 / 6:.2f}"] in table
+    report = json.loads((own_root / "out" / "report.json").read_text())
+    assert report["decoders"]["ctc"]["wer"] == pytest.approx(4 / 6)
+    wers = {
+        split: (each["num_utterances"], each["decoders"]["ctc"]["wer"])
+        for split, each in report["splits"].items()
+    }
+    assert wers == {"hard": (2, 4 / 5), "easy": (1, 0.0)}
+    rows = read_json_lines(own_root / "out" / "hypotheses-ctc.jsonl")
+    assert [(row["id"], row["reference"]) for row in rows] == [
+        ("easy/u0", "go"),
+        ("hard/u0", "go stop"),
+        ("hard/u1", "left right up"),
+    ]
+
+
 def test_evaluate_and_transcribe_hear_the_same(
     checkpoint: Path, tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -73,7 +73,7 @@ def test_dumped_config_loads_as_itself(tmp_path):
     config = load_config(None, ["train.epochs=3", "features.layers=[2,3]", "data.train_split='1e5'"])
     (tmp_path / "config.yaml").write_text(dump_config(config))
     assert load_config(tmp_path / "config.yaml") == config
-    assert config.data.train_split == "1e5"
+    assert config.data.train_split == ("1e5",)
 
 
 def test_scientific_notation_is_a_number():

@@ -69,8 +69,8 @@ def stage3_options(root: Path, run: Path, origin: Path | None, **changes) -> Tra
         cached=True,
         overrides=(*small, *changes.pop("overrides", ())),
         root=root,
-        train_split=changes.pop("train_split", "mine"),
-        dev_split=changes.pop("dev_split", "mine-dev"),
+        train_split=changes.pop("train_split", ("mine",)),
+        dev_split=changes.pop("dev_split", ("mine-dev",)),
         run=run,
         from_checkpoint=origin,
         device="cpu",
@@ -96,8 +96,8 @@ def test_it_begins_with_the_old_model_to_the_bit_and_learns(adapted: TrainOption
     assert moved and not any(name.startswith("extractor.") for name in moved)
     loaded = load_recogniser(adapted.run_dir / "last")
     assert loaded.tokenizer.model_bytes == load_recogniser(stage1.run_dir / BEST).tokenizer.model_bytes
-    assert loaded.config.adapt.replay_split == "train-tiny"
-    assert loaded.config.adapt.source_dev_split == "dev-tiny"
+    assert loaded.config.adapt.replay_split == ("train-tiny",)
+    assert loaded.config.adapt.source_dev_split == ("dev-tiny",)
 
 
 def test_both_dev_splits_are_validated_before_training_and_after_each_epoch(adapted: TrainOptions):
@@ -197,6 +197,18 @@ def test_an_update_hears_target_and_source_by_seconds(
     assert not torch.equal(batch.features_BTC[0], batch.features_BTC[1])
 
 
+def test_target_and_source_may_be_several_splits(target_root: Path, stage1: TrainOptions, tmp_path: Path):
+    changes = {"train_split": ("mine", "mine-dev"), "replay_split": ("train-tiny", "dev-tiny")}
+    options = stage3_options(target_root, tmp_path / "run", stage1.run_dir / BEST, **changes)
+    parts = build_parts(options, resolve_config(options), torch.device("cpu"), Ranks())
+    assert (parts.train.num_target, parts.train.num_replayed) == (6, 16)
+    ours, theirs = "8-1-0000", "dev-tiny+train-tiny/8-1-0000"  # of mine-dev, and of dev-tiny
+    batch = next(parts.train.source.read([[ours, theirs]]))
+    for features_TC, split in zip(batch.features_BTC.numpy(), ("mine-dev", "dev-tiny"), strict=True):
+        wanted = open_cache(target_root / "features", split, parts.fingerprint).read("8-1-0000")
+        assert np.array_equal(features_TC[: len(wanted)], wanted)
+
+
 def test_without_replay_it_is_said_loudly_and_no_source_is_read(
     target_root: Path, stage1: TrainOptions, tmp_path: Path, caplog
 ):
@@ -213,13 +225,13 @@ def test_what_cannot_be_adapted_is_refused_in_one_line(
     monkeypatch.chdir(tmp_path)
     best, run = stage1.run_dir / BEST, tmp_path / "run"
     for changes, error, message in (
-        ({"train_split": "train-tiny"}, ConfigError, "source's.*--train-split"),
-        ({"dev_split": "dev-tiny"}, ConfigError, "source's.*--dev-split"),
-        ({"replay_split": "mine"}, ConfigError, "source's"),
-        ({"replay_split": "x", "no_replay": True}, ConfigError, "contradict"),
+        ({"train_split": ("mine", "train-tiny")}, ConfigError, "source's.*--train-split"),
+        ({"dev_split": ("dev-tiny",)}, ConfigError, "source's.*--dev-split"),
+        ({"replay_split": ("mine",)}, ConfigError, "source's"),
+        ({"replay_split": ("x",), "no_replay": True}, ConfigError, "contradict"),
         ({"cached": False}, ConfigError, "add --cached"),
         ({"stage": 1}, ConfigError, "stage 1 replays nothing"),
-        ({"replay_split": "absent"}, CacheError, "no cached features for split absent"),
+        ({"replay_split": ("absent",)}, CacheError, "no cached features for split absent"),
         ({"from_checkpoint": None}, CheckpointError, "no stage-2 checkpoint"),
     ):
         options = stage3_options(target_root, run, best)

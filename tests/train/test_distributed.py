@@ -206,7 +206,7 @@ def test_one_rank_s_death_ends_all_with_one_message(two_ranks, tmp_path, capfd):
 
 
 def test_an_error_of_all_ranks_is_said_once(two_ranks, tmp_path, capfd):
-    options = replace(two_ranks, run=tmp_path / "run", train_split="nowhere")
+    options = replace(two_ranks, run=tmp_path / "run", train_split=("nowhere",))
     assert run_ranks(2, lambda rank: run_training(options)) == [2, 2]
     said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("rank ")]
     assert len(said) == 1 and "no split nowhere" in said[0]

@@ -37,6 +37,11 @@ def test_another_loss_is_refused_with_its_likely_cause(ctc, attention, cause):
         check_handoff(RECORDED, measure(ctc, attention), 0.3, "best")
 
 
+def test_other_dev_splits_are_refused_with_those_to_name():
+    with pytest.raises(HandoffError, match="pass --dev-split dev --dev-split other"):
+        check_handoff(RECORDED | {"split": "dev+other"}, measure(1.0, 1.0), 0.3, "best")
+
+
 def test_a_loss_that_is_not_finite_ranks_last():
     results = [measure(math.nan, 1.0), measure(9.0, 9.0), measure(1.0, math.inf)]
     assert min(results, key=lambda result: result.rank) is results[1]

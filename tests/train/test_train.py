@@ -88,7 +88,7 @@ def test_handoff_catches_changed_audio_and_another_split(stage1, tiny_root, tmp_
     with pytest.raises(HandoffError, match="has changed since stage 1"):
         run_training(options)
     with pytest.raises(HandoffError, match="--dev-split dev-tiny"):
-        run_training(replace(options, root=tiny_root, dev_split="train-tiny"))
+        run_training(replace(options, root=tiny_root, dev_split=("train-tiny",)))
 
 
 def test_handoff_catches_other_weights(stage1, tiny_root, tmp_path, monkeypatch):
@@ -248,7 +248,7 @@ def test_stage2_config_is_laid_over_the_stage_s_own(tmp_path, caplog):
     path = tmp_path / "mine.yaml"
     path.write_text("data: {dev_split: mine}\noptimizer: {weight_decay: 0.02}\n")
     config = resolve_config(TrainOptions(stage=2, config_path=path, overrides=("train.epochs=7",)))
-    assert (config.data.dev_split, config.train.epochs, config.optimizer.weight_decay) == ("mine", 7, 0.02)
+    assert (config.data.dev_split, config.train.epochs, config.optimizer.weight_decay) == (("mine",), 7, 0.02)
     assert (config.optimizer.learning_rate, config.train.unfreeze_layers) == (1e-5, (9, 10, 11))
     resolve_config(TrainOptions(stage=2, overrides=("train.unfreeze_layers=[]",)))
     assert "no WavLM layer is unfrozen" in caplog.text
@@ -291,8 +291,8 @@ def test_a_decoder_that_babbles_does_not_decide_which_checkpoint_is_best():
 
 
 def test_a_split_named_twice_and_a_run_named_as_a_checkpoint_are_refused(stage1, capsys):
-    assert main(["train", "--stage", "1", "--train-split", "a", "--train-split", "b"]) == 2
-    assert "--train-split takes one split: a and b" in capsys.readouterr().err
+    assert main(["train", "--stage", "1", "--train-split", "a", "--train-split", "a:2"]) == 2
+    assert "data.train_split (a, a:2 must be different splits)" in capsys.readouterr().err
     with pytest.raises(CheckpointError, match=rf"this is a run.*name {stage1.run_dir}/best"):
         load_recogniser(stage1.run_dir)
 

@@ -1,12 +1,15 @@
 """The options that a resumed run keeps from its start."""
 
+import json
 from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 from train.options import CHANGEABLE, IN_CONFIG, OF_THE_COMMAND, TrainOptions, resume_options, save_options
+from vox.config import load_saved_config
 from vox.errors import ConfigError
+from vox.runs.layout import CONFIG, OPTIONS
 
 # Another value than the default for every option; `stage` and `run` are the run's own.
 OTHER = {
@@ -14,8 +17,8 @@ OTHER = {
     "config_path": Path("my.yaml"),
     "overrides": ("train.epochs=3",),
     "root": Path("elsewhere"),
-    "train_split": "train-tiny",
-    "dev_split": "dev-tiny",
+    "train_split": ("train-tiny",),
+    "dev_split": ("dev-tiny",),
     "wavlm": "wavlm-tiny",
     "features": Path("caches"),
     "resume": True,
@@ -24,7 +27,7 @@ OTHER = {
     "device": "cpu",
     "backup": "file:///backup",
     "skip_bad": True,
-    "replay_split": "train-tiny",
+    "replay_split": ("train-tiny",),
     "no_replay": True,
 }
 NAMES = [each.name for each in fields(TrainOptions) if each.name not in ("stage", "run")]
@@ -59,3 +62,17 @@ def test_a_resumed_run_is_of_its_own_stage_and_folder(tmp_path: Path) -> None:
     assert resume_options(TrainOptions(stage=2, run=moved, resume=True)).run == moved
     with pytest.raises(ConfigError, match=r"--stage cannot be given.*write vox train --stage 2 --resume"):
         resume_options(TrainOptions(stage=1, run=moved, resume=True))
+
+
+def test_a_run_from_before_there_could_be_several_splits_is_resumed(tmp_path: Path) -> None:
+    """Its options and its config have a text or null where there is a list now."""
+    options = {"stage": 3, "train_split": "a", "dev_split": "b", "replay_split": None, "skip_bad": True}
+    (tmp_path / OPTIONS).write_text(json.dumps(options))
+    resumed = TrainOptions(stage=3, run=tmp_path, resume=True)
+    assert resume_options(resumed) == replace(resumed, skip_bad=True)
+    text = "data: {train_split: a, dev_split: b}\nadapt: {replay_split: c, source_dev_split: null}\n"
+    (tmp_path / CONFIG).write_text(text)
+    config = load_saved_config(tmp_path / CONFIG)
+    assert (config.data.train_weights, config.data.dev_split) == ({"a": 1}, ("b",))
+    assert (config.adapt.replay_split, config.adapt.source_dev_split) == (("c",), None)
+    assert (config.data.min_seconds, config.data.max_seconds) == (None, None)

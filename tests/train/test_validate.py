@@ -95,6 +95,7 @@ def test_error_rates_and_losses_are_those_counted_by_hand(scripted):
     found = run_validation(scripted, split, Ranks())
     assert found.wer == {"ctc": pytest.approx(3 / 9), "attention": pytest.approx(4 / 9)}
     assert found.num_truncated == 2
+    assert found.wer_by_split == {}  # there is one
     first = {"id": "20", "reference": "go stop", "ctc": "go", "attention": "go stop now"}
     assert found.examples[0] == first and len(found.examples) == 3
     recogniser, ctc, attention = make_recogniser(), 0.0, 0.0
@@ -107,6 +108,23 @@ def test_error_rates_and_losses_are_those_counted_by_hand(scripted):
     num_labels = sum(map(len, split.labels.values()))
     assert found.ctc == pytest.approx(ctc / num_labels, rel=1e-4)
     assert found.attention == pytest.approx(attention / (num_labels + 5), rel=1e-4)
+
+
+def test_several_splits_have_error_rates_of_their_own(scripted):
+    """Errors of the first two utterances: 2 and 3 of 3 words; of the others: 1 and 1 of 6."""
+    split = make_split()
+    named = [
+        replace(utterance, split="a" if utterance.id in ("20", "21") else "b")
+        for utterance in split.utterances
+    ]
+    found = run_validation(scripted, replace(split, utterances=named), Ranks())
+    assert found.wer == {"ctc": pytest.approx(3 / 9), "attention": pytest.approx(4 / 9)}
+    wers = {"a": (2 / 3, 3 / 3), "b": (1 / 6, 1 / 6)}
+    assert found.wer_by_split == {
+        name: {"ctc": pytest.approx(ctc), "attention": pytest.approx(attention)}
+        for name, (ctc, attention) in wers.items()
+    }
+    assert found.scalars()["a/wer_ctc"] == pytest.approx(2 / 3)
 
 
 def test_ranks_share_the_batches_and_agree(scripted, monkeypatch, tmp_path):

@@ -57,6 +57,8 @@ def _log_result(run: Run, weights: str, result: DevResult, *, is_best: bool) -> 
         f"; {result.num_truncated} hypotheses cut at the length limit" if result.num_truncated else "",
         "; best so far" if is_best else "",
     )
+    for split, wers in result.wer_by_split.items():
+        log.info("%s: WER %s", split, ", ".join(f"{name} {100 * wer:.2f} %" for name, wer in wers.items()))
     if result.source is not None and run.progress.promise is not None:
         log.info(
             "source %s: WER %s%s",

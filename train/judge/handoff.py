@@ -62,7 +62,7 @@ def check_handoff(
         raise HandoffError(
             f"stage {earlier} recorded its dev loss on {recorded['split']}, not on {measured.split}",
             where=where,
-            remedy=f"pass --dev-split {recorded['split']}",
+            remedy="pass --dev-split " + recorded["split"].replace("+", " --dev-split "),
         )
     if recorded["split_digest"] != measured.split_digest:
         raise HandoffError(

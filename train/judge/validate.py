@@ -45,6 +45,7 @@ class DevResult:
     seconds: float
     examples: list[dict[str, str]]
     wer_upper: dict[str, float] = field(default_factory=dict)  # upper ends of 95 % intervals, if requested
+    wer_by_split: dict[str, dict[str, float]] = field(default_factory=dict)  # empty for one split
     source: "DevResult | None" = None  # the source's dev split with the same weights (stage 3)
 
     def loss(self, ctc_weight: float) -> float:
@@ -69,6 +70,11 @@ class DevResult:
         """Return the figures of one metric line."""
         return {
             **self.named_losses(),
+            **{
+                f"{split}/wer_{name}": wer
+                for split, wers in self.wer_by_split.items()
+                for name, wer in wers.items()
+            },
             "num_truncated": self.num_truncated,
             "seconds": self.seconds,
             **({} if self.source is None else self.source.named_losses("source_")),
@@ -255,20 +261,26 @@ def _summarise(split: TrainingSplit, sums: _Sums, seconds: float) -> DevResult:
             where=split.name,
             remedy="the first reasons are above; restore the audio, or choose another with --dev-split",
         )
-    wer = {
-        name: score([references[i] for i in decoded], [found[i] for i in decoded]).wer
-        for name, found in sums.texts.items()
-    }
+    split_of = {utterance.id: utterance.split for utterance in split.utterances}
+    by_split: dict[str, list[str]] = {}
+    for name in decoded:
+        by_split.setdefault(split_of[name], []).append(name)
+
+    def rates(ids: list[str]) -> dict[str, float]:
+        said = [references[i] for i in ids]
+        return {name: score(said, [found[i] for i in ids]).wer for name, found in sums.texts.items()}
+
     return DevResult(
         split=split.name,
         split_digest=split.digest(set(decoded)),
         ctc=sums.ctc / sums.num_labels,
         attention=sums.attention / sums.num_targets,
-        wer=wer,
+        wer=rates(decoded),
         num_truncated=sums.num_truncated,
         seconds=seconds,
         examples=[
             {"id": i, "reference": references[i], **{name: found[i] for name, found in sums.texts.items()}}
             for i in decoded[:NUM_SAMPLES_SHOWN]
         ],
+        wer_by_split={each: rates(ids) for each, ids in by_split.items()} if len(by_split) > 1 else {},
     )

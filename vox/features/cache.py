@@ -62,6 +62,11 @@ class FeatureCache:
         shard, row = self.locate(name)
         return shard.read(row)
 
+    def audio_sha256(self, name: str) -> str:
+        """Return the sha256 of an utterance's recording, as hex; empty where it could not be read."""
+        shard, row = self.locate(name)
+        return shard.audio_sha256(row)
+
     def locate(self, name: str) -> tuple[Shard, int]:
         """Return an utterance's shard and its row in there; raise CacheError for one that is not here."""
         try:
@@ -82,15 +87,18 @@ def merge_caches(caches: Mapping[str, FeatureCache]) -> FeatureCache:
     Raises CacheError if they are of different recordings: one was changed after some of them were made.
     """
     _refuse_other_recordings(list(caches.values()))
-    return join_caches(caches)
+    return join_caches(list(caches.items()))
 
 
-def join_caches(caches: Mapping[str, FeatureCache]) -> FeatureCache:
-    """Make one cache of several of the same width: an utterance's id is its cache's key and its id there."""
-    assert len({cache.feature_dim for cache in caches.values()}) == 1
-    shards = [shard for cache in caches.values() for shard in cache.shards]
-    prefixes = [key + prefix for key, cache in caches.items() for prefix in cache.prefixes]
-    return FeatureCache(next(iter(caches.values())).folder, shards, prefixes)
+def join_caches(caches: Sequence[tuple[str, FeatureCache]]) -> FeatureCache:
+    """Make one cache of several of the same width, each with what goes before its utterances' ids.
+
+    The ids must differ with that.
+    """
+    assert len({cache.feature_dim for _, cache in caches}) == 1
+    shards = [shard for _, cache in caches for shard in cache.shards]
+    prefixes = [first + prefix for first, cache in caches for prefix in cache.prefixes]
+    return FeatureCache(caches[0][1].folder, shards, prefixes)
 
 
 def _refuse_other_recordings(caches: Sequence[FeatureCache]) -> None:
