@@ -42,7 +42,7 @@ Batch = AudioBatch | FeatureBatch
 STEM = {
     *(f"vox/wavlm/stem.py {name}" for name in ("ConvLayer.run_batch", "ConvLayer._multiply")),
     "vox/wavlm/stem.py FeatureProjection.forward",
-    "vox/wavlm/encoder.py PositionalConvolution.convolve_by_fft",
+    "vox/wavlm/encoder.py PositionalConvolution.convolve",
 }
 GATES = {"vox/wavlm/attention.py Attention._gates"}
 STATISTICS = {"vox/wavlm/stem.py fold_group_norm", "vox/wavlm/stem.py fold_moments"}  # in float64
