@@ -306,7 +306,7 @@ def test_validation(kind: str) -> None:
             name="dev",
             ids=batch.ids,
             lengths=[64_000] * 3,
-            utterances=[SimpleNamespace(id=name, text="go") for name in batch.ids],
+            utterances=[SimpleNamespace(id=name, text="go", split="dev") for name in batch.ids],
             source=SimpleNamespace(read=lambda plan: iter([batch])),
             label_batch=lambda ids: make_labels(len(ids), 9),
             digest=lambda ids: "",
