@@ -278,7 +278,14 @@ def test_a_folder_that_holds_no_run_is_one_line(arguments, tmp_path, monkeypatch
 def test_watching_redraws_until_it_is_interrupted(run):
     command = [sys.executable, "-m", "vox", "status", str(run), "--watch", "0.05"]
     watching = subprocess.Popen(
-        command, cwd=CHECKOUT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command,
+        cwd=CHECKOUT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a shell's background jobs ignore it
     )
     assert watching.stdout is not None
     for update in (50, 60):
