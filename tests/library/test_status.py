@@ -285,7 +285,7 @@ def test_watching_redraws_until_it_is_interrupted(run):
         stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(
             signal.SIGINT, signal.SIG_DFL
-        ),  # a shell's background jobs ignore it
+        ),  # background jobs ignore it
     )
     assert watching.stdout is not None
     for update in (50, 60):
