@@ -10,6 +10,7 @@ from train.splits import TrainingSplit, command_for, open_source
 from vox.config import DataConfig
 from vox.corpus import Utterance
 from vox.data.sources import CachedSource, LiveSource, Source
+from vox.errors import name_count, name_first
 from vox.features.cache import cache_dir, join_caches
 from vox.features.fingerprint import Fingerprint
 from vox.units import SAMPLE_RATE
@@ -100,13 +101,13 @@ def leave_out_by_length(
         outside = {each: length for each, length in seconds.items() if is_outside(length, limit)}
         if outside:
             log.warning(
-                "%s: left out %d utterances (%.2f h) that are %s than %g s: %s",
+                "%s: left out %s (%.2f h) that are %s than %g s: %s",
                 name,
-                len(outside),
+                name_count(len(outside), "utterance"),
                 sum(outside.values()) / 3600,
                 word,
                 limit,
-                ", ".join(outside),
+                name_first(list(outside)),  # metrics.jsonl names all
             )
         left_out |= outside
     return [utterance for utterance in utterances if utterance.id not in left_out], left_out

@@ -34,7 +34,7 @@ from vox.config import Config, dump_config, load_saved_config
 from vox.data.plan import num_updates
 from vox.device import local_device, pick_device, pick_precision
 from vox.disk import write_whole
-from vox.errors import name_count
+from vox.errors import name_count, name_first
 from vox.runs.layout import BEST, CONFIG, checkpoint_name
 
 log = logging.getLogger(__name__)
@@ -240,13 +240,15 @@ def _announce(run: Run) -> None:
     )
     if both := config.data.train_weights.keys() & set(config.data.dev_split):
         log.warning("%s is the train split and the dev split: its WER will say nothing", join_names(both))
-    elif shared := find_shared_recordings(parts.train, parts.dev):
+    for dev in (parts.dev, parts.source_dev):
+        if dev is None or both or not (shared := find_shared_recordings(parts.train, dev)):
+            continue
         log.warning(
-            "%d recordings are in %s and in %s too, which makes its WER too good: %s",
-            len(shared),
-            parts.dev.name,
+            "%s of %s are in %s too, which makes its WER too good: %s",
+            name_count(len(shared), "recording"),
+            dev.name,
             parts.train.name,
-            ", ".join(f"{name} is {trained_on}" for name, trained_on in shared.items()),
+            name_first([f"{name} is {trained_on}" for name, trained_on in shared.items()]),
         )
 
 

@@ -200,6 +200,8 @@ def _read_twice(read: Callable[[_Source], _Found], path: Path | str) -> _Found:
     try:
         return read(path)
     except AudioError:
+        if _is_for_ffmpeg(path):
+            raise  # ffmpeg reads the file itself
         try:
             content = io.BytesIO(Path(path).read_bytes())
         except OSError as error:

@@ -149,13 +149,25 @@ def _check_splits(given: tuple[str, ...]) -> tuple[str, ...]:
     return given
 
 
+def _check_no_weights(given: tuple[str, ...]) -> tuple[str, ...]:
+    if weighted := [entry for entry in given if _parse_weight(entry)[0] != entry]:
+        raise ValueError(f"{weighted[0]}: a number after a split is for data.train_split only")
+    return given
+
+
+def _list_splits(value: object) -> object:
+    if isinstance(value, str):
+        value = (value,)
+    if not isinstance(value, list | tuple) or not all(isinstance(name, str) and name for name in value):
+        raise ValueError("give a split's name, or a list of names")
+    return value
+
+
 # One split's name, or a list of names. A tuple even of one, so that all that follows knows one kind.
-Splits = Annotated[
-    tuple[str, ...],
-    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
-    AfterValidator(_check_splits),
-    Field(min_length=1),
+WeightedSplits = Annotated[
+    tuple[str, ...], BeforeValidator(_list_splits), AfterValidator(_check_splits), Field(min_length=1)
 ]
+Splits = Annotated[WeightedSplits, AfterValidator(_check_no_weights)]
 
 
 def _parse_weight(entry: str) -> tuple[str, int]:
@@ -167,7 +179,7 @@ def _parse_weight(entry: str) -> tuple[str, int]:
 class DataConfig(_Section):
     """Splits and batches."""
 
-    train_split: Splits = Field(
+    train_split: WeightedSplits = Field(
         default=("train-clean-100",),
         description="one, or a list; NAME:3 is heard three times an epoch",
     )

@@ -14,10 +14,11 @@ FFMPEG_SECONDS = 600.0  # of decoding one recording; an hour of AAC takes about 
 
 
 def decode_by_ffmpeg(path: Path) -> bytes:
-    """Return a file's first audio stream as a WAV file of float32 samples, with its own rate and channels.
+    """Return a file's first audio stream as an AU file of float32 samples, with its own rate and channels.
 
-    Raises AudioError where there is no ffmpeg, where it fails or finds an error in the file, and where it
-    takes longer than FFMPEG_SECONDS.
+    AU, because a WAV file from a pipe ends at 4 GB for its readers. Raises AudioError if there is no ffmpeg,
+    if it fails or reports an error in the file, and if it takes longer than FFMPEG_SECONDS. It reports no
+    error for a Matroska file (.webm, .mkv, .mka) that is cut short.
     """
     program = shutil.which("ffmpeg")
     if program is None:
@@ -25,14 +26,19 @@ def decode_by_ffmpeg(path: Path) -> bytes:
         raise AudioError(f"{path.suffix.lower()} needs ffmpeg, which is not here", where=path, remedy=remedy)
     # `file:` keeps a name with a colon from being taken for a protocol; -xerror: an error ends it.
     command = [program, "-v", "error", "-nostdin", "-xerror", "-protocol_whitelist", "file,pipe"]
-    command += ["-i", f"file:{path}", "-map", "0:a:0", "-c:a", "pcm_f32le", "-f", "wav", "pipe:1"]
+    command += ["-i", f"file:{path}", "-map", "0:a:0", "-c:a", "pcm_f32be", "-f", "au", "pipe:1"]
     try:
-        done = subprocess.run(command, capture_output=True, timeout=FFMPEG_SECONDS, check=False)
+        # In a session of its own: Ctrl-C would end it, and the recording would seem to be damaged.
+        done = subprocess.run(
+            command, capture_output=True, timeout=FFMPEG_SECONDS, check=False, start_new_session=True
+        )
     except subprocess.TimeoutExpired:
         raise _fail(path, f"it took longer than {FFMPEG_SECONDS:.0f} s") from None
     if done.returncode or not done.stdout:
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
-        raise _fail(path, lines[-1].strip() if lines else "it found no audio")
+        errors = done.stderr.decode(errors="replace").strip()
+        if not errors or "matches no streams" in errors:
+            errors = "it has no audio"
+        raise _fail(path, errors.splitlines()[0].strip())
     return done.stdout
 
 

@@ -1,4 +1,4 @@
-"""Formats that only ffmpeg reads. The ffmpeg here is a script that copies a WAV file to its output."""
+"""Formats that only ffmpeg reads. The ffmpeg here is a script that copies a file to its output."""
 
 import sys
 from pathlib import Path
@@ -26,8 +26,9 @@ def install_ffmpeg(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> 
     """Put a Python script named ffmpeg first on the PATH; `asked` is the file that it is to decode."""
     script = folder / "bin" / "ffmpeg"
     script.parent.mkdir()
+    count = f"open({str(folder / 'calls')!r}, 'a').write('x')"
     asked = "asked = sys.argv[sys.argv.index('-i') + 1].removeprefix('file:')"
-    script.write_text(f"#!{sys.executable}\nimport sys, time\n{asked}\n{body}\n")
+    script.write_text(f"#!{sys.executable}\nimport sys, time\n{count}\n{asked}\n{body}\n")
     script.chmod(0o755)
     monkeypatch.setenv("PATH", str(script.parent))
 
@@ -37,11 +38,11 @@ def test_what_ffmpeg_decodes_is_read_as_any_recording(
 ) -> None:
     samples_SC = np.random.default_rng(0).uniform(-0.5, 0.5, (RATE, 2)).astype(np.float32)
     soundfile.write(tmp_path / "as.wav", samples_SC, RATE, subtype="FLOAT")
-    content = bytearray((tmp_path / "as.wav").read_bytes())
-    start = content.index(b"data") + 4
-    content[4:8] = content[start : start + 4] = b"\xff\xff\xff\xff"  # a pipe's sizes
-    (tmp_path / "piped.wav").write_bytes(content)
-    body = f"open(asked); sys.stdout.buffer.write(open({str(tmp_path / 'piped.wav')!r}, 'rb').read())"
+    soundfile.write(tmp_path / "piped.au", samples_SC, RATE, subtype="FLOAT", format="AU", endian="BIG")
+    content = bytearray((tmp_path / "piped.au").read_bytes())
+    content[8:12] = b"\xff\xff\xff\xff"  # a pipe's size
+    (tmp_path / "piped.au").write_bytes(content)
+    body = f"open(asked); sys.stdout.buffer.write(open({str(tmp_path / 'piped.au')!r}, 'rb').read())"
     install_ffmpeg(tmp_path, monkeypatch, body)
     waveform_S = read_audio(recording)
     assert np.array_equal(waveform_S, read_audio(tmp_path / "as.wav"))
@@ -53,7 +54,7 @@ def test_what_ffmpeg_decodes_is_read_as_any_recording(
     ("body", "reason"),
     [
         ("sys.stderr.write('moov atom not found\\n'); sys.exit(1)", "moov atom not found"),
-        ("", "it found no audio"),
+        ("", "it has no audio"),
         ("time.sleep(60)", r"it took longer than 0 s"),
     ],
 )
@@ -64,6 +65,7 @@ def test_what_ffmpeg_cannot_decode_is_one_line(
     install_ffmpeg(tmp_path, monkeypatch, body)
     with pytest.raises(AudioError, match=rf"ffmpeg cannot decode it \({reason}\).*x\.m4a"):
         read_audio(recording)
+    assert (tmp_path / "calls").read_text() == "x"  # it is not tried again
 
 
 def test_without_ffmpeg_it_is_named(tmp_path: Path, recording: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,7 +147,7 @@ def test_a_recording_in_train_and_dev_is_named(
         root, tiny_wavlm_dir, tmp_path / "run", "left right", "dev copy", "train.max_updates=1"
     )
     run_training(options)
-    assert "1 recordings are in copy+dev and in left+right too" in caplog.text
+    assert "1 recording of copy+dev are in left+right too" in caplog.text
     assert ": 9-1-0001 is 7-1-0003\n" in caplog.text
     caplog.clear()
     clean = build(replace(options, dev_split=("dev-left",)))
@@ -166,7 +166,7 @@ def test_a_weight_and_limits_of_length_say_what_an_epoch_hears(
     (shortest, name), *_ = sorted((u.num_samples or 0, u.id) for u in set(plain.utterances))
     limit = f"data.min_seconds={shortest / SAMPLE_RATE + 1e-6}"
     run_training(replace(options, overrides=(*options.overrides, limit)))
-    assert "left+right: left out 1 utterances" in caplog.text and f" s: {name}\n" in caplog.text
+    assert "left+right: left out 1 utterance " in caplog.text and f" s: {name}\n" in caplog.text
     (event,) = (line for line in read_metrics(options.run_dir) if line["kind"] == "left_out")
     assert (event["count"], event["utterances"]) == (1, {name: shortest / SAMPLE_RATE})
 
@@ -186,6 +186,9 @@ def test_utterances_as_long_as_the_limits_stay() -> None:
         ("data.dev_split=[a, a]", "different splits"),
         ("data.train_split='a:0'", "from 1 to 1000"),
         ("data.train_split=[]", "data.train_split"),
+        ("data.train_split=''", "a split's name, or a list of names"),
+        ("data.dev_split='d:2'", "d:2: a number after a split is for data.train_split only"),
+        ("adapt.replay_split=['d:2']", "for data.train_split only"),
         ("data={min_seconds: 3, max_seconds: 2}", "min_seconds 3.0 is above max_seconds 2.0"),
     ],
 )
