@@ -59,9 +59,7 @@ def make_bias_scratch(hidden_BTD: Tensor, num_heads: int) -> Tensor:
     Q is T, or a block of queries where T is long. It is the largest activation of a layer, and on a CPU new
     memory costs more than the bias itself.
     """
-    kind, dtype = hidden_BTD.device.type, hidden_BTD.dtype
-    if torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
+    kind, dtype = hidden_BTD.device.type, autocast_dtype(hidden_BTD) or hidden_BTD.dtype
     batch, num_frames, _ = hidden_BTD.shape
     row = num_frames if kind == "cpu" else -(-num_frames // BIAS_ALIGNMENT) * BIAS_ALIGNMENT
     num_queries = num_frames if num_frames <= ONE_PASS_FRAMES else QUERY_BLOCK_FRAMES

@@ -1,6 +1,6 @@
 """Products of matrices by a frozen weight that is kept as a CPU's matrix kernels want it.
 
-oneDNN multiplies by a weight that was cut into blocks for it beforehand: 1.1 to 1.4 times as fast as a
+oneDNN multiplies by a weight that was cut into blocks for it in advance: 1.1 to 1.4 times as fast as a
 product that packs its weight again at each call, most where there are few rows, and an activation costs next
 to nothing in it. torch has this for its own compiler (`torch.ops.mkldnn`); where a build lacks it, or a
 weight learns, a layer is an ordinary one. The numbers are the same, but for the order in which products are

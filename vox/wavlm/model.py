@@ -24,7 +24,7 @@ from vox.units import samples_to_frames
 from vox.wavlm.attention import make_bias_scratch
 from vox.wavlm.derived import clear_derived
 from vox.wavlm.encoder import Encoder
-from vox.wavlm.linear import ACTIVATIONS
+from vox.wavlm.linear import ACTIVATIONS, autocast_dtype
 from vox.wavlm.measure import Measured, measure
 from vox.wavlm.stem import ConvStem, FeatureProjection, clean_waveforms
 
@@ -207,9 +207,8 @@ class WavLM(nn.Module):
         # audio. With the whole stem in half precision they are 0.9e-3 to 1.3e-3 away, over kinds of audio,
         # with stem and projection in float32 0.6e-3. On an H100 it is 0.77e-3 with two convolutions that
         # multiply half-precision numbers, and the stem takes 10 ms of a batch of 160 s instead of 20.
-        kind = waveforms_BS.device.type
-        products = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        with torch.autocast(kind, enabled=False):
+        products = autocast_dtype(waveforms_BS)
+        with torch.autocast(waveforms_BS.device.type, enabled=False):
             frames_BTC = self.feature_extractor(clean_BS, num_samples_B, folded, products)
             hidden_BTD = self.feature_projection(frames_BTC)
         return self.encoder.add_positions(hidden_BTD, is_valid_BT)

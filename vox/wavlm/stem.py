@@ -94,7 +94,6 @@ class ConvLayer(nn.Module):
         channels = config.conv_dim[index]
         self.kernel, self.stride = config.conv_kernel[index], config.conv_stride[index]
         self.conv = nn.Conv1d(in_channels, channels, self.kernel, self.stride, bias=config.conv_bias)
-        self.index = index
         self.activation_name: str = config.feat_extract_activation
         self.activation = ACTIVATIONS[self.activation_name]
         self.layer_norm: nn.GroupNorm | nn.LayerNorm | None = None
