@@ -80,7 +80,7 @@ def refuse_changed(folder: Path, shards: Sequence[Shard], recordings: Recordings
     expected = {
         name: (shard.audio_sha256(row), shard.path.name)
         for shard in shards
-        for row, name in enumerate(shard.ids)
+        for row, name in shard.live_rows()
         if not recordings.is_as_recorded(name) and not may_be_mended(shard.skipped[row])
     }
     if not expected:

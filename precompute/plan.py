@@ -6,7 +6,7 @@ to the same shards, batches and bytes.
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vox.corpus import Utterance
 from vox.disk import BYTES_PER_GB
@@ -20,7 +20,7 @@ OVERFLOW = "features overflow float16"  # why an utterance is skipped whose reco
 
 @dataclass(frozen=True)
 class ShardWork:
-    """A shard's utterances, in the order in which the file holds them."""
+    """A shard's utterances, in the order in which the file holds them; without retired ones."""
 
     name: str
     utterances: tuple[Utterance, ...]
@@ -60,31 +60,41 @@ def plan_cache(
     shard_gb: float,
 ) -> CacheWork:
     """Plan the cache of a split whose lengths are known."""
+    empty = CachePlan(split, fingerprint, wavlm, feature_dim, num_samples=0, utterances_sha256="", shards=())
     shards = cut_shards(utterances, feature_dim, shard_gb)
-    ids = [utterance.id for utterance in utterances]
-    lengths = [probed_samples(utterance) for utterance in utterances]
-    plan = CachePlan(
-        split=split,
-        fingerprint=fingerprint,
-        wavlm=wavlm,
-        feature_dim=feature_dim,
+    return assemble(empty, [(plan_shard(shard), shard) for shard in shards])
+
+
+def plan_shard(shard: ShardWork) -> ShardPlan:
+    """Return the plan of a shard that holds these utterances and no others."""
+    return ShardPlan(
+        name=shard.name,
+        num_utterances=len(shard.utterances),
+        num_frames=sum(shard.num_frames),
+        utterances_sha256=hash_utterances(shard.ids, shard.num_samples),
+    )
+
+
+def assemble(plan: CachePlan, shards: Sequence[tuple[ShardPlan, ShardWork]]) -> CacheWork:
+    """Return the work of these shards; what is of no shard is taken from the plan."""
+    ids = [name for _, shard in shards for name in shard.ids]
+    lengths = [length for _, shard in shards for length in shard.num_samples]
+    plan = replace(
+        plan,
         num_samples=sum(lengths),
         utterances_sha256=hash_utterances(ids, lengths),
-        shards=tuple(
-            ShardPlan(
-                name=shard.name,
-                num_utterances=len(shard.utterances),
-                num_frames=sum(shard.num_frames),
-                utterances_sha256=hash_utterances(shard.ids, shard.num_samples),
-            )
-            for shard in shards
-        ),
+        shards=tuple(planned for planned, _ in shards),
     )
-    return CacheWork(plan, tuple(shards), utterances_to_jsonl(ids, lengths))
+    return CacheWork(plan, tuple(shard for _, shard in shards), utterances_to_jsonl(ids, lengths))
 
 
-def cut_shards(utterances: Sequence[Utterance], feature_dim: int, shard_gb: float) -> list[ShardWork]:
-    """Cut the manifest, in its order, into shards of at most shard_gb of frames (or one utterance)."""
+def cut_shards(
+    utterances: Sequence[Utterance], feature_dim: int, shard_gb: float, first: int = 0
+) -> list[ShardWork]:
+    """Cut the manifest, in its order, into shards of at most shard_gb of frames (or one utterance).
+
+    first: the number of the first shard.
+    """
     max_frames = int(shard_gb * BYTES_PER_GB) // (feature_dim * FEATURE_BYTES)
     groups: list[list[Utterance]] = []
     num_frames = 0
@@ -96,7 +106,7 @@ def cut_shards(utterances: Sequence[Utterance], feature_dim: int, shard_gb: floa
             num_frames = 0
         groups[-1].append(utterance)
         num_frames += more
-    return [ShardWork(f"shard-{number:05d}.h5", tuple(group)) for number, group in enumerate(groups)]
+    return [ShardWork(f"shard-{number:05d}.h5", tuple(group)) for number, group in enumerate(groups, first)]
 
 
 def share_shards(num_frames: Sequence[int], rank: int, world_size: int) -> list[int]:
@@ -109,6 +119,11 @@ def share_shards(num_frames: Sequence[int], rank: int, world_size: int) -> list[
         if owner == rank:
             mine.append(shard)
     return sorted(mine)
+
+
+def is_as_planned(old: CachePlan | None, plan: CachePlan) -> bool:
+    """Return whether two plans are of the same files, wherever the weights came from."""
+    return old is not None and replace(old, wavlm=plan.wavlm) == plan
 
 
 def probed_samples(utterance: Utterance) -> int:

@@ -3,24 +3,18 @@
 import contextlib
 import logging
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from precompute.audio_changes import (
-    Recordings,
-    find_readable,
-    may_be_mended,
-    recall_stamps,
-    refuse_changed,
-)
-from precompute.plan import CacheWork, share_shards
+from precompute.audio_changes import Recordings, recall_stamps, refuse_changed
+from precompute.plan import CacheWork, is_as_planned, share_shards
 from vox.corpus import Problem
 from vox.disk import check_space, format_gb, free_bytes, nearest_folder, remove_leftovers
-from vox.errors import CacheError, name_count, name_first
+from vox.errors import CacheError, name_count
 from vox.features.cache import missing_shards, open_planned
 from vox.features.plan import CachePlan, read_plan, read_utterances, write_plan
-from vox.features.shard import FEATURE_BYTES, Shard
+from vox.features.shard import FEATURE_BYTES
 from vox.features.stamps import Recorded, write_stamps
 from vox.units import SAMPLE_RATE
 
@@ -46,7 +40,7 @@ class CacheState:
     @property
     def num_utterances(self) -> int:
         """Count the utterances of all ranks' shards."""
-        return sum(shard.num_utterances for shard in self.work.plan.shards)
+        return sum(shard.num_live for shard in self.work.plan.shards)
 
     @property
     def num_mine(self) -> int:
@@ -76,27 +70,22 @@ def inspect_cache(
 ) -> CacheState:
     """Compare what is on disk with the plan, changing nothing.
 
-    Raises CacheError when the corpus, one of its recordings or the cut into shards has changed since the
-    cache was begun (unless it is to be rebuilt), or when a shard of this rank is damaged.
+    Raises CacheError when a recording has changed since the cache was begun (unless it is to be rebuilt), or
+    when a shard of this rank is damaged.
     """
     plan = work.plan
     mine = share_shards([shard.num_frames for shard in plan.shards], rank, world_size)
     missing = set(missing_shards(folder, plan))
     if rebuild:
         missing |= {plan.shards[number].name for number in mine}
-    else:
-        _check_plan(folder, work)
     present = [plan.shards[number] for number in mine if plan.shards[number].name not in missing]
     shards = [open_planned(folder, plan, planned) for planned in present]
     refuse_changed(folder, shards, recordings, work)
-    again = _find_shards_to_redo(shards, work)
-    missing |= again
     skipped = [
         Problem(name, why)
         for shard in shards
-        if shard.path.name not in again
-        for name, why in zip(shard.ids, shard.skipped, strict=True)
-        if why
+        for row, name in shard.live_rows()
+        if (why := shard.skipped[row])
     ]
     return CacheState(
         folder=folder,
@@ -128,11 +117,10 @@ def prepare_folder(state: CacheState, *, rank: int, rebuild: bool = False) -> No
     for name in remove_leftovers(folder):
         log.info("removed %s, left by a run that died", folder / name)
     if rebuild:
-        planned = {shard.name for shard in plan.shards}
         stale = [number for number in state.to_compute if _is_stale(state, number)]
         doomed = {folder / plan.shards[number].name for number in stale}
         if rank == 0:
-            doomed |= {path for path in folder.glob("shard-*.h5") if path.name not in planned}
+            doomed |= _find_unplanned(folder, plan)
         for path in sorted(doomed):
             path.unlink(missing_ok=True)
     # Read again, since another rank may have begun meanwhile.
@@ -142,6 +130,9 @@ def prepare_folder(state: CacheState, *, rank: int, rebuild: bool = False) -> No
         write_stamps(folder, stamps)
     if not _is_written(folder, plan):
         write_plan(folder, plan, state.work.utterances_jsonl)
+    if rank == 0:  # after the plan: shards of which no utterance is left
+        for path in _find_unplanned(folder, plan):
+            path.unlink(missing_ok=True)
 
 
 def describe_state(state: CacheState) -> str:
@@ -172,6 +163,12 @@ def check_free_space(states: list[CacheState]) -> None:
     )
 
 
+def _find_unplanned(folder: Path, plan: CachePlan) -> set[Path]:
+    """Return the shards in a folder that its plan does not have."""
+    planned = {shard.name for shard in plan.shards}
+    return {path for path in folder.glob("shard-*.h5") if path.name not in planned}
+
+
 def _is_stale(state: CacheState, number: int) -> bool:
     """Say whether a shard that is to be replaced is not as planned, or of recordings that have changed."""
     plan = state.work.plan
@@ -180,28 +177,6 @@ def _is_stale(state: CacheState, number: int) -> bool:
     except (CacheError, OSError):
         return True
     return not all(map(state.recordings.is_as_recorded, shard.ids))
-
-
-def _find_shards_to_redo(shards: Sequence[Shard], work: CacheWork) -> set[str]:
-    """Name the shards without some recordings that could not be read then, and can be now; say which."""
-    skipped = {
-        name: shard.path.name
-        for shard in shards
-        for name, why in zip(shard.ids, shard.skipped, strict=True)
-        if may_be_mended(why)
-    }
-    suspects = [u for shard in work.shards for u in shard.utterances if u.id in skipped] if skipped else []
-    readable = find_readable(suspects)
-    again = {skipped[name] for name in readable}
-    if again:
-        log.warning(
-            "%s: %s skipped before can be read now (%s): %s computed again",
-            work.plan.title,
-            name_count(len(readable), "recording"),
-            name_first(readable),
-            name_count(len(again), "shard"),
-        )
-    return again
 
 
 def _choose_stamps(state: CacheState, recorded: Mapping[str, Recorded]) -> dict[str, Recorded]:
@@ -245,50 +220,13 @@ def _count_reclaimed(folder: Path, missing: set[str]) -> int:
     return num_bytes
 
 
-def _check_plan(folder: Path, work: CacheWork) -> None:
-    old = read_plan(folder)
-    if old is None or _is_as_planned(old, work.plan):
-        return
-    if len(missing_shards(folder, old)) == len(old.shards):
-        return  # a plan without a shard can be replaced
-    if old.utterances_sha256 != work.plan.utterances_sha256:
-        what = f"the corpus has changed since this cache was begun ({_describe_changes(folder, old, work)})"
-        remedy = "compute it again with --rebuild"
-    else:
-        remedy = "give the same --shard-gb as then, compute it again with --rebuild"
-        shards = name_count(len(old.shards), "shard")
-        what = f"this cache was divided into {shards}, and would now be {len(work.plan.shards)}"
-    raise CacheError(
-        what,
-        where=folder,
-        remedy=f"{remedy}, or beside this one with another --features folder",
-    )
-
-
-def _describe_changes(folder: Path, old: CachePlan, work: CacheWork) -> str:
-    try:
-        before = read_utterances(folder, old)
-    except CacheError:
-        return "how is unknown: its list of utterances is damaged"
-    now = {utterance.id: utterance.num_samples for shard in work.shards for utterance in shard.utterances}
-    came, went = len(now.keys() - before.keys()), len(before.keys() - now.keys())
-    changed = sorted(name for name in before.keys() & now.keys() if before[name] != now[name])
-    names = f": {name_first(changed)}" if changed else ""
-    return f"utterances: {came} added, {went} removed, {len(changed)} changed length{names}"
-
-
-def _is_as_planned(old: CachePlan | None, plan: CachePlan) -> bool:
-    # Where the weights came from may be written in several ways; their hash is in the fingerprint.
-    return old is not None and replace(old, wavlm=plan.wavlm) == plan
-
-
 def _is_written(folder: Path, plan: CachePlan) -> bool:
     """Say whether a folder holds a plan and its own list of utterances.
 
     They are two files: a run that was killed between them leaves one without the other.
     """
     try:
-        if not _is_as_planned(read_plan(folder), plan):
+        if not is_as_planned(read_plan(folder), plan):
             return False
         read_utterances(folder, plan)
     except CacheError:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from precompute.audio_changes import Recordings
+from precompute.extend import keep_shards
 from precompute.pace import choose_pace
 from precompute.plan import plan_cache
 from precompute.prepare import (
@@ -187,6 +188,8 @@ def _inspect_variant(
         feature_dim=feature_dim,
         shard_gb=options.shard_gb,
     )
+    if not options.rebuild:
+        work = keep_shards(folder, work, options.shard_gb)
     return inspect_cache(
         folder,
         work,

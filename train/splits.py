@@ -194,7 +194,7 @@ def _match_cache(
     options: TrainOptions,
 ) -> list[Utterance]:
     """Give utterances the lengths their shards recorded; refuse a cache of another corpus."""
-    command = f"`{command_for(options, split, fingerprint)} --rebuild`"
+    command = f"`{command_for(options, split, fingerprint)}`"
     title = split if fingerprint.speed == 1 else f"{split} at speed {fingerprint.speed}"
     if cache.skipped:
         log.warning(

@@ -40,7 +40,8 @@ class FeatureCache:
         self.skipped: dict[str, str] = {}  # id to reason
         self._places: dict[str, tuple[int, int]] = {}  # id to (shard, row)
         for number, (shard, prefix) in enumerate(zip(shards, self.prefixes, strict=True)):
-            for row, name in enumerate(prefix + name for name in shard.ids):
+            for row, own_name in shard.live_rows():
+                name = prefix + own_name
                 if shard.skipped[row]:
                     self.skipped[name] = shard.skipped[row]
                     continue
@@ -103,12 +104,12 @@ def join_caches(caches: Sequence[tuple[str, FeatureCache]]) -> FeatureCache:
 
 def _refuse_other_recordings(caches: Sequence[FeatureCache]) -> None:
     first, *others = caches
-    hashes = {name: shard.audio_sha256(row) for shard in first.shards for row, name in enumerate(shard.ids)}
+    hashes = {name: shard.audio_sha256(row) for shard in first.shards for row, name in shard.live_rows()}
     for cache in others:
         different = [
             name
             for shard in cache.shards
-            for row, name in enumerate(shard.ids)
+            for row, name in shard.live_rows()
             if shard.audio_sha256(row) != hashes.get(name, shard.audio_sha256(row))
         ]
         if different:
@@ -164,6 +165,7 @@ def open_planned(folder: Path, plan: CachePlan, planned: ShardPlan, command: str
         raise damaged(shard.path, "it holds other utterances than planned")
     if (shard.offsets[-1], shard.feature_dim) != (planned.num_frames, plan.feature_dim):
         raise damaged(shard.path, "its size is not as planned")
+    shard.retired = frozenset(planned.retired)
     return shard
 
 

@@ -27,6 +27,12 @@ class ShardPlan:
     num_utterances: int
     num_frames: int
     utterances_sha256: str  # of ids and num_samples, see hash_utterances
+    retired: tuple[str, ...] = ()  # ids in the file that the split no longer has, or has in a later shard
+
+    @property
+    def num_live(self) -> int:
+        """Count the utterances without the retired ones."""
+        return self.num_utterances - len(self.retired)
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class CachePlan:
     wavlm: str  # the name or folder that the weights came from; for people, compared with nothing
     feature_dim: int
     num_samples: int  # of all utterances together, at 16 kHz
-    utterances_sha256: str
+    utterances_sha256: str  # without the retired ones, in the order of the shards
     shards: tuple[ShardPlan, ...]
 
     @property
@@ -55,6 +61,9 @@ class CachePlan:
     def to_json(self) -> str:
         """Write the plan as JSON that carries its own sha256."""
         tree = asdict(self) | {"fingerprint": self.fingerprint.to_dict(), "format_version": FORMAT_VERSION}
+        for shard in tree["shards"]:
+            if not shard["retired"]:  # as written before shards could have any
+                del shard["retired"]
         return json.dumps(tree | {"sha256": _hash_tree(tree)}, indent=1, sort_keys=True) + "\n"
 
 
@@ -130,7 +139,9 @@ def _tree_to_plan(tree: dict[str, Any]) -> CachePlan:
         feature_dim=int(tree["feature_dim"]),
         num_samples=int(tree["num_samples"]),
         utterances_sha256=str(tree["utterances_sha256"]),
-        shards=tuple(ShardPlan(**shard) for shard in tree["shards"]),
+        shards=tuple(
+            ShardPlan(**shard | {"retired": tuple(shard.get("retired", ()))}) for shard in tree["shards"]
+        ),
     )
 
 

@@ -96,9 +96,14 @@ class Shard:
         with _hdf5_reading(path):
             self._read_index()
         self._checked: tuple[Version, np.ndarray] | None = None  # rows, in which version of the file
+        self.retired: frozenset[str] = frozenset()  # ids that the cache's plan no longer counts
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def live_rows(self) -> Iterator[tuple[int, str]]:
+        """Yield row and id of the utterances that are not retired."""
+        return ((row, name) for row, name in enumerate(self.ids) if name not in self.retired)
 
     def num_frames(self, row: int) -> int:
         """Count an utterance's frames."""

@@ -70,11 +70,12 @@ def verify_audio(
     report.
     """
     for shard in _open_readable(folder):
-        found = [recordings.get(name) for name in shard.ids]
+        rows = list(shard.live_rows())
+        found = [recordings.get(name) for _, name in rows]
         with ThreadPoolExecutor(HASHING_THREADS) as pool:
             wanted = list({each for each in found if each is not None and each not in hashes})
             hashes.update(zip(wanted, pool.map(_hash_or_explain, wanted), strict=True))
-        for row, (name, recording) in enumerate(zip(shard.ids, found, strict=True)):
+        for (row, name), recording in zip(rows, found, strict=True):
             if recording is None:
                 yield f"missing recording: {name} is not in the split any more ({shard.path})"
             elif hashes[recording][0] != shard.audio_sha256(row):
