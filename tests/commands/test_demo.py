@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,9 +20,27 @@ import vox
 from vox.cli import cli
 from vox.config import Config, load_config
 from vox.corpus import load_split
-from vox.demo.grammar import count_sentences, is_string, list_words, make_sentences
-from vox.demo.run import LAYERS, Outcome, Step, clear_folder, format_outcome, plan_steps, run_step
-from vox.demo.synthesize import SPLIT_VOICES, Synthesizer, write_lines
+from vox.demo.grammar import (
+    NAMES,
+    count_sentences,
+    has_name,
+    is_string,
+    list_words,
+    make_name_sentences,
+    make_sentences,
+)
+from vox.demo.run import (
+    LAYERS,
+    ROWS,
+    STAGES,
+    Outcome,
+    Step,
+    clear_folder,
+    format_outcome,
+    plan_steps,
+    run_step,
+)
+from vox.demo.synthesize import NAME_COUNTS, SPLIT_VOICES, Synthesizer, write_lines
 from vox.demo.tiny_wavlm import save_tiny_wavlm
 from vox.errors import VoxError
 from vox.units import SAMPLE_RATE
@@ -53,6 +72,20 @@ def test_a_quarter_of_each_split_are_strings_without_grammar() -> None:
     assert not is_string("walk left two steps")
 
 
+def test_names_are_in_the_splits_of_stage_3_alone() -> None:
+    """Each as often as asked for; no sentence is in two splits."""
+    sentences = make_name_sentences(NAME_COUNTS, 0)
+    texts = [text for split in make_sentences(COUNTS, 0).values() for text in split]
+    heard = {word for text in texts for word in text.split()}
+    assert not heard & set(NAMES) and not list_words() & set(NAMES)
+    for split, texts in sentences.items():
+        counts = Counter(word for text in texts for word in text.split() if word in NAMES)
+        assert counts == dict.fromkeys(NAMES, NAME_COUNTS[split])
+        assert all(map(has_name, texts)) and not any(map(is_string, texts))
+        assert {word for text in texts for word in text.split()} <= heard | set(NAMES)
+    assert len(set().union(*sentences.values())) == len(NAMES) * sum(NAME_COUNTS.values())
+
+
 def test_more_sentences_than_the_grammar_has_are_refused() -> None:
     """Drawing until there are enough sentences might never end."""
     with pytest.raises(VoxError, match="ask for fewer"):
@@ -60,7 +93,7 @@ def test_more_sentences_than_the_grammar_has_are_refused() -> None:
 
 
 def test_dev_and_test_have_two_voices_each_that_nobody_else_has() -> None:
-    lines = write_lines(COUNTS, seed=0)
+    lines = write_lines(COUNTS, seed=0, name_counts=NAME_COUNTS)
     voices = {split: {line.voice for line in lines if line.split == split} for split in COUNTS}
     assert len(voices["demo-dev"] - voices["demo-train"] - voices["demo-test"]) == 2
     assert len(voices["demo-test"] - voices["demo-train"] - voices["demo-dev"]) == 2
@@ -74,7 +107,8 @@ def test_two_processes_speak_alike_in_every_voice_and_leave_splits_that_load(tmp
     first, second = _synthesize(tmp_path / "first"), _synthesize(tmp_path / "second")
     assert first == second
     counts = {split: len(load_split(tmp_path / "first", split)) for split in COUNTS}
-    assert counts == {split: len(voices) for split, voices in SPLIT_VOICES.items()}
+    assert counts == {split: len(SPLIT_VOICES[split]) for split in COUNTS}
+    assert len(load_split(tmp_path / "first", "names-dev")) == len(NAMES)
     for path in (tmp_path / "first").rglob("*.flac"):
         samples_S, sample_rate = soundfile.read(path)
         assert sample_rate == SAMPLE_RATE and samples_S.ndim == 1
@@ -85,7 +119,7 @@ def test_two_processes_speak_alike_in_every_voice_and_leave_splits_that_load(tmp
 @needs_espeak
 @pytest.mark.parametrize("voice", ["en-us+nobody", "en-gb"])
 def test_unknown_voice_is_refused_where_espeak_would_take_another(voice: str) -> None:
-    line = write_lines({"demo-dev": 1}, seed=0)[0]
+    line = write_lines({"demo-dev": 1}, seed=0, name_counts={})[0]
     with pytest.raises(VoxError, match=f"no such voice: {voice.replace('+', '.')}"):
         Synthesizer().say(replace(line, voice=voice), seed=0)
 
@@ -109,7 +143,9 @@ def test_configs_fit_the_tiny_wavlm_and_each_other() -> None:
     stage1 = load_config(CHECKOUT / "configs" / "demo-stage1.yaml")
     stage2 = load_config(CHECKOUT / "configs" / "demo-stage2.yaml")
     assert ",".join(map(str, stage1.features.layers)) == LAYERS
-    assert (stage1.train.stage, stage2.train.stage) == (1, 2)
+    stage3 = load_config(CHECKOUT / "configs" / "demo-stage3.yaml")
+    assert (stage1.train.stage, stage2.train.stage, stage3.train.stage) == (1, 2, 3)
+    assert (stage3.model, stage3.features) == (Config().model, Config().features)
     # Stage 2 takes the model and the features from stage 1's checkpoint.
     assert (stage2.model, stage2.features) == (Config().model, Config().features)
     assert stage1.data == stage2.data
@@ -163,15 +199,16 @@ def test_outside_a_checkout_the_demo_says_that_it_needs_one(tmp_path: Path) -> N
 def _synthesize(root: Path) -> dict[str, bytes]:
     """Synthesize every voice once in a separate process; return the content of each file."""
     arguments = ["--root", str(root), "--seed", "5"]
-    for split, voices in SPLIT_VOICES.items():
-        arguments += [f"--{split.removeprefix('demo-')}", str(len(voices))]
+    for split in COUNTS:
+        arguments += [f"--{split.removeprefix('demo-')}", str(len(SPLIT_VOICES[split]))]
+    arguments += ["--names", "1"]
     run_step(Step("speak", ("vox.demo.synthesize", *arguments)), CHECKOUT)
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*.*") if path.is_file()}
 
 
 @pytest.mark.parametrize("best_update", [0, 120])
 def test_the_table_claims_no_more_for_stage_2_than_the_demo_shows(best_update: int) -> None:
-    wer = {1: {"ctc": 0.02, "attention": 0.01}, 2: {"ctc": 0.02, "attention": 0.01}}
-    text = format_outcome(Outcome(wer, wer, 0.0, best_update, {"train stage 2": 35.0}))
+    wer = {title: {"ctc": 0.02, "attention": 0.01} for title, _ in ROWS}
+    text = format_outcome(Outcome(dict.fromkeys(STAGES, wer), 0.0, best_update, {"train stage 2": 35.0}))
     assert ("did not improve" in text) == (best_update == 0)
     assert "this WavLM was never trained" in text

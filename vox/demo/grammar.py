@@ -7,6 +7,7 @@ or letter is as likely as any other, so a recogniser must have understood the au
 import itertools
 import math
 import random
+from collections.abc import Sequence
 
 from vox.errors import VoxError
 
@@ -45,6 +46,19 @@ TEMPLATES: tuple[tuple[str | tuple[str, ...], ...], ...] = (
 )
 
 
+# Invented names, which stage 3 learns: no sentence and no string above has one.
+NAMES = (
+    "alric", "belkor", "cindra", "dorvan", "elowen", "fenwick", "garrok", "hesper", "ishara", "jorath",
+    "kelda", "lorimer", "mirak", "nemoria", "orsin", "pyrala", "quillon", "rovena", "sylvar", "thandor",
+)  # fmt: skip
+NAME_TEMPLATES: tuple[tuple[str | tuple[str, ...], ...], ...] = (
+    (FIGHTS, NAMES, "with", "the", ITEMS),
+    (FIGHTS, NAMES, "then", MOVES, DIRECTIONS),
+    ("cast", SPELLS, "at", NAMES, "then", MOVES, DIRECTIONS),
+    (HANDLINGS, "the", ITEMS, "then", FIGHTS, NAMES),
+)
+
+
 def list_words() -> set[str]:
     """List every word that can be said."""
     words: set[str] = {*DIGITS, *LETTERS}
@@ -62,6 +76,11 @@ def count_sentences() -> int:
 def is_string(text: str) -> bool:
     """Say whether a text is a string of digits or letters, and no sentence of the grammar."""
     return any(set(text.split()) <= set(words) for words, _, _ in STRINGS)
+
+
+def has_name(text: str) -> bool:
+    """Return whether a text has one of the invented names."""
+    return not set(text.split()).isdisjoint(NAMES)
 
 
 def make_sentences(counts: dict[str, int], seed: int) -> dict[str, list[str]]:
@@ -83,9 +102,29 @@ def make_sentences(counts: dict[str, int], seed: int) -> dict[str, list[str]]:
     return {split: list(itertools.islice(remaining, count)) for split, count in counts.items()}
 
 
+def make_name_sentences(counts: dict[str, int], seed: int) -> dict[str, list[str]]:
+    """Make sentences with each name so many times for each split, all different, in random order."""
+    generator = random.Random(f"names {seed}")
+    drawn: set[str] = set()
+    sentences: dict[str, list[str]] = {split: [] for split in counts}
+    for split, name in itertools.product(counts, NAMES):
+        while sum(name in text.split() for text in sentences[split]) < counts[split]:
+            template = generator.choice(NAME_TEMPLATES)
+            text = _fill([name if place is NAMES else place for place in template], generator)
+            if text not in drawn:
+                drawn.add(text)
+                sentences[split].append(text)
+    for texts in sentences.values():
+        generator.shuffle(texts)
+    return sentences
+
+
+def _fill(template: Sequence[str | tuple[str, ...]], generator: random.Random) -> str:
+    return " ".join(place if isinstance(place, str) else generator.choice(place) for place in template)
+
+
 def _say(generator: random.Random) -> str:
     if generator.random() < STRING_SHARE:
         words, least, most = generator.choice(STRINGS)
         return " ".join(generator.choices(words, k=generator.randint(least, most)))
-    template = generator.choice(TEMPLATES)
-    return " ".join(place if isinstance(place, str) else generator.choice(place) for place in template)
+    return _fill(generator.choice(TEMPLATES), generator)

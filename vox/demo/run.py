@@ -19,12 +19,13 @@ from typing import Any
 import click
 
 import vox
-from vox.demo.grammar import is_string
+from vox.demo.grammar import has_name, is_string
 from vox.errors import VoxError
 from vox.runs.layout import BEST, METRICS, STATE
 
 LAYERS = "1,2,3,4"  # of the tiny WavLM; configs/demo-stage1.yaml says the same
 ON_CPU = ("--device", "cpu")  # everywhere, so that the figures do not depend on having a GPU
+CACHED_SPLITS = ("demo-train", "demo-dev", "names-train", "names-dev")
 DECODERS = tuple(word for name in ("ctc", "attention", "rescore") for word in ("--decoder", name))
 MARK = "demo.json"  # in the demo's folder: what is beside it may be replaced
 
@@ -41,12 +42,24 @@ class Step:
         return f"$ {command} {shlex.join(self.arguments[1:])}"
 
 
+STAGES = (1, 2, 3)
+
+# What the table shows of each stage: a title, and which references are counted.
+ROWS: tuple[tuple[str, Callable[[str], bool]], ...] = (
+    ("demo-test", lambda text: not has_name(text)),
+    ("  digits and letters alone", is_string),
+    ("names-test: names of stage 3", has_name),
+)
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """What the demo found: WER (a fraction) on the test split, by stage and decoder."""
+    """What the demo found.
 
-    wer: dict[int, dict[str, float]]
-    string_wer: dict[int, dict[str, float]]  # the same on the strings of digits and letters alone
+    wer: WER (a fraction) by stage, row of the table, and decoder.
+    """
+
+    wer: dict[int, dict[str, dict[str, float]]]
     handoff: float  # relative difference of the dev loss: stage 2 before its first update, and stage 1
     stage2_best_update: int  # 0: where stage 2 began, with stage 1's weights
     seconds: dict[str, float]  # by step
@@ -66,8 +79,10 @@ def run_demo(out: Path, seed: int) -> Outcome:
         click.echo(f"\n[{number}/{len(steps)}] {step.title}\n{step}")
         seconds[step.title] = run_step(step, checkout)
     return Outcome(
-        wer={stage: _read_wer(out / f"test-stage{stage}") for stage in (1, 2)},
-        string_wer={stage: _read_wer(out / f"test-stage{stage}", is_string) for stage in (1, 2)},
+        wer={
+            stage: {title: _read_wer(out / f"test-stage{stage}", is_counted) for title, is_counted in ROWS}
+            for stage in STAGES
+        },
         handoff=_read_handoff(out / "stage2" / METRICS),
         stage2_best_update=_read_state(out / "stage2" / BEST / STATE)["update"],
         seconds=seconds,
@@ -77,7 +92,7 @@ def run_demo(out: Path, seed: int) -> Outcome:
 def plan_steps(out: Path, seed: int, configs: Path) -> list[Step]:
     """List the demo's commands, in order."""
     data, wavlm = str(out / "data"), str(out / "wavlm")
-    stage1, stage2 = out / "stage1", out / "stage2"
+    stage1, stage2, stage3 = (out / f"stage{stage}" for stage in STAGES)
     seeding = ("--seed", str(seed))
     training = ("--root", data, "--set", f"train.seed={seed}", *ON_CPU)
 
@@ -87,7 +102,8 @@ def plan_steps(out: Path, seed: int, configs: Path) -> list[Step]:
     def evaluation(stage: int, run: Path) -> Step:
         return vox_step(
             f"evaluate stage {stage}",
-            *("evaluate", "--split", "demo-test", "--root", data, *ON_CPU, *DECODERS),
+            *("evaluate", "--split", "demo-test", "--split", "names-test", "--root", data),
+            *(*ON_CPU, *DECODERS),
             *("--checkpoint", run / BEST, "--out", out / f"test-stage{stage}"),
         )
 
@@ -96,8 +112,8 @@ def plan_steps(out: Path, seed: int, configs: Path) -> list[Step]:
         Step("make a tiny WavLM", ("vox.demo.tiny_wavlm", "--out", wavlm, *seeding)),
         vox_step(
             "precompute",
-            *("precompute", "--split", "demo-train", "--split", "demo-dev", "--root", data),
-            *("--wavlm", wavlm, "--layers", LAYERS, *ON_CPU),
+            *("precompute", *(word for split in CACHED_SPLITS for word in ("--split", split))),
+            *("--root", data, "--wavlm", wavlm, "--layers", LAYERS, *ON_CPU),
         ),
         vox_step(
             "train stage 1",
@@ -111,19 +127,23 @@ def plan_steps(out: Path, seed: int, configs: Path) -> list[Step]:
             *("--from", stage1 / BEST, "--run", stage2, *training),
         ),
         evaluation(2, stage2),
+        vox_step(
+            "train stage 3",
+            *("train", "--stage", 3, "--cached", "--config", configs / "demo-stage3.yaml"),
+            *("--wavlm", wavlm, "--from", stage1 / BEST, "--run", stage3, *training),
+        ),
+        evaluation(3, stage3),
     ]
 
 
 def format_outcome(outcome: Outcome) -> str:
     """Write the tables that the demo ends with."""
-    decoders = list(outcome.wer[1])
-    lines = ["WER on demo-test, %".ljust(32) + "".join(f"{name:>11}" for name in decoders)]
-    for stage, wer in outcome.wer.items():
-        for title, each in (
-            (f"after stage {stage}", wer),
-            ("  digits and letters alone", outcome.string_wer[stage]),
-        ):
-            lines.append(title.ljust(32) + "".join(f"{100 * each[name]:>11.2f}" for name in decoders))
+    decoders = list(next(iter(outcome.wer[1].values())))
+    lines = ["WER, %".ljust(32) + "".join(f"{name:>11}" for name in decoders)]
+    for stage, rows in outcome.wer.items():
+        lines.append(f"after stage {stage}")
+        for title, wer in rows.items():
+            lines.append(f"  {title}".ljust(32) + "".join(f"{100 * wer[name]:>11.2f}" for name in decoders))
     lines.append(
         f"Handoff: stage 2's dev loss before its first update is {100 * outcome.handoff:.3f} % off stage 1's."
     )
@@ -134,6 +154,8 @@ def format_outcome(outcome: Outcome) -> str:
     lines.append(
         "Stage 2 is short here, and this WavLM was never trained: it shows that the step works, no more."
     )
+    lines.append("Stage 3 starts from stage 1's weights and learns twenty names from six recordings of each.")
+    lines.append("It replays stage 1's corpus, and keeps no weights that forget it.")
     lines.append("A grammar tells a decoder what comes next; digits and letters in any order do not.")
     lines.append("About 600 words of a synthesizer: the table says nothing about other speech.")
     lines.append("")
@@ -187,7 +209,7 @@ def run_step(step: Step, checkout: Path) -> float:
     return time.monotonic() - start
 
 
-def _read_wer(folder: Path, is_counted: Callable[[str], bool] = lambda _: True) -> dict[str, float]:
+def _read_wer(folder: Path, is_counted: Callable[[str], bool]) -> dict[str, float]:
     """Read the WER of each decoder from an evaluation's folder, of the references that are counted."""
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     wer = {}

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 import numpy as np
 
-from vox.demo.grammar import make_sentences
+from vox.demo.grammar import make_name_sentences, make_sentences
 from vox.errors import VoxError
 from vox.units import SAMPLE_RATE, samples_to_seconds
 
@@ -54,7 +54,9 @@ SPLIT_VOICES = {
     "demo-dev": TRAIN_VOICES + DEV_ONLY_VOICES,
     "demo-test": TRAIN_VOICES + TEST_ONLY_VOICES,
 }
-SPLIT_CHAPTERS = {"demo-train": 1, "demo-dev": 2, "demo-test": 3}  # or a speaker's ids would collide
+SPLIT_VOICES |= {split.replace("demo", "names"): voices for split, voices in SPLIT_VOICES.items()}
+SPLIT_CHAPTERS = {split: number for number, split in enumerate(SPLIT_VOICES, start=1)}  # ids must differ
+NAME_COUNTS = {"names-train": 6, "names-dev": 2, "names-test": 3}  # how often each name is said
 
 
 @dataclass(frozen=True)
@@ -130,11 +132,15 @@ class Synthesizer:
         return 0  # go on
 
 
-def write_lines(counts: dict[str, int], seed: int) -> list[Line]:
-    """Decide what is said, by whom and how: so many lines for each split, in the order of the speakers."""
+def write_lines(counts: dict[str, int], seed: int, name_counts: dict[str, int]) -> list[Line]:
+    """Decide what is said, by whom and how, in the order of the speakers.
+
+    counts: lines for each split. name_counts: lines for each name and each split of names.
+    """
     generator = random.Random(f"voices {seed}")
     lines = []
-    for split, sentences in make_sentences(counts, seed).items():
+    texts = make_sentences(counts, seed) | make_name_sentences(name_counts, seed)
+    for split, sentences in texts.items():
         for index, (text, voice) in enumerate(
             zip(sentences, itertools.cycle(SPLIT_VOICES[split]), strict=False)
         ):
@@ -152,7 +158,9 @@ def write_lines(counts: dict[str, int], seed: int) -> list[Line]:
     return sorted(lines, key=lambda line: (line.split, line.id))
 
 
-def write_corpus(root: Path, counts: dict[str, int], seed: int) -> Iterator[tuple[Line, int]]:
+def write_corpus(
+    root: Path, counts: dict[str, int], seed: int, name_counts: dict[str, int]
+) -> Iterator[tuple[Line, int]]:
     """Say every line into ROOT/LibriSpeech/<split>/…: 16 kHz FLAC, and transcripts in upper case.
 
     Yields each line when its recording is written, with the number of its samples; a chapter's transcript
@@ -163,7 +171,7 @@ def write_corpus(root: Path, counts: dict[str, int], seed: int) -> Iterator[tupl
 
     synthesizer = Synthesizer()
     resample = torchaudio.transforms.Resample(synthesizer.sample_rate, SAMPLE_RATE)
-    lines = write_lines(counts, seed)
+    lines = write_lines(counts, seed, name_counts)
     for chapter_dir, chapter in itertools.groupby(lines, key=lambda line: line.chapter_dir):
         (root / chapter_dir).mkdir(parents=True, exist_ok=True)
         transcripts = []
@@ -202,17 +210,24 @@ def _find_espeak() -> tuple[Path, Path]:
 @click.option("--train", default=2400, show_default=True, help="Utterances to train on.")
 @click.option("--dev", default=100, show_default=True, help="Utterances to choose the best weights by.")
 @click.option("--test", default=100, show_default=True, help="Utterances for the final figures.")
+@click.option(
+    "--names",
+    default=6,
+    show_default=True,
+    help="Say each invented name at most so often in a split; 0: no names.",
+)
 @click.option("--seed", default=0, show_default=True, help="Draws the sentences and how they are said.")
-def main(root: Path, train: int, dev: int, test: int, seed: int) -> None:
-    """Synthesize speech: splits demo-train, demo-dev and demo-test."""
+def main(root: Path, train: int, dev: int, test: int, names: int, seed: int) -> None:
+    """Synthesize speech: splits demo-train, demo-dev, demo-test, and the same three of names."""
     import torch
 
     torch.set_num_threads(1)  # the conversions are too short to share out
     counts = {"demo-train": train, "demo-dev": dev, "demo-test": test}
-    num_utterances = dict.fromkeys(counts, 0)
-    num_samples = dict.fromkeys(counts, 0)
+    name_counts = {split: min(count, names) for split, count in NAME_COUNTS.items()}
+    num_utterances = dict.fromkeys(SPLIT_CHAPTERS, 0)
+    num_samples = dict.fromkeys(SPLIT_CHAPTERS, 0)
     try:
-        for line, length_samples in write_corpus(root, counts, seed):
+        for line, length_samples in write_corpus(root, counts, seed, name_counts):
             num_utterances[line.split] += 1
             num_samples[line.split] += length_samples
     except VoxError as error:
@@ -220,6 +235,8 @@ def main(root: Path, train: int, dev: int, test: int, seed: int) -> None:
     except OSError as error:
         _fail(f"cannot write the corpus ({error}): {root}; free some space or choose another --out")
     for split, count in num_utterances.items():
+        if not count:
+            continue
         minutes = samples_to_seconds(num_samples[split]) / 60
         voices = len(SPLIT_VOICES[split])
         click.echo(f"{split}: {count} utterances, {minutes:.1f} minutes, {voices} voices")
