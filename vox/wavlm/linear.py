@@ -38,6 +38,7 @@ class Linear(nn.Linear):
             self._packed.clear()  # not every optimizer's changes are counted
             self._rounded.clear()
         elif dtype is not None:
+            self._packed.clear()  # it may have moved from the CPU to a GPU
             parameters = self.weight, self.bias
             weight, bias = self._rounded.get(
                 parameters, lambda: (self.weight.to(dtype), self.bias.to(dtype)), dtype

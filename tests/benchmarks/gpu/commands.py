@@ -105,7 +105,9 @@ def run_vox(bench: Bench, command: str, *arguments: str) -> str:
 def interrupt_after_updates(bench: Bench, arguments: list[str], run: Path, count: int) -> int:
     """Train until so many updates are in the metrics, send SIGTERM, and return the exit status."""
     command = [sys.executable, "-m", "vox", *arguments, *_common(bench)]
-    process = subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    errors = run.with_suffix(".err")
+    with errors.open("wb") as file:
+        process = subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.DEVNULL, stderr=file)
     deadline = time.monotonic() + _timeout(bench)
     try:
         while time.monotonic() < deadline and process.poll() is None:
@@ -114,11 +116,11 @@ def interrupt_after_updates(bench: Bench, arguments: list[str], run: Path, count
                 break
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=_timeout(bench))
+        process.wait(timeout=_timeout(bench))
     finally:
         process.kill()
     if process.returncode != 128 + signal.SIGTERM:
-        say(errors.decode()[-500:])
+        say(errors.read_text(errors="replace")[-500:])
     return process.returncode
 
 
