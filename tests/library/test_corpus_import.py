@@ -218,6 +218,19 @@ def test_a_folder_of_recordings_and_texts(tmp_path: Path) -> None:
     }
 
 
+def test_librispeech_at_any_depth(tmp_path: Path) -> None:
+    folder = tmp_path / "train"
+    write_audio(folder / "7" / "1" / "7-1-0.flac", folder / "7" / "1" / "7-1-1.wav", folder / "9-0.flac")
+    write_lines(folder / "7" / "1" / "7-1.trans.txt", ["7-1-0 GO LEFT", "7-1-2 STOP"])
+    write_lines(folder / "9.trans.txt", ["9-0 JUMP"])
+    taken, left_out = take_over(folder, tmp_path / "data")
+    assert taken == [("7-1-0", "7-1-0.flac", "go left", "7", None), ("9-0", "9-0.flac", "jump", "", None)]
+    assert left_out == {
+        "7-1-2": f"a transcript without a recording: {folder / '7' / '1' / '7-1.trans.txt'}",
+        "7-1-1": "a recording without a transcript: 7/1/7-1-1.wav",
+    }
+
+
 def test_what_is_no_corpus_or_exists_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     write_lines(tmp_path / "cv" / "train.tsv", ["path\tsentence"])

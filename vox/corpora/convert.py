@@ -10,6 +10,7 @@ from vox.corpora.folder import find_texts, read_folder
 from vox.corpora.imported import Imported, read_objects
 from vox.corpora.kaldi import read_kaldi
 from vox.corpora.lhotse import read_cuts, read_recordings
+from vox.corpora.librispeech import TRANSCRIPTS, read_librispeech
 from vox.corpora.nemo import read_nemo
 from vox.corpora.tables import read_audio_folder, read_common_voice
 from vox.disk import write_whole
@@ -19,7 +20,7 @@ from vox.text import normalise_text
 
 KNOWN = (
     "a Kaldi data folder, a NeMo manifest, lhotse's cuts or recordings and supervisions, a CommonVoice TSV, "
-    "a Hugging Face audio folder, or recordings with .txt or .lab files beside them"
+    "a Hugging Face audio folder, LibriSpeech's layout, or recordings with .txt or .lab files beside them"
 )
 
 
@@ -62,6 +63,8 @@ def _recognise_folder(folder: Path) -> tuple[str, Callable[[], Imported]]:
         return "Hugging Face audio folder", lambda: read_audio_folder(metadata[0])
     if tables := sorted(folder.glob("*.tsv")):
         raise CorpusError("a folder of tables", where=folder, remedy=f"give one of them, as {tables[0]}")
+    if next(folder.rglob(TRANSCRIPTS), None) is not None:
+        return "LibriSpeech layout", lambda: read_librispeech(folder)
     if find_texts(folder):
         return "folder of recordings and texts", lambda: read_folder(folder)
     raise CorpusError("not a corpus that Vox knows", where=folder, remedy=f"give {KNOWN}")
