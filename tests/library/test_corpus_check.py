@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import soundfile
 from tests.support.speech import make_speech
 from vox.cli import main
 from vox.corpora.check import check_split, describe, find_shared
+from vox.corpora.check_page import NUM_BINS, count_bins
 from vox.units import SAMPLE_RATE
 
 
@@ -87,3 +89,27 @@ def test_the_command_prints_what_to_act_on_and_refuses_what_cannot_be_used(
     assert main([*command, "bad"]) == 2
     assert "nothing in split bad can be used: gone (samples that are NaN" in capsys.readouterr().err
     assert main([*command, "nowhere"]) == 2
+
+
+def test_the_page_shows_every_finding_and_counts_every_utterance(tmp_path: Path) -> None:
+    """Well-formed, with nothing of the corpus as markup, and nothing to fetch."""
+    expected = write_corpus(tmp_path)
+    with (tmp_path / "s.jsonl").open("a") as file:
+        row = {"audio": "lost.wav", "text": "go", "id": "<script>alert(1)</script>"}
+        file.write("\n" + json.dumps(row))
+    page = tmp_path / "check.html"
+    assert main(["corpus", "check", "--split", "s", "--root", str(tmp_path), "--html", str(page)]) == 0
+    text = page.read_text()
+    tree = ElementTree.fromstring(text.removeprefix("<!doctype html>\n"))  # noqa: S314 - our own
+    shown = [cell.text for cell in tree.iter("td")]
+    assert {name for name in expected if name in shown} == set(expected)
+    assert "<script>alert(1)</script>" in shown and "<script" not in text
+    assert "http://" not in text and "https://" not in text
+    for figure in tree.iter("figure"):
+        counts = [int((title.text or "").rpartition(" ")[2]) for title in figure.iter("title")]
+        assert sum(counts) == 10 and len(counts) == NUM_BINS
+
+
+def test_bins_are_from_the_smallest_to_the_largest_value() -> None:
+    assert count_bins([1.0, 1.1, 3.0, 5.0], 4) == ([2, 0, 1, 1], 1.0, 5.0)
+    assert sum(count_bins([2.0, 2.0])[0]) == 2  # one value, no width

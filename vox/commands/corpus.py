@@ -25,7 +25,15 @@ def corpus() -> None:
     metavar="FILE.jsonl",
     help="Also write every finding there, a JSON object a line.",
 )
-def check_command(splits: tuple[str, ...], root: Path, workers: int, out: Path | None) -> None:
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.html",
+    help="Also write a page with tables and histograms.",
+)
+def check_command(
+    splits: tuple[str, ...], root: Path, workers: int, out: Path | None, html: Path | None
+) -> None:
     """Read every recording and text once, and print what is there and what to look at.
 
     Exit status 0, also with findings; 2 where nothing in a split can be used.
@@ -51,6 +59,11 @@ def check_command(splits: tuple[str, ...], root: Path, workers: int, out: Path |
     if out is not None:
         write_whole(out, "".join(list_findings(*each) for each in found).encode())
         click.echo(f"{name_count(len(findings), 'finding')}: {out}")
+    if html is not None:
+        from vox.corpora.check_page import render_check
+
+        write_whole(html, render_check(checked, found).encode("utf-8", "replace"))
+        click.echo(f"page: {html}")
 
 
 @corpus.command("import")
