@@ -1,4 +1,4 @@
-"""Damage recordings of every format at random and read them: a result or one line, in bounded memory and time.
+"""Damage recordings of every format at random and read them: a result or one line, in bounded memory, soon.
 
     python -m tests.benchmarks.fuzz --seconds 600 --keep findings
 
