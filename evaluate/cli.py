@@ -62,6 +62,7 @@ def evaluate(
     hotwords: Path | None,
     hotword: tuple[str, ...],
     hotword_weight: float | None,
+    domain: Path | None,
     root: Path,
     device: str,
     out: Path | None,
@@ -108,6 +109,7 @@ def evaluate(
         hotword_file=hotwords,
         hotwords=hotword,
         hotword_weight=hotword_weight,
+        domain=domain,
     )
     names = tuple(dict.fromkeys(decoders or (*VALIDATION_DECODERS, *plan.decoders)))
     loaded = load_recogniser(resolved, place)
