@@ -115,10 +115,10 @@ def write_hotwords(text: DomainText, given: Path | None, out: Path) -> int:
         listed = list_lines(given)
         known = count_words(s for hotword in parse_hotwords(listed) for s in hotword.spellings)
         missing = [(word, count) for word, count in new if word not in known]
-        lines = [line.rstrip() for _, line in listed]
+        lines = "\n".join(line.rstrip() for _, line in listed).rstrip().split("\n")
         if missing:
             lines += ["# New words of the domain's text that this list does not have, with their counts:"]
-            lines += [f"# {word}  {count}" for word, count in missing]
+            lines += [f"# {word}  # {count}" for word, count in missing]
     out.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
     hotwords = parse_hotwords(list_lines(out))
     log.info(
