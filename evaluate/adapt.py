@@ -102,9 +102,12 @@ def tune_domain(
     if share == 0:
         log.warning("with any weights the source gets worse: this domain does nothing")
     at_target = _rates(decode(target, SEARCHES, trial))
+    decoder, without = min(kept, key=lambda name: at_target[name]), min(_rates(before[target.name]).values())
+    if at_target[decoder] >= without:
+        log.warning("%s: the domain does not help: WER %.2f %% without it", target.name, 100 * without)
     found = weights.read(chosen, share)
     tuned = Tuned(
-        decoder=min(kept, key=lambda name: at_target[name]),
+        decoder=decoder,
         beam=options.beam,
         ctc_weight=trial.ctc_weight,
         length_bonus=trial.length_bonus,
