@@ -65,19 +65,21 @@ def tune_domain(
     source: DevSplit,
     options: SearchOptions,
     *,
+    tolerance: float | None = None,
     batch_seconds: float,
     workers: int,
 ) -> TunedDomain:
     """Choose the search, its weights, and those of the language model and the hotwords on two dev splits.
 
     The target's WER is minimised. The source's WER may not rise above its limit: the upper end of the 95 %
-    interval (bootstrap over utterances) of the best decoder before. additions: the domain's language model
-    and hotwords. options: of the search before adaptation. Raises DomainError if no search keeps the limit.
+    interval (bootstrap over utterances) of the best decoder before, or its WER plus `tolerance`.
+    additions: the domain's language model and hotwords. options: of the search before adaptation. Raises
+    DomainError if no search keeps the limit.
     """
     decode = _Decoder(loaded, additions.hotwords, batch_seconds, workers)
     every = (*VALIDATION_DECODERS, *SEARCHES)
     before = {split.name: decode(split, every, options) for split in (target, source)}
-    promise = _promise_for(before[source.name])
+    promise = _promise_for(before[source.name], tolerance)
     log.info(
         "before: %s WER %.2f %%; it may rise to %.2f %%",
         source.name,
@@ -215,13 +217,13 @@ def _choose(
     return chosen, fit_lists(lists[target.name])
 
 
-def _promise_for(before: Evaluation) -> Promise:
+def _promise_for(before: Evaluation, tolerance: float | None) -> Promise:
     errors = {
         name: [one.num_errors for one in result.score.utterances] for name, result in before.decoders.items()
     }
     rates = measure_rates(errors, [len(text.split()) for text in before.references], before.ids)
     uppers = {name: rate.interval[1] for name, rate in rates.items()}
-    return make_promise(_rates(before), uppers, None)
+    return make_promise(_rates(before), uppers, tolerance)
 
 
 def _rates(evaluation: Evaluation) -> dict[str, float]:

@@ -40,6 +40,12 @@ from vox.options import batch_seconds_option, checkpoint_option, device_option, 
     "--source-dev-split", metavar="SPLIT", help="Where the WER may not rise. [default: the checkpoint's own]"
 )
 @click.option(
+    "--tolerance",
+    type=click.FloatRange(0, 1),
+    metavar="W",
+    help="How much the source's WER may rise: 0.01 is one point. [default: up to its 95 % interval's end]",
+)
+@click.option(
     "--order", type=click.IntRange(1, 10), default=4, show_default=True, help="Of the n-gram model."
 )
 @click.option(
@@ -57,6 +63,7 @@ def adapt(
     source_texts: tuple[Path, ...],
     dev_split: str | None,
     source_dev_split: str | None,
+    tolerance: float | None,
     order: int,
     beam: int,
     root: Path,
@@ -85,8 +92,9 @@ def adapt(
     from vox.errors import ConfigError
     from vox.runs.layout import TOKENIZER
 
-    if source_dev_split is not None and dev_split is None:
-        raise ConfigError("--source-dev-split without --dev-split", remedy="add --dev-split SPLIT")
+    for name, value in (("--source-dev-split", source_dev_split), ("--tolerance", tolerance)):
+        if value is not None and dev_split is None:
+            raise ConfigError(f"{name} without --dev-split", remedy="add --dev-split SPLIT")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(
             "the folder is there already", where=out, remedy="choose another --out, or delete it"
@@ -111,7 +119,14 @@ def adapt(
     result = None
     if splits is not None:
         result = tune_domain(
-            loaded, additions, splits[0], splits[1], before, batch_seconds=batch_seconds, workers=workers
+            loaded,
+            additions,
+            splits[0],
+            splits[1],
+            before,
+            tolerance=tolerance,
+            batch_seconds=batch_seconds,
+            workers=workers,
         )
     tuned = default_domain(beam) if result is None else result.tuned
     hotword_weight = DEFAULT_HOTWORD_WEIGHT if result is None else result.hotword_weight

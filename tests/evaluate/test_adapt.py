@@ -139,10 +139,13 @@ def test_weights_that_make_the_source_worse_are_not_kept(
     monkeypatch.setattr("evaluate.adapt._choose", lambda *_: ([0.5, 0.5, 0.0, 1000.0, 1000.0], 1.0))
     source = tuning["source"]
     heard = [replace(u, text=_hear(loaded, search, u) or "go") for u in source.utterances]
-    result = tune_domain(**tuning | {"source": DevSplit(source.name, heard)})
+    split = DevSplit(source.name, heard)
+    result = tune_domain(**tuning | {"source": split})
     assert result.before[source.name]["rescore"] < 0.5
     assert min(result.after[source.name].values()) <= result.promise["limit"]
     assert (result.tuned.lm_weight, result.hotword_weight) == (0.0, 0.0)  # nothing less would do
+    tolerant = tune_domain(**tuning | {"source": split, "tolerance": 100.0})
+    assert (tolerant.tuned.lm_weight, tolerant.hotword_weight) == (1000.0, 1000.0)
 
 
 def _hear(loaded: Checkpoint, search: Search, utterance: Utterance) -> str:
@@ -256,6 +259,7 @@ BAD_INPUT = {
     "empty text": ("\n\n", [], "a text without a line that can be used"),
     "digits only": ("22\n", [], "a text without a line that can be used"),
     "source dev alone": ("go zarn\n", ["--source-dev-split", "x"], "add --dev-split SPLIT"),
+    "tolerance alone": ("go zarn\n", ["--tolerance", "0.1"], "--tolerance without --dev-split"),
     "no such split": ("go zarn\n", ["--dev-split", "nowhere"], "no split nowhere"),
 }
 
