@@ -88,7 +88,7 @@ def adapt(
     from vox.checkpoint.series import newest_checkpoint
     from vox.device import pick_device
     from vox.disk import hash_file
-    from vox.domain import HOTWORDS, LM, REPORT, Domain, write_weights
+    from vox.domain import HOTWORDS, LM, REPORT, Domain, read_model_sha256, write_weights
     from vox.errors import ConfigError
     from vox.runs.layout import TOKENIZER
 
@@ -130,7 +130,9 @@ def adapt(
         )
     tuned = default_domain(beam) if result is None else result.tuned
     hotword_weight = DEFAULT_HOTWORD_WEIGHT if result is None else result.hotword_weight
-    domain = Domain(tuned, hotword_weight, hash_file(loaded.folder / TOKENIZER))
+    domain = Domain(
+        tuned, hotword_weight, hash_file(loaded.folder / TOKENIZER), read_model_sha256(loaded.folder)
+    )
     write_domain_report(out / REPORT, loaded, text, additions.hotwords, model_lines, domain, result)
     click.echo((out / REPORT).read_text(encoding="utf-8"))
     click.echo(f"written: {write_weights(out, domain).parent}")

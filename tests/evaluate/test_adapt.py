@@ -1,6 +1,7 @@
 """vox adapt: which words are new, what a domain folder holds, who takes it, and what protects the source."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from vox.errors import DomainError
 from vox.lm.arpa import BOS
 from vox.lm.make import make_mixture
 from vox.lm.text import piece_vocabulary
-from vox.runs.layout import TOKENIZER, WORDS
+from vox.runs.layout import CHECKSUMS, MODEL, TOKENIZER, WORDS
 from vox.transcribe import _recognise
 
 DOMAIN_TEXT = "go zarn\n\nzarn quilp stop\nZarn, go!\n2 zarns\n"
@@ -102,7 +103,11 @@ def test_a_domain_is_the_language_model_the_hotwords_and_the_weights(
 
 
 def test_tuned_on_both_splits(
-    checkpoint: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path,
+    root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     out = tmp_path / "domain"
     dev = ["--dev-split", "target-dev", "--source-dev-split", "source-dev", "--beam", "3"]
@@ -112,6 +117,11 @@ def test_tuned_on_both_splits(
     assert (tuned.split, tuned.beam) == ("target-dev+source-dev", 3)
     assert "| source-dev | ctc |" in (out / REPORT).read_text()
     assert "source-dev was allowed up to" in (out / REPORT).read_text()
+    assert "tuned on another checkpoint" not in caplog.text
+    other = shutil.copytree(checkpoint, tmp_path / "other")
+    (other / CHECKSUMS).write_text(json.dumps({MODEL: "another"}))
+    read_domain(out, other)
+    assert "tuned on another checkpoint" in caplog.text
 
 
 @pytest.fixture
