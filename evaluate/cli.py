@@ -35,6 +35,12 @@ from vox.options import (
 )
 @BEAM_OPTION
 @add_scorer_options
+@click.option(
+    "--words",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Words or phrases, one a line, to count each by itself. [default: the hotwords of --domain]",
+)
 @root_option
 @device_option
 @click.option(
@@ -62,6 +68,8 @@ def evaluate(
     hotwords: Path | None,
     hotword: tuple[str, ...],
     hotword_weight: float | None,
+    domain: Path | None,
+    words: Path | None,
     root: Path,
     device: str,
     out: Path | None,
@@ -86,6 +94,7 @@ def evaluate(
         write_report,
     )
     from evaluate.run import evaluate_split, load_splits
+    from evaluate.word_table import read_words
     from vox.additions import plan_search
     from vox.checkpoint.files import load_recogniser
     from vox.checkpoint.series import newest_checkpoint
@@ -108,11 +117,15 @@ def evaluate(
         hotword_file=hotwords,
         hotwords=hotword,
         hotword_weight=hotword_weight,
+        domain=domain,
     )
     names = tuple(dict.fromkeys(decoders or (*VALIDATION_DECODERS, *plan.decoders)))
     loaded = load_recogniser(resolved, place)
     identity = describe_checkpoint(folder, loaded)
     options = plan.options_for(loaded, place)
+    listed = plan.additions.hotwords if domain is not None else ()
+    if words is not None:
+        listed = read_words(words)
     splits = tuple(dict.fromkeys(splits))
     title = "+".join(splits)
     utterances, left_out = load_splits(root, splits, skip_bad=skip_bad)
@@ -126,6 +139,7 @@ def evaluate(
         names,
         options,
         hotwords=plan.additions.hotwords,
+        words=listed,
         temperature=plan.temperature,
         batch_seconds=batch_seconds,
         workers=workers,

@@ -16,6 +16,7 @@ from evaluate.calibration import render_calibration
 from evaluate.intervals import FEW_SPEAKERS, Comparison, Intervals
 from evaluate.run import DecoderResult, Evaluation
 from evaluate.utterance_cards import render_cards
+from evaluate.word_table import render_words
 from vox.bootstrap import LEVEL, NUM_DRAWS, Interval
 from vox.corpus import Utterance
 from vox.errors import name_count
@@ -57,6 +58,7 @@ def render_page(
         confusions="".join(
             _render_confusions(name, result.score.utterances) for name, result in evaluation.decoders.items()
         ),
+        listed_words=render_words(evaluation),
         groups=_render_groups(evaluation, recordings),
         calibration=render_calibration(rows),
         cards=render_cards(evaluation, recordings, out_dir),

@@ -19,6 +19,7 @@ import vox
 from evaluate.intervals import Comparison, EarlierReport, Intervals, describe_intervals, measure_intervals
 from evaluate.page import render_page
 from evaluate.run import DecoderResult, Evaluation
+from evaluate.word_table import describe_words, format_words
 from vox.bootstrap import LEVEL
 from vox.checkpoint.files import Checkpoint
 from vox.corpus import Utterance
@@ -63,6 +64,7 @@ def format_table(evaluation: Evaluation) -> str:
     )
     lines += _split_lines(evaluation)
     lines += _hotword_lines(evaluation)
+    lines += format_words(evaluation)
     for name, result in evaluation.decoders.items():
         if result.truncated_ids:
             count = name_count(len(result.truncated_ids), "hypothesis", "hypotheses")
@@ -190,6 +192,7 @@ def _make_report(
             }
             for split, scores in evaluation.by_split.items()
         },
+        **({"words": describe_words(evaluation)} if evaluation.word_pieces else {}),
         "num_excluded": len(evaluation.excluded),
         "excluded": evaluation.excluded,
         "page": "report.html",

@@ -25,7 +25,8 @@ from vox.hear import device_of, hear
 from vox.hotword_list import Hotword, HotwordMatcher, as_in_transcripts
 from vox.progress import ProgressBar
 from vox.score import Score, score
-from vox.score_hotwords import HotwordScore, score_hotwords
+from vox.score_hotwords import HotwordScore, PhraseCount, score_hotwords
+from vox.text import Tokenizer
 from vox.units import samples_to_seconds
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ class DecoderResult:
     truncated_ids: list[str]  # decoding stopped at the label limit
     real_time_factor: float  # seconds of computing for a second of audio
     hotwords: HotwordScore | None = None  # None if no hotwords were given
+    words: dict[str, PhraseCount] = field(default_factory=dict)  # of the words to list, in their order
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Evaluation:
     decoders: dict[str, DecoderResult]
     options: SearchOptions  # of the searches; greedy decoders ignore them
     by_split: dict[str, dict[str, Score]] = field(default_factory=dict)  # by decoder; empty for one split
+    word_pieces: dict[str, str] = field(default_factory=dict)  # of the words to list: how they are spelled
 
 
 @dataclass
@@ -97,6 +100,7 @@ def evaluate_split(
     options: SearchOptions | None = None,
     *,
     hotwords: Sequence[Hotword] = (),
+    words: Sequence[Hotword] = (),
     temperature: float = 1.0,
     batch_seconds: float = 120.0,
     workers: int = 0,
@@ -106,9 +110,9 @@ def evaluate_split(
 
     Uses the precision that training and validation use on that device: half precision on a GPU.
     options: of the searches; None for the defaults. hotwords: get figures of their own, for every decoder; in
-    the hypotheses their spellings are replaced by their phrases, normalised. left_out: other utterances of
-    the split, and why they are not in `utterances`; they are only listed. Recordings that cannot be decoded
-    are added to them and excluded from all figures.
+    the hypotheses their spellings are replaced by their phrases, normalised. words: phrases to count each by
+    itself, for every decoder. left_out: other utterances of the split, and why they are not in `utterances`;
+    they are only listed. Recordings that cannot be decoded are added to them and excluded from all figures.
 
     Raises CorpusError if no recording can be read, and ConfigError for an unknown decoder.
     """
@@ -121,7 +125,8 @@ def evaluate_split(
         _decode_batch(loaded, batch, searches, tally)
     if len(tally.excluded) == len(utterances):
         raise CorpusError("no recording could be read", where=split, remedy="see the reasons above")
-    return _score_tally(split, utterances, tally, left_out or {}, options, hotwords)
+    evaluation = _score_tally(split, utterances, tally, left_out or {}, options, hotwords)
+    return _add_words(evaluation, words, loaded.tokenizer) if words else evaluation
 
 
 def read_batches(
@@ -216,6 +221,23 @@ def _score_tally(
         decoders=results,
         options=options,
         by_split=_score_splits(scored, results),
+    )
+
+
+def _add_words(evaluation: Evaluation, words: Sequence[Hotword], tokenizer: Tokenizer) -> Evaluation:
+    """Return an evaluation with the counts of each phrase and its pieces."""
+    phrases = dict.fromkeys(word.phrase for word in as_in_transcripts(words))
+    listed = [Hotword(phrase, (phrase,)) for phrase in phrases]
+    pieces = tokenizer.pieces
+    return replace(
+        evaluation,
+        word_pieces={phrase: " ".join(pieces[k] for k in tokenizer.encode(phrase)) for phrase in phrases},
+        decoders={
+            name: replace(
+                result, words=score_hotwords(evaluation.references, result.hypotheses, listed).by_phrase
+            )
+            for name, result in evaluation.decoders.items()
+        },
     )
 
 

@@ -40,11 +40,11 @@ MAX_CONFIDENCE_LABELS = 20_000  # enough to fit a temperature, in little memory
 
 
 @dataclass
-class _Lists:
-    """Results of one pass over the split."""
+class Lists:
+    """Results of one pass over a split: texts with their errors and the parts of their scores."""
 
     errors_BK: list[list[int]] = field(default_factory=list)  # word errors of each text
-    parts_BKP: list[list[list[float]]] = field(default_factory=list)  # ctc, attention, labels, lm (if given)
+    parts_BKP: list[list[list[float]]] = field(default_factory=list)  # ctc, attention, labels, then scorers
     rows_UV: list[torch.Tensor] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     words: list[int] = field(default_factory=list)
@@ -66,9 +66,7 @@ def tune(
     utterances: of the split, probed. options: the beam, and the language model, if any, as a scorer with its
     initial weight. Raises CorpusError if no recording can be read.
     """
-    lists = _collect(loaded, utterances, split, options, batch_seconds, workers)
-    if not lists.errors_BK:
-        raise CorpusError("no recording could be read", where=split, remedy="see the reasons above")
+    lists = collect_lists(loaded, utterances, split, [options], batch_seconds=batch_seconds, workers=workers)
     ctc_weight, length_bonus, lm_weight, errors = choose_weights(
         lists.errors_BK, lists.parts_BKP, has_lm=bool(options.scorers)
     )
@@ -90,7 +88,7 @@ def tune(
         ctc_weight=ctc_weight,
         length_bonus=length_bonus,
         lm_weight=lm_weight,
-        temperature=_fit_temperature(lists),
+        temperature=fit_lists(lists),
         split=split,
         wer=wer,
     )
@@ -104,37 +102,65 @@ def choose_weights(
     parts_BKP: for each text its CTC score, its attention score, its number of labels, and its language model
     score. Among equally good weights, those nearest to their mean are taken: the edge of a plateau is chance.
     """
-    choices_CP = np.array(
-        [
-            (ctc, 1 - ctc, bonus, lm)
-            for ctc, bonus, lm in product(CTC_WEIGHTS, LENGTH_BONUSES, LM_WEIGHTS if has_lm else (0.0,))
-        ]
-    )
+    choices_CP = list_choices(LM_WEIGHTS if has_lm else (0.0,))
+    errors_C = count_errors(errors_BK, parts_BKP, choices_CP)
+    middle_P = pick_middle(choices_CP, errors_C == errors_C.min())
+    return float(middle_P[0]), float(middle_P[2]), float(middle_P[3]), int(errors_C.min())
+
+
+def list_choices(*scorer_weights: Sequence[float]) -> np.ndarray:
+    """Return all combinations of weights, float64 [C, P], in the order of Lists.parts_BKP.
+
+    scorer_weights: for each scorer the weights to try.
+    """
+    combinations = product(CTC_WEIGHTS, LENGTH_BONUSES, *scorer_weights)
+    return np.array([(ctc, 1 - ctc, bonus, *others) for ctc, bonus, *others in combinations])
+
+
+def count_errors(
+    errors_BK: Sequence[Sequence[int]],
+    parts_BKP: Sequence[Sequence[Sequence[float]]],
+    choices_CP: np.ndarray,
+) -> np.ndarray:
+    """Return the word errors of the texts that each choice of weights puts first, int64 [C]."""
     errors_C = np.zeros(len(choices_CP), np.int64)
     for errors_K, parts_KP in zip(errors_BK, parts_BKP, strict=True):
         parts = np.array(parts_KP)
         totals_CK = choices_CP[:, : parts.shape[1]] @ parts.T
         errors_C += np.array(errors_K)[totals_CK.argmax(axis=1)]
-    best_CP = choices_CP[errors_C == errors_C.min()]
-    middle = best_CP[np.abs(best_CP - best_CP.mean(axis=0)).sum(axis=1).argmin()]
-    return float(middle[0]), float(middle[2]), float(middle[3]), int(errors_C.min())
+    return errors_C
 
 
-def _collect(
+def pick_middle(choices_CP: np.ndarray, is_best_C: np.ndarray) -> np.ndarray:
+    """Return the choice nearest to the mean of the best ones, [P]."""
+    best_CP = choices_CP[is_best_C]
+    middle: np.ndarray = best_CP[np.abs(best_CP - best_CP.mean(axis=0)).sum(axis=1).argmin()]
+    return middle
+
+
+def collect_lists(
     loaded: Checkpoint,
     utterances: Sequence[Utterance],
     split: str,
-    options: SearchOptions,
+    searches: Sequence[SearchOptions],
+    *,
     batch_seconds: float,
     workers: int,
-) -> _Lists:
-    lists = _Lists()
+) -> Lists:
+    """List the texts that CTC beams find in a split, and of greedy attention, each text once.
+
+    searches: the beams; they differ only in weights, which must not be 0. Raises CorpusError if no recording
+    can be read.
+    """
+    lists = Lists()
     texts = {utterance.id: utterance.text for utterance in utterances}
     num_labels = sum(len(loaded.tokenizer.encode(text)) for text in texts.values())
     step = -(-num_labels // MAX_CONFIDENCE_LABELS)  # every step-th utterance is used for the temperature
     sampled = set(sorted(texts)[::step])
     for batch in read_batches(utterances, f"listing {split}", batch_seconds, workers, {}):
-        _collect_batch(loaded, batch, options, texts, sampled, lists)
+        _collect_batch(loaded, batch, searches, texts, sampled, lists)
+    if not lists.errors_BK:
+        raise CorpusError("no recording could be read", where=split, remedy="see the reasons above")
     return lists
 
 
@@ -142,21 +168,21 @@ def _collect(
 def _collect_batch(
     loaded: Checkpoint,
     batch: AudioBatch,
-    options: SearchOptions,
+    searches: Sequence[SearchOptions],
     texts: Mapping[str, str],
     sampled: set[str],
-    lists: _Lists,
+    lists: Lists,
 ) -> None:
     recogniser, tokenizer = loaded.recogniser, loaded.tokenizer
     device = device_of(recogniser)
     batch = batch.to(device)
     with autocast(device, pick_precision("auto", device)):
         encoded = hear(recogniser, batch)
-        found = rescore_all(recogniser.decoder, encoded, options)
+        found = [rescore_all(recogniser.decoder, encoded, options) for options in searches]
     for row, utterance_id in enumerate(batch.ids):
         reference = texts[utterance_id]
         lists.num_words += len(reference.split())
-        hypotheses_K = found[row]
+        hypotheses_K = list({tuple(h.ids): h for lists_B in found for h in lists_B[row]}.values())
         lists.errors_BK.append([_count_errors(reference, tokenizer.decode(h.ids)) for h in hypotheses_K])
         lists.parts_BKP.append([_list_parts(hypothesis) for hypothesis in hypotheses_K])
         if utterance_id in sampled:
@@ -175,7 +201,7 @@ def _count_errors(reference: str, hypothesis: str) -> int:
 
 
 def _collect_words(
-    log_probs_TV: torch.Tensor, labels: list[int], reference: str, tokenizer: Tokenizer, lists: _Lists
+    log_probs_TV: torch.Tensor, labels: list[int], reference: str, tokenizer: Tokenizer, lists: Lists
 ) -> None:
     """Add a text's labels, and which of its words are right, to the data of the temperature fit."""
     spans, groups = align_labels(log_probs_TV, labels), tokenizer.group_words(labels)
@@ -197,7 +223,7 @@ def _collect_words(
     lists.is_right += is_right
 
 
-def _fit_temperature(lists: _Lists) -> float:
+def fit_lists(lists: Lists) -> float:
     if not lists.rows_UV:
         return 1.0
     return fit_temperature(torch.cat(lists.rows_UV), lists.labels, lists.words, lists.is_right)

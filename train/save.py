@@ -58,7 +58,12 @@ def _write_checkpoint(run: Run, folder: Path, is_best: bool, content: dict[str, 
     """
     parts = run.parts
     save_checkpoint(
-        folder, recogniser=parts.recogniser, tokenizer=parts.tokenizer, config=parts.config, **content
+        folder,
+        recogniser=parts.recogniser,
+        tokenizer=parts.tokenizer,
+        config=parts.config,
+        words=parts.train.word_counts,
+        **content,
     )
     links = (run.run_dir / BEST, run.run_dir / LAST)
     for link in links if is_best else links[1:]:

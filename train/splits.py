@@ -5,6 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from train.options import TrainOptions
 from vox.corpus import Utterance, load_split
@@ -57,6 +58,11 @@ class TrainingSplit:
     def hours(self) -> float:
         """Audio in the split, without what is replayed."""
         return sum(self.lengths[: self.num_target]) / SAMPLE_RATE / 3600
+
+    @cached_property
+    def word_counts(self) -> dict[str, int]:
+        """How often an epoch has each word, replayed utterances included; sorted by word."""
+        return dict(sorted(Counter(word for u in self.utterances for word in u.text.split()).items()))
 
     @property
     def is_cached(self) -> bool:

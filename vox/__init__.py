@@ -28,15 +28,17 @@ def load(
     hotwords: Sequence[str] = (),
     hotword_file: Path | str | None = None,
     hotword_weight: float | None = None,
+    domain: Path | str | None = None,
     device: str = "auto",
 ) -> "Transcriber":
     """Load a checkpoint to write down recordings with; see `vox.transcribe.Transcriber`.
 
     checkpoint: a folder, such as runs/stage2/best; None for the newest stage's best under runs/.
     decoder, beam, nbest, lm, lm_weight, hotword_weight: as `vox transcribe` has them; None for what
-    `vox tune` chose, or the default. hotwords: lines as in such a file. device: auto, cpu, cuda or cuda:N.
-    Imports torch. Raises CheckpointError, ConfigError, DeviceError, LanguageModelError or TextError, each a
-    VoxError of one line.
+    `vox tune` chose, or the default. hotwords: lines as in such a file. domain: a folder of `vox adapt`, in
+    place of lm and hotwords. device: auto, cpu, cuda or cuda:N.
+    Imports torch. Raises CheckpointError, ConfigError, DeviceError, DomainError, LanguageModelError or
+    TextError, each a VoxError of one line.
     """
     from vox.additions import plan_search
     from vox.checkpoint.files import load_recogniser
@@ -60,6 +62,7 @@ def load(
         hotword_file=hotword_file,
         hotwords=hotwords,
         hotword_weight=hotword_weight,
+        domain=domain,
     )
     loaded = load_recogniser(folder, place)
     return Transcriber(

@@ -10,6 +10,7 @@ from vox.checkpoint.files import Checkpoint
 from vox.decode import DEFAULT_SEARCH, GREEDY_DECODERS, SearchOptions, make_options
 from vox.decode.hotwords import make_hotword_scorer
 from vox.decode.scorer import Scorer
+from vox.domain import HOTWORDS, LM, read_domain
 from vox.errors import ConfigError
 from vox.hotword_list import Hotword, list_lines, parse_hotwords
 from vox.lm.ngram import load_ngram
@@ -104,16 +105,32 @@ def plan_search(
     hotword_file: Path | str | None = None,
     hotwords: Sequence[str] = (),
     hotword_weight: float | None = None,
+    domain: Path | str | None = None,
 ) -> SearchPlan:
     """Choose the decoders and their options; None or empty means that an option is not given.
 
+    domain: a folder of `vox adapt`, which brings a language model, hotwords, the decoder and all weights.
+    Decoder, beam and weights that are given go before its own.
+
     If no decoder is named, it is the one that `vox tune` chose for this checkpoint and this language model.
     If an option needs a search and that decoder is greedy or missing, it is `rescore`. Raises ConfigError for
-    contradictory options and for an unknown decoder, and what `read_additions` and `read_tuned` raise.
+    contradictory options and for an unknown decoder, and what `read_additions`, `read_tuned` and
+    `read_domain` raise.
     """
+    if domain is not None and (lm is not None or hotword_file is not None or hotwords):
+        raise ConfigError(
+            "a domain has a language model and hotwords of its own, tuned together",
+            where=domain,
+            remedy=f"leave out --lm and --hotwords, or edit {Path(domain) / HOTWORDS}",
+        )
     if lm is not None and not Path(lm).is_file():
         raise ConfigError("no such language model", where=lm, remedy="make one with `vox lm`")
-    tuned = read_tuned(checkpoint, lm)
+    if domain is None:
+        tuned = read_tuned(checkpoint, lm)
+    else:
+        found = read_domain(domain, checkpoint)
+        tuned, lm, hotword_file = found.tuned, Path(domain) / LM, Path(domain) / HOTWORDS
+        hotword_weight = found.hotword_weight if hotword_weight is None else hotword_weight
     if tuned is not None and lm is not None and lm_weight is None:
         lm_weight = tuned.lm_weight
     additions = read_additions(lm, lm_weight, hotword_file, hotwords, hotword_weight)
@@ -124,7 +141,7 @@ def plan_search(
     width = beam
     if width is None:  # at least as wide as the n-best list
         width = max(nbest, SearchOptions.beam if tuned is None else tuned.beam)
-    others = ["--nbest"] * (nbest > 1) + additions.options
+    others = ["--nbest"] * (nbest > 1) + (additions.options if domain is None else ["--domain"])
     options = replace(make_options(names, beam, others=others), beam=width, nbest=nbest)
     if tuned is not None:
         options = replace(options, ctc_weight=tuned.ctc_weight, length_bonus=tuned.length_bonus)

@@ -56,6 +56,7 @@ COMMANDS = {
         "vox.commands.transcribe", "transcribe", "Write down what is said in audio files."
     ),
     "lm": LazyCommand("vox.commands.lm", "lm", "Make an n-gram language model of a text."),
+    "adapt": LazyCommand("evaluate.adapt_cli", "adapt", "Adapt to a domain from its text alone."),
     "check": LazyCommand(
         "vox.commands.check", "check", "Check that Vox holds on this machine, and how fast it is."
     ),

@@ -41,6 +41,10 @@ class LanguageModelError(VoxError):
     """A language model or its text cannot be read, or does not fit the recogniser."""
 
 
+class DomainError(VoxError):
+    """A domain folder cannot be used: it is missing, damaged, or made for another tokenizer."""
+
+
 class WavLMError(VoxError):
     """WavLM's weights cannot be had, or are not WavLM's."""
 

@@ -2,11 +2,13 @@
 
 A file has one phrase a line. `mind flayer` is searched for as written. `Nyx: nicks, nix` searches for the
 spellings on the right, and the text then shows the phrase on the left in their place. A line may end in a
-weight, `mind flayer @2`; the default weight is 1. Empty lines are ignored.
+weight, `mind flayer @2`; the default weight is 1. Empty lines are ignored, and what follows a `#` at the
+beginning of a line or after a space is a comment.
 """
 
 import logging
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +19,8 @@ from vox.errors import TextError
 from vox.text import normalise_text
 
 log = logging.getLogger(__name__)
+
+_COMMENT = re.compile(r"(?:^|\s)#.*")
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,8 @@ def parse_hotwords(lines: Iterable[tuple[str, str]]) -> list[Hotword]:
     hotwords: list[Hotword] = []
     owner: dict[str, Hotword] = {}
     repeated = []
-    for where, line in lines:
+    for where, whole_line in lines:
+        line = _COMMENT.sub("", whole_line)
         if not line.strip():
             continue
         hotword = _parse_line(where, line)

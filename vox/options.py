@@ -70,6 +70,12 @@ def add_scorer_options(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="W",
             help="Nats that a phrase is worth. [default: 3]",
         ),
+        click.option(
+            "--domain",
+            type=click.Path(path_type=Path),
+            metavar="DIR",
+            help="A folder of vox adapt, in place of --lm and --hotwords; it brings all weights.",
+        ),
     )
     for option in reversed(options):
         command = option(command)

@@ -8,11 +8,30 @@ hypothesis beyond those in the reference are false alarms.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jiwer
 
 from vox.hotword_list import Hotword, HotwordMatcher
+
+
+@dataclass(frozen=True)
+class PhraseCount:
+    """How often one phrase was said, found, and both."""
+
+    num_said: int  # in the references
+    num_found: int  # in the hypotheses
+    num_right: int
+
+    @property
+    def recall(self) -> float | None:
+        """The share of what was said that was found; None if it was never said."""
+        return _rate(self.num_right, self.num_said)
+
+    @property
+    def false_alarms(self) -> int:
+        """How often the phrase was found and not said."""
+        return self.num_found - self.num_right
 
 
 @dataclass(frozen=True)
@@ -26,6 +45,7 @@ class HotwordScore:
     num_right: int  # phrases
     num_said: int  # in the references
     num_found: int  # in the hypotheses
+    by_phrase: dict[str, PhraseCount] = field(default_factory=dict)  # every phrase, in the list's order
 
     @property
     def hotword_wer(self) -> float | None:
@@ -66,23 +86,27 @@ def score_hotwords(
     """
     matcher = HotwordMatcher(hotwords)
     errors, num_words = Counter[bool](), Counter[bool]()  # True: of hotwords
-    right = said = found = 0
+    right, said, found = Counter[str](), Counter[str](), Counter[str]()
     for reference, hypothesis in zip(references, hypotheses, strict=True):
         is_hotword = matcher.mark(reference.split()), matcher.mark(hypothesis.split())
         num_words.update(is_hotword[0])
         errors.update(_list_errors(reference, hypothesis, *is_hotword))
         said_here, found_here = matcher.count(reference), matcher.count(hypothesis)
-        said += said_here.total()
-        found += found_here.total()
-        right += (said_here & found_here).total()
+        said.update(said_here)
+        found.update(found_here)
+        right.update(said_here & found_here)
     return HotwordScore(
         hotword_errors=errors[True],
         hotword_words=num_words[True],
         other_errors=errors[False],
         other_words=num_words[False],
-        num_right=right,
-        num_said=said,
-        num_found=found,
+        num_right=right.total(),
+        num_said=said.total(),
+        num_found=found.total(),
+        by_phrase={
+            phrase: PhraseCount(said[phrase], found[phrase], right[phrase])
+            for phrase in dict.fromkeys(hotword.phrase for hotword in hotwords)
+        },
     )
 
 

@@ -63,7 +63,7 @@ def _read_entries(path: Path) -> dict[str, Tuned]:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] > FORMAT:
             raise CheckpointError("tuned by a newer Vox", where=path, remedy="update Vox, or tune again")
-        return {key: _read_entry(entry) for key, entry in content["entries"].items()}
+        return {key: read_entry(entry) for key, entry in content["entries"].items()}
     except FileNotFoundError:
         return {}
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -71,7 +71,8 @@ def _read_entries(path: Path) -> dict[str, Tuned]:
         raise CheckpointError("a damaged file of tuned weights", where=path, remedy=remedy) from None
 
 
-def _read_entry(entry: dict[str, Any]) -> Tuned:
+def read_entry(entry: dict[str, Any]) -> Tuned:
+    """Return the settings of a JSON object; raise ValueError, KeyError or TypeError for anything else."""
     tuned = Tuned(**{field.name: entry[field.name] for field in fields(Tuned)})
     weights = (tuned.ctc_weight, tuned.length_bonus, tuned.lm_weight, tuned.temperature)
     if not isinstance(tuned.beam, int) or not isinstance(tuned.decoder, str) or tuned.temperature <= 0:

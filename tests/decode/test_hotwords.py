@@ -194,7 +194,8 @@ def test_ten_thousand_phrases_are_built_in_seconds() -> None:
 def test_a_file_with_all_that_it_may_have(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "hotwords.txt"
     path.write_bytes(
-        "\ufeffMind  Flayer\r\n\n  \nNyx: nicks, Nix @2.5\nmind flayer\n2B: two bee\ncaf\u00e9@ -1".encode()
+        "\ufeffMind  Flayer\r\n\n  \nNyx: nicks, Nix @2.5\nmind flayer\n2B: two bee\ncaf\u00e9@ -1\n"
+        "# a whole line\nC#: see sharp # 12 times, @3\n".encode()
     )
     with caplog.at_level(logging.WARNING):
         assert read_hotwords(path) == [
@@ -202,6 +203,7 @@ def test_a_file_with_all_that_it_may_have(tmp_path: Path, caplog: pytest.LogCapt
             Hotword("Nyx", ("nicks", "nix"), 2.5),
             Hotword("2B", ("two bee",)),
             Hotword("cafe", ("cafe",), -1.0),
+            Hotword("C#", ("see sharp",)),
         ]
     assert [record.getMessage() for record in caplog.records] == ["repeated hotwords count once: mind flayer"]
     path.write_bytes(b"\xef\xbb\xbf\n \n")

@@ -1,6 +1,7 @@
 """`vox evaluate`, alone and beside `vox transcribe`, on a checkpoint of random weights."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -134,6 +135,33 @@ def test_figures_of_a_hand_counted_split(
     ) in printed
     assert printed.endswith("replaced the report of 2026-01-02T03:04:05+00:00, of /runs/a/checkpoints/7\n")
     assert line.split()[3:7] == ["1", "4", "0", "8"]
+
+
+def test_each_word_of_a_file_is_counted(
+    go_checkpoint: Path, own_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every recording is heard as `go`: of the four, two say it once and one twice."""
+    texts = ["go", "go stop", "left", "go go"]
+    entries = [
+        {"audio": str(path), "text": text, "id": f"u{number}"}
+        for number, (path, text) in enumerate(zip(sorted(own_root.rglob("*.flac")), texts, strict=True))
+    ]
+    (own_root / "known.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    (tmp_path / "words.txt").write_text("go\nstop\nzarn\n")
+    command = ["evaluate", "--split", "known", "--checkpoint", str(go_checkpoint), "--decoder", "ctc"]
+    command += ["--root", str(own_root), "--device", "cpu", "--workers", "0", "--out", str(tmp_path / "out")]
+    assert main([*command, "--words", str(tmp_path / "words.txt")]) == 0
+    table = capsys.readouterr().out
+    assert re.search(r"^go +4 +75.0 +1 +\u2581go$", table, re.MULTILINE)
+    assert re.search(r"^zarn +0 +- +0 +\S+", table, re.MULTILINE)
+    words = json.loads((tmp_path / "out" / "report.json").read_text())["words"]
+    assert words["go"]["decoders"]["ctc"] == {"found": 4, "right": 3}
+    assert (words["go"]["said"], words["stop"]["said"], words["zarn"]["said"]) == (4, 1, 0)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<tr><td>go</td><td>4</td><td>75.0</td><td>1</td>" in page
+    (tmp_path / "words.txt").write_text("# nothing\n")
+    assert main([*command, "--words", str(tmp_path / "words.txt")]) == 2
+    assert "a file without a word" in capsys.readouterr().err
 
 
 def test_several_splits_have_a_row_each_and_a_total(

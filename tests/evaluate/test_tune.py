@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 import vox
-from evaluate.tune import _collect_words, _Lists, choose_weights
+from evaluate.tune import Lists, _collect_words, choose_weights
 from tests.support.speech import make_speech, write_split
 from tests.support.untrained import save_arbitrary_checkpoint
 from vox.additions import plan_search
@@ -44,7 +44,7 @@ def test_the_bonus_and_the_language_model_are_found() -> None:
 def test_the_temperature_is_fitted_to_which_words_are_right() -> None:
     """Of two texts: the second of three words is wrong; one word, and right."""
     tokenizer = train_tokenizer(["go left", "go right now", "left left right"], 20)
-    lists = _Lists()
+    lists = Lists()
     for text, reference in (("go left now", "go right now"), ("right", "right")):
         labels = tokenizer.encode(text)
         frames = torch.tensor([label for each in labels for label in (each, BLANK_ID)])

@@ -46,3 +46,17 @@ def test_both_kinds_together_are_the_plain_error_rate() -> None:
     )
     assert result.hotword_words + result.other_words == plain.num_words
     assert 0 < result.hotword_errors < plain.num_words
+
+
+def test_each_phrase_is_counted_by_itself() -> None:
+    references = ["nyx sees nyx", "the mind flayer", "go"]
+    hypotheses = ["nyx sees nix", "the mind flayer nyx", "mind flayer go nyx"]
+    words = [Hotword(word, (word,)) for word in ("nyx", "mind flayer", "go", "never")]
+    counts = score_hotwords(references, hypotheses, words).by_phrase
+    assert {word: (c.num_said, c.num_right, c.false_alarms) for word, c in counts.items()} == {
+        "nyx": (2, 1, 2),
+        "mind flayer": (1, 1, 1),
+        "go": (1, 1, 0),
+        "never": (0, 0, 0),
+    }
+    assert (counts["nyx"].recall, counts["never"].recall) == (0.5, None)

@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 import shlex
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,8 +20,9 @@ from tests.support.training import read_metrics, read_weights, stage1_options, s
 from train.judge.validate import DevResult
 from train.options import TrainOptions, resolve_config
 from train.run import run_training
-from vox.checkpoint.files import load_recogniser
+from vox.checkpoint.files import load_recogniser, read_words
 from vox.cli import main
+from vox.corpus import read_split
 from vox.errors import (
     AudioError,
     CacheError,
@@ -48,6 +50,12 @@ def test_stage1_learns_and_leaves_wavlm_alone(stage1, tiny_wavlm_dir):
     for name, tensor in original.items():
         assert torch.equal(weights[f"extractor.wavlm.{name}"], tensor), name
     assert list((stage1.run_dir / "tensorboard").iterdir())
+
+
+def test_a_checkpoint_knows_how_often_training_heard_each_word(stage1, tiny_root):
+    utterances, _ = read_split(tiny_root, "train-tiny")
+    heard = Counter(word for utterance in utterances for word in utterance.text.split())
+    assert read_words(stage1.run_dir / "best") == heard
 
 
 def test_stage1_live_learns_what_stage1_cached_learns(stage1, tiny_root, tiny_wavlm_dir, tmp_path):

@@ -1,12 +1,8 @@
-"""The promise of adaptation (T15): the source's dev WER must not rise above a limit."""
-
-import logging
+"""The promise of adaptation (T15) for dev results: the source's WER must not rise above a limit."""
 
 from train.judge.validate import DevResult
-
-log = logging.getLogger(__name__)
-
-Promise = dict[str, float]  # "wer": of the source's dev split before training; "limit": its maximum after
+from vox.promise import Promise, is_kept
+from vox.promise import make_promise as make_promise_of_rates
 
 
 def make_promise(before: DevResult, tolerance: float | None) -> Promise:
@@ -15,10 +11,7 @@ def make_promise(before: DevResult, tolerance: float | None) -> Promise:
     before: of the source's dev split, with intervals. The better decoder counts, as in `rank_result`.
     tolerance: how much the WER may rise; None: up to the upper end of its 95 % confidence interval.
     """
-    decoder = min(before.wer, key=lambda name: before.wer[name])
-    wer = before.wer[decoder]
-    limit = before.wer_upper[decoder] if tolerance is None else wer + tolerance
-    return {"wer": wer, "limit": limit}
+    return make_promise_of_rates(before.wer, before.wer_upper, tolerance)
 
 
 def keeps_promise(promise: Promise | None, result: DevResult) -> bool:
@@ -26,4 +19,4 @@ def keeps_promise(promise: Promise | None, result: DevResult) -> bool:
     if promise is None:
         return True
     assert result.source is not None
-    return min(result.source.wer.values()) <= promise["limit"]
+    return is_kept(promise, min(result.source.wer.values()))

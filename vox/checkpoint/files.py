@@ -32,6 +32,7 @@ from vox.runs.layout import (
     TOKENIZER,
     TRAINER,
     WAVLM,
+    WORDS,
 )
 from vox.text import Tokenizer
 from vox.wavlm.extractor import FeatureExtractor
@@ -67,12 +68,14 @@ def save_checkpoint(
     weights: Mapping[str, torch.Tensor] | None = None,
     averaged: Mapping[str, torch.Tensor] | None = None,
     trainer_state: Mapping[str, Any] | None = None,
+    words: Mapping[str, int] | None = None,
 ) -> None:
     """Write a checkpoint folder whole: beside its name, fsynced, renamed.
 
     `weights` is a copy of the recogniser's state dict to write in its place, where that may change meanwhile.
     `averaged` are averages of some parameters, which count in their place where `state` says "weights":
-    "ema". `state` must be JSON; `trainer_state` tensors and plain values that torch loads with weights_only.
+    "ema". `words`: how often the training transcripts have each word. `state` must be JSON; `trainer_state`
+    tensors and plain values that torch loads with weights_only.
     A folder of that name that is there already is replaced. Raises CheckpointError when the disk is full;
     what was there before is then still there.
     """
@@ -92,6 +95,8 @@ def save_checkpoint(
             _write_json(partial / WAVLM, recogniser.extractor.wavlm.config_dict())
             (partial / TOKENIZER).write_bytes(tokenizer.model_bytes)
             _write_json(partial / STATE, {"format": STATE_FORMAT, **state})
+            if words is not None:
+                _write_json(partial / WORDS, words)
             if trainer_state is not None:
                 torch.save(dict(trainer_state), partial / TRAINER)
             _write_json(
@@ -199,6 +204,23 @@ def read_state(folder: Path) -> dict[str, Any]:
             remedy="use the version of Vox that wrote it, or a newer one",
         )
     return state
+
+
+def read_words(folder: Path) -> dict[str, int]:
+    """Read how often the training transcripts have each word; empty for a checkpoint of an older version.
+
+    Raises CheckpointError when the file is unreadable.
+    """
+    path = folder / WORDS
+    try:
+        words = json.loads(path.read_text(encoding="utf-8"))
+        return {word: int(count) for word, count in words.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise CheckpointError(
+            f"cannot read the word counts ({error})", where=path, remedy="use another checkpoint"
+        ) from None
 
 
 def _put_in_place(partial: Path, folder: Path) -> None:

@@ -49,6 +49,7 @@ def transcribe(
     hotwords: Path | None,
     hotword: tuple[str, ...],
     hotword_weight: float | None,
+    domain: Path | None,
     nbest: int,
     format_name: str,
     device: str,
@@ -72,6 +73,7 @@ def transcribe(
         hotwords=hotword,
         hotword_file=hotwords,
         hotword_weight=hotword_weight,
+        domain=domain,
         device=device,
     )
     for transcript in transcriber.transcribe(STDIN if str(path) == "-" else path for path in files):

@@ -1,6 +1,6 @@
 """Estimate an n-gram model from text files and write it as an ARPA file."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,9 @@ from vox.lm.text import Encode, WordVocabulary, piece_vocabulary, read_sentences
 from vox.text import Tokenizer
 
 Words = NDArray[np.int32]
+Floats = NDArray[np.float64]
+
+HELD_OUT_STEP = 10  # every tenth sentence
 
 
 def make_model(
@@ -39,10 +42,10 @@ def make_model(
         tables = estimate(np.concatenate(parts), vocabulary, order)
     else:
         models = [estimate(part, vocabulary, order) for part in parts]
-        tables = yield from _weigh(models, vocabulary, held_tokens, texts)
+        weights_I = yield from _weigh(models, vocabulary, held_tokens, texts)
+        tables = _mix(models, vocabulary, weights_I)
     write_arpa(out, vocabulary, tables)
-    counts = ", ".join(f"{len(table.words_Mk):,} {k}-grams" for k, table in enumerate(tables, start=1))
-    yield f"{out}: {counts}"
+    yield _describe(out, tables)
 
 
 def _read_all(
@@ -66,20 +69,66 @@ def _read_all(
     return vocabulary, parts, join_sentences(held_out_sentences, specials)
 
 
+def make_mixture(
+    texts: Mapping[str, Sequence[Sequence[int]]], main: str, out: Path, order: int, tokenizer: Tokenizer
+) -> Iterator[str]:
+    """Write a mixture of the models of several texts; yield the lines of a report.
+
+    texts: by name, sentences as indices from `piece_vocabulary`. main: the text whose every tenth sentence is
+    held out to fit the weights, which are equal if it has fewer than ten. Then it counts whole.
+    """
+    vocabulary, _ = piece_vocabulary(tokenizer)
+    held_out = texts[main][HELD_OUT_STEP - 1 :: HELD_OUT_STEP]
+    wholes = {name: _estimate_sentences(sentences, vocabulary, order) for name, sentences in texts.items()}
+    weights_I = np.full(len(texts), 1.0 / len(texts))
+    if held_out:
+        seen = [sentence for place, sentence in enumerate(texts[main], start=1) if place % HELD_OUT_STEP]
+        models = wholes | {main: _estimate_sentences(seen, vocabulary, order)}
+        held_tokens = join_sentences(held_out, vocabulary)
+        weights_I = yield from _weigh(list(models.values()), vocabulary, held_tokens, list(texts))
+    tables = _mix(list(wholes.values()), vocabulary, weights_I)
+    write_arpa(out, vocabulary, tables)
+    yield _describe(out, tables)
+
+
+def _estimate_sentences(
+    sentences: Sequence[Sequence[int]], vocabulary: Sequence[str], order: int
+) -> list[NgramTable]:
+    return estimate(join_sentences(sentences, vocabulary), vocabulary, order)
+
+
+def _describe(out: Path, tables: Sequence[NgramTable]) -> str:
+    counts = ", ".join(f"{len(table.words_Mk):,} {k}-grams" for k, table in enumerate(tables, start=1))
+    return f"{out}: {counts}"
+
+
 def _weigh(
-    models: Sequence[list[NgramTable]], vocabulary: Sequence[str], held_tokens: Words, names: Sequence[Path]
-) -> Generator[str, None, list[NgramTable]]:
-    """Yield the perplexity of each model and of the mixture; return the mixture."""
-    from vox.lm.mix import fit_weights, make_machine, mix, score_words
+    models: Sequence[list[NgramTable]],
+    vocabulary: Sequence[str],
+    held_tokens: Words,
+    names: Sequence[object],
+) -> Generator[str, None, Floats]:
+    """Yield the perplexity of each model and of the mixture; return the weights."""
+    from vox.lm.mix import fit_weights, make_machine, score_words
 
     machines = [make_machine(tables, vocabulary) for tables in models]
     logps_TI = np.column_stack([score_words(machine, held_tokens, vocabulary) for machine in machines])
     for name, logps_T in zip(names, logps_TI.T, strict=True):
         yield f"perplexity of the held-out text by {name}: {np.exp(-logps_T.mean()):.2f}"
     if len(models) == 1:
-        return models[0]
+        return np.ones(1)
     weights_I = fit_weights(logps_TI)
     together = np.exp(-np.log(np.exp(logps_TI) @ weights_I).mean())
     shown = ", ".join(f"{weight:.3f}" for weight in weights_I)
     yield f"perplexity by all, with weights {shown}: {together:.2f}"
-    return mix(machines, models, weights_I)
+    return weights_I
+
+
+def _mix(
+    models: Sequence[list[NgramTable]], vocabulary: Sequence[str], weights_I: Floats
+) -> list[NgramTable]:
+    from vox.lm.mix import make_machine, mix
+
+    if len(models) == 1:
+        return models[0]
+    return mix([make_machine(tables, vocabulary) for tables in models], models, weights_I)

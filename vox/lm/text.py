@@ -5,6 +5,7 @@ import logging
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from vox.errors import LanguageModelError, TextError, name_count, name_first
 from vox.lm.arpa import BOS, EOS, UNK, open_text
@@ -13,15 +14,19 @@ from vox.text import UNK_ID, Tokenizer, normalise_text
 log = logging.getLogger(__name__)
 
 Encode = Callable[[str], Sequence[int]]
+Encoded = TypeVar("Encoded")
 
 
-def read_sentences(path: Path, encode: Encode, *, skip_bad: bool = False) -> Iterator[Sequence[int]]:
+def read_sentences(
+    path: Path, encode: Callable[[str], Encoded], *, skip_bad: bool = False, left_out: list[str] | None = None
+) -> Iterator[Encoded]:
     """Yield `encode` of each normalised line of a text file, gzipped if its name ends in .gz.
 
     Lines without words are skipped. Raises LanguageModelError for a file that cannot be read, and, with its
     number, for a line that cannot be used. skip_bad: skip such lines and log a warning with their count.
+    left_out: is filled with the numbers of the lines that are skipped, and why.
     """
-    bad: list[str] = []
+    bad: list[str] = [] if left_out is None else left_out
     num_used = 0
     try:
         with open_text(path) as file:

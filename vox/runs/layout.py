@@ -16,6 +16,7 @@ A checkpoint is a folder:
     config.yaml         the run's resolved configuration
     wavlm.json          WavLM's shape and preprocessing
     tokenizer.model     SentencePiece
+    words.json          how often the training transcripts have each word
     state.json          where the run stood, its dev results, and the format of this file
     trainer.pt          optimizer, scaler and random states, for resuming
     checksums.json      sha256 of each file above, written last
@@ -32,6 +33,7 @@ CONFIG = "config.yaml"  # of a run and of each of its checkpoints
 
 MODEL, EMA, WAVLM, TOKENIZER = "model.safetensors", "ema.safetensors", "wavlm.json", "tokenizer.model"
 STATE, TRAINER, CHECKSUMS = "state.json", "trainer.pt", "checksums.json"
+WORDS = "words.json"
 REQUIRED = (MODEL, CONFIG, WAVLM, TOKENIZER, STATE)
 
 Weights = Literal["raw", "ema", "average", "interpolated"]  # which weights a dev result is of

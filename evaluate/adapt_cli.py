@@ -1,0 +1,138 @@
+"""`vox adapt`: a domain folder from text alone."""
+
+from pathlib import Path
+
+import click
+
+from vox.options import batch_seconds_option, checkpoint_option, device_option, root_option, workers_option
+
+
+@click.command()
+@click.option(
+    "--text",
+    "texts",
+    multiple=True,
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Text of the domain, a sentence a line, gzipped if its name ends in .gz; repeatable.",
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="A new folder.")
+@checkpoint_option
+@click.option(
+    "--hotwords",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Your own list, in place of the new words of the text; these become comments in it.",
+)
+@click.option(
+    "--source-text",
+    "source_texts",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="What the recogniser was trained on; repeatable. [default: its splits under --root]",
+)
+@click.option(
+    "--dev-split", metavar="SPLIT", help="Recordings of the domain to tune on. [default: no tuning]"
+)
+@click.option(
+    "--source-dev-split", metavar="SPLIT", help="Where the WER may not rise. [default: the checkpoint's own]"
+)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0, 1),
+    metavar="W",
+    help="How much the source's WER may rise: 0.01 is one point. [default: up to its 95 % interval's end]",
+)
+@click.option(
+    "--order", type=click.IntRange(1, 10), default=4, show_default=True, help="Of the n-gram model."
+)
+@click.option(
+    "--beam", type=click.IntRange(1, 1000), default=8, show_default=True, help="Texts of an utterance."
+)
+@root_option
+@device_option
+@batch_seconds_option(120.0)
+@workers_option(2)
+def adapt(
+    texts: tuple[Path, ...],
+    out: Path,
+    checkpoint: Path | None,
+    hotwords: Path | None,
+    source_texts: tuple[Path, ...],
+    dev_split: str | None,
+    source_dev_split: str | None,
+    tolerance: float | None,
+    order: int,
+    beam: int,
+    root: Path,
+    device: str,
+    batch_seconds: float,
+    workers: int,
+) -> None:
+    """Adapt to a domain from its text alone, without training.
+
+    Writes a folder for `--domain DIR` of `vox evaluate` and `vox transcribe`: a language model of the text
+    mixed with one of the training transcripts, the words that these do not have as hotwords, and weights.
+    With --dev-split the weights are tuned, so that the WER of the source's dev split does not rise.
+    """
+    from dataclasses import replace
+
+    from evaluate.adapt import DevSplit, default_domain, tune_domain
+    from evaluate.domain_report import write_domain_report
+    from evaluate.domain_text import read_texts, write_hotwords, write_language_model
+    from evaluate.run import load_splits
+    from vox.additions import DEFAULT_HOTWORD_WEIGHT, plan_search, read_additions
+    from vox.checkpoint.files import load_recogniser
+    from vox.checkpoint.series import newest_checkpoint
+    from vox.device import pick_device
+    from vox.disk import hash_file
+    from vox.domain import HOTWORDS, LM, REPORT, Domain, read_model_sha256, write_weights
+    from vox.errors import ConfigError
+    from vox.runs.layout import TOKENIZER
+
+    for name, value in (("--source-dev-split", source_dev_split), ("--tolerance", tolerance)):
+        if value is not None and dev_split is None:
+            raise ConfigError(f"{name} without --dev-split", remedy="add --dev-split SPLIT")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(
+            "the folder is there already", where=out, remedy="choose another --out, or delete it"
+        )
+    place = pick_device(device)
+    loaded = load_recogniser((checkpoint or newest_checkpoint()).resolve(), place)
+    before = replace(plan_search(loaded.folder, []).options, beam=beam)
+    splits: tuple[DevSplit, DevSplit] | None = None
+    if dev_split is not None:
+        of_source = loaded.config.adapt.source_dev_split or loaded.config.data.dev_split
+        names = of_source if source_dev_split is None else (source_dev_split,)
+        target, source = (load_splits(root, some, skip_bad=False)[0] for some in ((dev_split,), names))
+        splits = DevSplit(dev_split, target), DevSplit("+".join(names), source)
+    text = read_texts(loaded, texts, source_texts, root)
+    out.mkdir(parents=True, exist_ok=True)
+    write_hotwords(text, hotwords, out / HOTWORDS)
+    model_lines = write_language_model(text, loaded, out / LM, order)
+    for line in model_lines:
+        click.echo(line)
+    additions = read_additions(out / LM, None, out / HOTWORDS, (), None)
+    additions.make_scorers(loaded.tokenizer, place)  # raises before the work for a list that does not fit
+    result = None
+    if splits is not None:
+        result = tune_domain(
+            loaded,
+            additions,
+            splits[0],
+            splits[1],
+            before,
+            tolerance=tolerance,
+            batch_seconds=batch_seconds,
+            workers=workers,
+        )
+    tuned = default_domain(beam) if result is None else result.tuned
+    hotword_weight = DEFAULT_HOTWORD_WEIGHT if result is None else result.hotword_weight
+    domain = Domain(
+        tuned, hotword_weight, hash_file(loaded.folder / TOKENIZER), read_model_sha256(loaded.folder)
+    )
+    write_domain_report(out / REPORT, loaded, text, additions.hotwords, model_lines, domain, result)
+    click.echo((out / REPORT).read_text(encoding="utf-8"))
+    click.echo(f"written: {write_weights(out, domain).parent}")
