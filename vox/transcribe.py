@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vox.audio import hash_recording, read_audio
+from vox.audio import hash_recording
 from vox.checkpoint.files import Checkpoint
 from vox.data.batch import AudioBatch
 from vox.decode import (
@@ -35,6 +35,7 @@ from vox.errors import AudioError, name_count, name_first
 from vox.hear import device_of, hear
 from vox.hotword_list import Hotword, HotwordMatcher
 from vox.long import DEFAULT_LONGEST_SAMPLES, recognise_long
+from vox.mapped_audio import map_audio
 from vox.model.recogniser import Recogniser
 from vox.partial import PartialFile
 from vox.runs.layout import CHECKSUMS
@@ -253,7 +254,7 @@ def _read_recording(recording: Path | str | np.ndarray, name: str) -> torch.Tens
     else:
         if Path(recording).is_dir():
             raise AudioError("a folder", where=name, remedy=f"give files, or a glob such as {name}/*.flac")
-        samples_S = read_audio(recording)
+        samples_S = map_audio(recording)
     if samples_to_frames(len(samples_S)) == 0:
         raise AudioError(
             f"recording of {name_count(len(samples_S), 'sample')} is shorter than one frame",
