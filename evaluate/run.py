@@ -59,7 +59,7 @@ class Evaluation:
 
 
 @dataclass
-class _Tally:
+class Tally:
     """Results collected during decoding."""
 
     texts: dict[str, dict[str, str]]  # decoder: id: hypothesis
@@ -112,7 +112,7 @@ def evaluate_split(
 
     Raises CorpusError if no recording can be read, and ConfigError for an unknown decoder.
     """
-    tally = _Tally(texts={name: {} for name in decoders}, truncated={name: [] for name in decoders})
+    tally = Tally(texts={name: {} for name in decoders}, truncated={name: [] for name in decoders})
     tally.precision = pick_precision("auto", device_of(loaded.recogniser))
     tally.temperature = temperature
     options = options or SearchOptions()
@@ -121,7 +121,7 @@ def evaluate_split(
         _decode_batch(loaded, batch, searches, tally)
     if len(tally.excluded) == len(utterances):
         raise CorpusError("no recording could be read", where=split, remedy="see the reasons above")
-    return _score_tally(split, utterances, tally, left_out or {}, options, hotwords)
+    return score_tally(split, utterances, tally, left_out or {}, options, hotwords)
 
 
 def read_batches(
@@ -149,7 +149,7 @@ def read_batches(
 
 @torch.inference_mode()
 def _decode_batch(
-    loaded: Checkpoint, batch: AudioBatch, searches: Mapping[str, Search], tally: _Tally
+    loaded: Checkpoint, batch: AudioBatch, searches: Mapping[str, Search], tally: Tally
 ) -> None:
     recogniser = loaded.recogniser
     device = device_of(recogniser)
@@ -172,14 +172,15 @@ def _decode_batch(
     tally.num_samples += int(batch.num_samples_B.sum())
 
 
-def _score_tally(
+def score_tally(
     split: str,
     utterances: Sequence[Utterance],
-    tally: _Tally,
+    tally: Tally,
     left_out: Mapping[str, str],
     options: SearchOptions,
     hotwords: Sequence[Hotword] = (),
 ) -> Evaluation:
+    """Score what was decoded. left_out: other utterances of the split, and why; they are only listed."""
     scored = sorted(
         (utterance for utterance in utterances if utterance.id not in tally.excluded),
         key=lambda utterance: utterance.id,

@@ -151,7 +151,7 @@ class Transcriber:
         done: Sequence[Found] = (),
         keep: Callable[[Found], None] = lambda piece: None,
     ) -> Transcript:
-        found = self._recognise(waveform_S, name, done, keep)
+        found = self.recognise(waveform_S, name, done, keep)
         hypotheses, ctc = found.hypotheses, found.ctc
         words = join_labels(hypotheses[0].ids, found.times, self.loaded.tokenizer)
         confidence = lowest_confidence(words) if words or None in found.times else found.silence
@@ -172,10 +172,17 @@ class Transcriber:
         return transcript if self._matcher is None else show_hotwords(transcript, self._matcher)
 
     @torch.inference_mode()
-    def _recognise(
-        self, waveform_S: torch.Tensor, name: str, done: Sequence[Found], keep: Callable[[Found], None]
+    def recognise(
+        self,
+        waveform_S: torch.Tensor,
+        name: str,
+        done: Sequence[Found] = (),
+        keep: Callable[[Found], None] = lambda piece: None,
     ) -> Found:
-        """Recognise a recording, whole or in pieces; see `recognise_long` for done and keep."""
+        """Recognise float32 [S] at 16 kHz, on the CPU, whole or in pieces; at least one frame.
+
+        name: shown by the progress bar. done, keep: see `recognise_long`.
+        """
         recogniser = self.loaded.recogniser
         device = device_of(recogniser)
         with autocast(device, pick_precision("auto", device)):
