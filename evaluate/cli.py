@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from vox.errors import CorpusError, name_count, name_first
 from vox.options import (
     BEAM_OPTION,
     add_scorer_options,
@@ -53,6 +54,12 @@ from vox.options import (
 @workers_option(2)
 @skip_bad_option
 @click.option(
+    "--whole",
+    is_flag=True,
+    help="Transcribe each recording whole, as vox transcribe does, and score it against the joined texts of "
+    "its segments.",
+)
+@click.option(
     "--against",
     type=click.Path(path_type=Path),
     metavar="DIR",
@@ -76,6 +83,7 @@ def evaluate(
     batch_seconds: float,
     workers: int,
     skip_bad: bool,
+    whole: bool,
     against: Path | None,
 ) -> None:
     """Measure WER and CER on a split, or on several.
@@ -93,7 +101,8 @@ def evaluate(
         prepare_out_dir,
         write_report,
     )
-    from evaluate.run import evaluate_split, load_splits
+    from evaluate.run import add_words, evaluate_split, load_splits
+    from evaluate.whole import evaluate_whole, join_segments
     from evaluate.word_table import read_words
     from vox.additions import plan_search
     from vox.checkpoint.files import load_recogniser
@@ -129,22 +138,37 @@ def evaluate(
     splits = tuple(dict.fromkeys(splits))
     title = "+".join(splits)
     utterances, left_out = load_splits(root, splits, skip_bad=skip_bad)
+    if whole:
+        if left_out:
+            raise CorpusError(
+                f"{name_count(len(left_out), 'utterance')} left out, and --whole needs every segment's text",
+                where=name_first(list(left_out)),
+                remedy="correct them",
+            )
+        title, utterances = f"{title}-whole", join_segments(utterances)
     earlier = None if against is None else read_earlier(against, names, utterances)
     out_dir = prepare_out_dir(out or default_out_dir(folder, title))
 
-    evaluation = evaluate_split(
-        loaded,
-        utterances,
-        title,
-        names,
-        options,
-        hotwords=plan.additions.hotwords,
-        words=listed,
-        temperature=plan.temperature,
-        batch_seconds=batch_seconds,
-        workers=workers,
-        left_out=left_out,
-    )
+    given = plan.additions.hotwords
+    if whole:
+        evaluation = evaluate_whole(
+            loaded, utterances, title, names, options, hotwords=given, temperature=plan.temperature
+        )
+    else:
+        evaluation = evaluate_split(
+            loaded,
+            utterances,
+            title,
+            names,
+            options,
+            hotwords=given,
+            temperature=plan.temperature,
+            batch_seconds=batch_seconds,
+            workers=workers,
+            left_out=left_out,
+        )
+    if listed:
+        evaluation = add_words(evaluation, listed, loaded.tokenizer)
     click.echo(format_table(evaluation))
     former = describe_former_report(out_dir)
     intervals = write_report(out_dir, evaluation, identity, utterances, earlier)

@@ -62,7 +62,7 @@ class Evaluation:
 
 
 @dataclass
-class _Tally:
+class Tally:
     """Results collected during decoding."""
 
     texts: dict[str, dict[str, str]]  # decoder: id: hypothesis
@@ -100,7 +100,6 @@ def evaluate_split(
     options: SearchOptions | None = None,
     *,
     hotwords: Sequence[Hotword] = (),
-    words: Sequence[Hotword] = (),
     temperature: float = 1.0,
     batch_seconds: float = 120.0,
     workers: int = 0,
@@ -110,13 +109,12 @@ def evaluate_split(
 
     Uses the precision that training and validation use on that device: half precision on a GPU.
     options: of the searches; None for the defaults. hotwords: get figures of their own, for every decoder; in
-    the hypotheses their spellings are replaced by their phrases, normalised. words: phrases to count each by
-    itself, for every decoder. left_out: other utterances of the split, and why they are not in `utterances`;
-    they are only listed. Recordings that cannot be decoded are added to them and excluded from all figures.
+    the hypotheses their spellings are replaced by their phrases, normalised. left_out: other utterances of the
+    split, and why they are not in `utterances`; they are only listed. Recordings that cannot be decoded are added to them and excluded from all figures.
 
     Raises CorpusError if no recording can be read, and ConfigError for an unknown decoder.
     """
-    tally = _Tally(texts={name: {} for name in decoders}, truncated={name: [] for name in decoders})
+    tally = Tally(texts={name: {} for name in decoders}, truncated={name: [] for name in decoders})
     tally.precision = pick_precision("auto", device_of(loaded.recogniser))
     tally.temperature = temperature
     options = options or SearchOptions()
@@ -125,8 +123,7 @@ def evaluate_split(
         _decode_batch(loaded, batch, searches, tally)
     if len(tally.excluded) == len(utterances):
         raise CorpusError("no recording could be read", where=split, remedy="see the reasons above")
-    evaluation = _score_tally(split, utterances, tally, left_out or {}, options, hotwords)
-    return _add_words(evaluation, words, loaded.tokenizer) if words else evaluation
+    return score_tally(split, utterances, tally, left_out or {}, options, hotwords)
 
 
 def read_batches(
@@ -154,7 +151,7 @@ def read_batches(
 
 @torch.inference_mode()
 def _decode_batch(
-    loaded: Checkpoint, batch: AudioBatch, searches: Mapping[str, Search], tally: _Tally
+    loaded: Checkpoint, batch: AudioBatch, searches: Mapping[str, Search], tally: Tally
 ) -> None:
     recogniser = loaded.recogniser
     device = device_of(recogniser)
@@ -177,14 +174,15 @@ def _decode_batch(
     tally.num_samples += int(batch.num_samples_B.sum())
 
 
-def _score_tally(
+def score_tally(
     split: str,
     utterances: Sequence[Utterance],
-    tally: _Tally,
+    tally: Tally,
     left_out: Mapping[str, str],
     options: SearchOptions,
     hotwords: Sequence[Hotword] = (),
 ) -> Evaluation:
+    """Score what was decoded. left_out: other utterances of the split, and why; they are only listed."""
     scored = sorted(
         (utterance for utterance in utterances if utterance.id not in tally.excluded),
         key=lambda utterance: utterance.id,
@@ -224,8 +222,8 @@ def _score_tally(
     )
 
 
-def _add_words(evaluation: Evaluation, words: Sequence[Hotword], tokenizer: Tokenizer) -> Evaluation:
-    """Return an evaluation with the counts of each phrase and its pieces."""
+def add_words(evaluation: Evaluation, words: Sequence[Hotword], tokenizer: Tokenizer) -> Evaluation:
+    """Return an evaluation with the counts of each phrase, for every decoder, and its pieces."""
     phrases = dict.fromkeys(word.phrase for word in as_in_transcripts(words))
     listed = [Hotword(phrase, (phrase,)) for phrase in phrases]
     pieces = tokenizer.pieces

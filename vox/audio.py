@@ -8,6 +8,7 @@ import errno
 import hashlib
 import io
 import logging
+import mmap
 import os
 import struct
 import threading
@@ -29,7 +30,7 @@ from vox.segment import WHOLE, Segment
 log = logging.getLogger(__name__)
 
 # What libsndfile reports where a header leaves the length open (a FLAC written to a pipe).
-_UNKNOWN_LENGTH = 2**62
+UNKNOWN_LENGTH = 2**62
 BLOCK_SAMPLES = 2**20  # decoded at a time where the length is not known
 
 # The first frame of an MP3 that counts its frames holds one of these; else the length is a guess.
@@ -59,7 +60,7 @@ _MENDABLE_ERRNOS = {
 # A longest FLAC frame, 65,535 equal samples, takes 14 bytes: a header that promises more is a wrong one.
 MAX_SAMPLES_PER_BYTE = 5_000
 
-_Source = Path | str | io.BytesIO  # what is decoded: a file, or the bytes of one
+Source = Path | str | io.BytesIO  # what is decoded: a file, or the bytes of one
 _Found = TypeVar("_Found")
 
 # A WAV writer that cannot go back to fill in the size (it writes to a pipe) leaves 0, or one of several sizes
@@ -90,18 +91,18 @@ def read_header(path: Path | str, speed: float = 1.0, segment: Segment | None = 
     not hold the segment, and OSError as `read_audio` does.
     """
 
-    def read(source: _Source) -> AudioHeader:
-        with _open_sound(source, path) as sound:
-            _check_size(sound, source, path)
+    def read(source: Source) -> AudioHeader:
+        with open_sound(source, path) as sound:
+            check_size(sound, source, path)
             num_samples = sound.frames
-            if num_samples >= _UNKNOWN_LENGTH:
-                num_samples = sum(len(block_SC) for block_SC in _read_blocks(sound, path))
+            if num_samples >= UNKNOWN_LENGTH:
+                num_samples = sum(len(block_SC) for block_SC in read_blocks(sound, path))
             if segment is not None:
                 _, num_samples = segment.locate(sound.samplerate, num_samples, sound.channels, path)
             num_samples = resampled_length(num_samples, *resampling_rates(sound.samplerate, speed))
             return AudioHeader(num_samples, sound.samplerate, sound.channels)
 
-    return _read_twice(read, path)
+    return read_twice(read, path)
 
 
 def read_audio(path: Path | str, speed: float = 1.0, segment: Segment | None = None) -> np.ndarray:
@@ -127,7 +128,7 @@ def read_audio(path: Path | str, speed: float = 1.0, segment: Segment | None = N
 
 
 def _read_audio(path: Path | str, speed: float, segment: Segment) -> np.ndarray:
-    waveform_SC, rate = _read_twice(lambda source: _decode(source, path, segment), path)
+    waveform_SC, rate = read_twice(lambda source: _decode(source, path, segment), path)
     if segment.channel is None:
         waveform_S = _mix_channels(waveform_SC, path)
     else:
@@ -139,7 +140,7 @@ def _read_audio(path: Path | str, speed: float, segment: Segment) -> np.ndarray:
 
 def read_channels(path: Path | str, segment: Segment | None = None) -> tuple[np.ndarray, int]:
     """Decode a recording or a segment as it is: float32 [S, C], and its rate. Raises as `read_audio`."""
-    return _read_twice(lambda source: _decode(source, path, segment or WHOLE), path)
+    return read_twice(lambda source: _decode(source, path, segment or WHOLE), path)
 
 
 def hash_recording(path: Path, segment: Segment | None = None) -> str:
@@ -188,7 +189,7 @@ def _mix_channels(waveform_SC: np.ndarray, path: Path | str) -> np.ndarray:
     return np.ascontiguousarray(waveform_SC[:, loudest])
 
 
-def _read_twice(read: Callable[[_Source], _Found], path: Path | str) -> _Found:
+def read_twice(read: Callable[[Source], _Found], path: Path | str) -> _Found:
     """Return read(path); before that is called damaged, read the file plainly and try it on its bytes.
 
     libsndfile takes a read that fails for the end of the file. Raises OSError naming the file where that is
@@ -213,13 +214,13 @@ def _read_twice(read: Callable[[_Source], _Found], path: Path | str) -> _Found:
         return read(content)
 
 
-def _decode(source: _Source, path: Path | str, segment: Segment) -> tuple[np.ndarray, int]:
+def _decode(source: Source, path: Path | str, segment: Segment) -> tuple[np.ndarray, int]:
     """Return a segment's samples, float32 [S, C], and the recording's own rate."""
-    with _open_sound(source, path) as sound:
-        _check_size(sound, source, path)
+    with open_sound(source, path) as sound:
+        check_size(sound, source, path)
         num_promised, rate = sound.frames, sound.samplerate
-        if num_promised >= _UNKNOWN_LENGTH:
-            whole_SC = np.concatenate(list(_read_blocks(sound, path)))
+        if num_promised >= UNKNOWN_LENGTH:
+            whole_SC = np.concatenate(list(read_blocks(sound, path)))
             start, count = segment.locate(rate, len(whole_SC), sound.channels, path)
             return whole_SC[start : start + count], rate
         start, num_promised = segment.locate(rate, num_promised, sound.channels, path)
@@ -227,16 +228,16 @@ def _decode(source: _Source, path: Path | str, segment: Segment) -> tuple[np.nda
             _skip(sound, start)
             waveform_SC = sound.read(num_promised, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
-            raise _damaged(path, f"decoding fails: {error.error_string}") from None
+            raise name_damage(path, f"decoding fails: {error.error_string}") from None
         except (MemoryError, ValueError) as error:
             if (
                 isinstance(error, MemoryError)
                 and num_promised <= Path(path).stat().st_size * MAX_SAMPLES_PER_BYTE
             ):
                 raise
-            raise _damaged(path, f"its header promises {num_promised} samples, too many to hold") from None
+            raise name_damage(path, f"its header promises {num_promised} samples, too many to hold") from None
     if len(waveform_SC) < num_promised:
-        raise _damaged(path, f"its header says {num_promised} samples, {len(waveform_SC)} can be decoded")
+        raise name_damage(path, f"its header says {num_promised} samples, {len(waveform_SC)} can be decoded")
     return waveform_SC, rate
 
 
@@ -252,7 +253,7 @@ def _skip(sound: soundfile.SoundFile, start: int) -> None:
         start -= len(block_SC)
 
 
-def _read_blocks(sound: soundfile.SoundFile, path: Path | str) -> Iterator[np.ndarray]:
+def read_blocks(sound: soundfile.SoundFile, path: Path | str) -> Iterator[np.ndarray]:
     """Yield [S, C] float32 until the file ends: the way where its header does not know the length."""
     num_read = 0
     try:
@@ -260,7 +261,7 @@ def _read_blocks(sound: soundfile.SoundFile, path: Path | str) -> Iterator[np.nd
             num_read += len(block_SC)
             yield block_SC
     except soundfile.LibsndfileError as error:
-        raise _damaged(path, f"decoding fails: {error.error_string}") from None
+        raise name_damage(path, f"decoding fails: {error.error_string}") from None
     if num_read == 0:
         raise AudioError("an empty recording", where=path, remedy="record it again or leave it out")
 
@@ -273,7 +274,8 @@ class _Sound(soundfile.SoundFile):
         return False
 
 
-def _open_sound(source: _Source, path: Path | str) -> soundfile.SoundFile:
+def open_sound(source: Source, path: Path | str) -> soundfile.SoundFile:
+    """Open a recording to be read forwards. Raises AudioError if it is unreadable or empty."""
     try:
         sound = _Sound(source if isinstance(source, io.BytesIO) else os.fspath(source))
         if sound.format == "MP3" and not _counts_frames(source):
@@ -286,7 +288,9 @@ def _open_sound(source: _Source, path: Path | str) -> soundfile.SoundFile:
         trouble = _explain_unopened(source, path, error)
         if not isinstance(error, soundfile.LibsndfileError) or not _is_for_ffmpeg(path):
             raise trouble from None
-        sound = _Sound(io.BytesIO(decode_by_ffmpeg(Path(path))))
+        decoded = decode_by_ffmpeg(Path(path))
+        # A map of its own for each reader: they share the file, not the position in it.
+        sound = _Sound(mmap.mmap(decoded.fileno(), 0, access=mmap.ACCESS_READ))
     if sound.frames > 0:
         return sound
     sound.close()
@@ -299,11 +303,11 @@ def _is_for_ffmpeg(path: Path | str) -> bool:
     return path.suffix.lower() in FFMPEG_SUFFIXES and path.is_file() and path.stat().st_size > 0
 
 
-def _read_bytes(source: _Source) -> bytes:
+def _read_bytes(source: Source) -> bytes:
     return source.getvalue() if isinstance(source, io.BytesIO) else Path(source).read_bytes()
 
 
-def _counts_frames(source: _Source) -> bool:
+def _counts_frames(source: Source) -> bool:
     """Say whether an MP3's first frame tells how many there are."""
     with io.BytesIO(source.getvalue()) if isinstance(source, io.BytesIO) else Path(source).open("rb") as file:
         head = file.read(10)
@@ -346,7 +350,7 @@ def _fill_in_wav_size(content: bytes) -> bytes:
     return content
 
 
-def _explain_unopened(source: _Source, path: Path | str, error: Exception) -> AudioError:
+def _explain_unopened(source: Source, path: Path | str, error: Exception) -> AudioError:
     """Find the operating system's reason, which libsndfile reports as `System error.`."""
     try:
         # Bytes that came from a pipe cannot be read from there again.
@@ -361,7 +365,7 @@ def _explain_unopened(source: _Source, path: Path | str, error: Exception) -> Au
     return AudioError(f"not a readable recording ({reason})", where=path, remedy="convert it to FLAC or WAV")
 
 
-def _check_size(sound: soundfile.SoundFile, source: _Source, path: Path | str) -> None:
+def check_size(sound: soundfile.SoundFile, source: Source, path: Path | str) -> None:
     """Raise AudioError for a file cut short, where its header shows it; libsndfile reads what is left."""
     if sound.format not in (*_WAV_FORMATS, "RF64", "W64", "AIFF", "AU"):
         return
@@ -370,7 +374,7 @@ def _check_size(sound: soundfile.SoundFile, source: _Source, path: Path | str) -
         file.seek(0)
         promised = _promised_size(file, file_size)
     if promised is not None and promised > file_size:
-        raise _damaged(path, f"its header says {promised} bytes, {file_size} are there")
+        raise name_damage(path, f"its header says {promised} bytes, {file_size} are there")
 
 
 def _promised_size(file: BinaryIO, file_size: int) -> int | None:
@@ -403,5 +407,6 @@ def _promised_wav_size(file: BinaryIO, file_size: int) -> int | None:
     return None
 
 
-def _damaged(path: Path | str, reason: str) -> AudioError:
+def name_damage(path: Path | str, reason: str) -> AudioError:
+    """Return the error for a recording of which a part is missing or wrong."""
     return AudioError(f"a damaged recording ({reason})", where=path, remedy="copy or encode it again")

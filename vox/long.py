@@ -7,16 +7,17 @@ longest stretches of blank, and each piece is decoded alone. Only one window and
 B batch, S samples, T frames, V vocabulary, D model width.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from vox.decode import Hypothesis, Search
+from vox.decode import Search
 from vox.decode.confidence import silence_confidence
 from vox.decode.ctc import decode_ctc
-from vox.decode.words import LabelTime, time_labels
+from vox.decode.found import Found, find_nothing, join_found
+from vox.decode.words import time_labels
 from vox.model.encoded import Encoded
 from vox.model.recogniser import Recogniser
 from vox.progress import ProgressBar
@@ -133,20 +134,6 @@ def find_cut(log_probs_TV: Tensor, max_frames: int) -> int:
     return first + before + int(counts[longest]) // 2
 
 
-@dataclass(frozen=True)
-class Found:
-    """The result for a long recording.
-
-    hypotheses: of the whole recording, best first. ctc: of greedy CTC. times: of the first hypothesis's
-    labels. silence: confidence that nothing was said.
-    """
-
-    hypotheses: list[Hypothesis]
-    ctc: Hypothesis
-    times: list[LabelTime | None]
-    silence: float
-
-
 def recognise_long(
     recogniser: Recogniser,
     waveform_S: Tensor,
@@ -155,49 +142,60 @@ def recognise_long(
     nbest: int = 1,
     temperature: float = 1.0,
     name: str = "audio",
+    done: Iterable[Found] = (),
+    keep: Callable[[Found], None] = lambda piece: None,
 ) -> Found:
     """Recognise float32 [S], on the CPU, of any length; without a search, by greedy CTC.
 
     longest_samples: maximum length of a piece. A piece whose best CTC path is all blank has no text, for any
     search, because an attention decoder can invent one. name: shown by the progress bar.
+
+    done: the first pieces of this recording, decoded before with the same arguments; they are not decoded
+    again. keep: called with every further piece.
     """
-    max_frames = max(ENCODER_STEP, samples_to_frames(longest_samples))
-    window_frames = min(max(max_frames, MIN_WINDOW_FRAMES), MAX_WINDOW_FRAMES)
-    measured = recogniser.extractor.wavlm.measure(waveform_S)
-    windows = plan_windows(samples_to_frames(len(waveform_S)), window_frames)
-    found = Found([Hypothesis([])], Hypothesis([]), [], 1.0)
-    first_frame = 0
-    with ProgressBar(samples_to_seconds(len(waveform_S)), name) as progress:
-        for piece in cut_pieces(encode_windows(recogniser, waveform_S, measured, windows), max_frames):
-            found = _add_piece(found, recogniser, piece, search, nbest, temperature, first_frame)
-            num_frames = piece.hidden_BTD.shape[1]
-            first_frame += num_frames
-            progress.add(num_frames / FRAME_RATE)
+    found = find_nothing()
+    for piece in done:
+        found = join_found(found, piece, nbest)
+    seconds = samples_to_seconds(len(waveform_S))
+    with ProgressBar(seconds, name, done=found.num_frames / FRAME_RATE) as progress:
+        for encoded in _encode_pieces(recogniser, waveform_S, longest_samples, found.num_frames):
+            piece = _decode_piece(recogniser, encoded, search, temperature, found.num_frames)
+            keep(piece)
+            found = join_found(found, piece, nbest)
+            progress.add(piece.num_frames / FRAME_RATE)
     return found
 
 
-def _add_piece(
-    found: Found,
-    recogniser: Recogniser,
-    piece: Encoded,
-    search: Search | None,
-    nbest: int,
-    temperature: float,
-    first_frame: int,
+def _encode_pieces(
+    recogniser: Recogniser, waveform_S: Tensor, longest_samples: int, first_frame: int
+) -> Iterator[Encoded]:
+    """Yield the pieces from a frame on. They are the same wherever the frame is, if a piece begins there."""
+    max_frames = max(ENCODER_STEP, samples_to_frames(longest_samples))
+    window_frames = min(max(max_frames, MIN_WINDOW_FRAMES), MAX_WINDOW_FRAMES)
+    windows = [
+        replace(window, own_first=max(window.own_first, first_frame))
+        for window in plan_windows(samples_to_frames(len(waveform_S)), window_frames)
+        if window.own_end > first_frame
+    ]
+    if not windows:
+        return
+    measured = recogniser.extractor.wavlm.measure(waveform_S)
+    yield from cut_pieces(encode_windows(recogniser, waveform_S, measured, windows), max_frames)
+
+
+def _decode_piece(
+    recogniser: Recogniser, piece: Encoded, search: Search | None, temperature: float, first_frame: int
 ) -> Found:
-    """Decode the next piece and append it to the result so far."""
+    """Decode a piece that begins at a frame of the recording."""
     log_probs_TV = piece.ctc_log_probs_BTV[0]
-    silence = min(found.silence, silence_confidence(log_probs_TV, temperature))
+    num_frames = log_probs_TV.shape[0]
+    silence = silence_confidence(log_probs_TV, temperature)
     (ctc,) = decode_ctc(recogniser, piece)
     if not ctc.ids:
-        return replace(found, silence=silence)
+        return find_nothing(num_frames, silence)
     hypotheses = [ctc] if search is None else search(recogniser, _place(recogniser, piece))[0]
-    return Found(
-        join_hypotheses(found.hypotheses, hypotheses, nbest),
-        Hypothesis(found.ctc.ids + ctc.ids),
-        found.times + time_labels(log_probs_TV, hypotheses[0].ids, temperature, first_frame),
-        silence,
-    )
+    times = time_labels(log_probs_TV, hypotheses[0].ids, temperature, first_frame)
+    return Found(num_frames, hypotheses, ctc, times, silence)
 
 
 def _place(recogniser: Recogniser, piece: Encoded) -> Encoded:
@@ -205,26 +203,3 @@ def _place(recogniser: Recogniser, piece: Encoded) -> Encoded:
     log_probs_BTV = piece.ctc_log_probs_BTV
     is_valid_BT = torch.ones(log_probs_BTV.shape[:2], dtype=torch.bool, device=log_probs_BTV.device)
     return replace(piece, label_positions_BT=recogniser.place_frames(log_probs_BTV, is_valid_BT))
-
-
-def join_hypotheses(
-    before: Sequence[Hypothesis], after: Sequence[Hypothesis], nbest: int
-) -> list[Hypothesis]:
-    """Return the n-best of two consecutive parts together: the `nbest` best pairs, best first."""
-    pairs = [_join_pair(first, second) for first in before for second in after]
-    return sorted(pairs, key=lambda pair: -(pair.score or 0.0))[:nbest]
-
-
-def _join_pair(first: Hypothesis, second: Hypothesis) -> Hypothesis:
-    scores = [score for score in (first.score, second.score) if score is not None]
-    return Hypothesis(
-        first.ids + second.ids,
-        first.is_truncated or second.is_truncated,
-        sum(scores) if scores else None,
-        _add_parts(first.parts, second.parts),
-    )
-
-
-def _add_parts(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:
-    names = dict.fromkeys([*first, *second])
-    return {name: first.get(name, 0.0) + second.get(name, 0.0) for name in names}

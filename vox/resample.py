@@ -4,6 +4,7 @@ Shape suffixes: S samples, N output samples, K kernel values.
 """
 
 import math
+from collections.abc import Iterator
 from fractions import Fraction
 
 import numpy as np
@@ -15,6 +16,8 @@ from vox.units import SAMPLE_RATE
 # which no usual rate reaches, each is computed where it is needed instead.
 MAX_KERNEL_VALUES = 2**22
 CHUNK_VALUES = 2**20  # of the kernel computed at once: 8 MB
+
+BLOCK_SAMPLES = 2**22  # resampled at once: 87 s at 48 kHz
 
 MIN_PADDING = 64  # input samples: more than one at any output rate
 
@@ -64,6 +67,31 @@ def resample(waveform_S: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray
     """Resample float32 [S] to [N] at another rate, N as `resampled_length` counts it."""
     if from_rate == to_rate:
         return waveform_S
+    blocks = list(resample_blocks(waveform_S, from_rate, to_rate))
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+
+
+def resample_blocks(waveform_S: np.ndarray, from_rate: int, to_rate: int) -> Iterator[np.ndarray]:
+    """Yield the result of `resample` in parts, float32, with memory for one part only.
+
+    Each part is computed from BLOCK_SAMPLES of the input and what the filter reaches on both sides.
+    """
+    divisor = math.gcd(from_rate, to_rate)
+    # An output sample lies exactly on every `period` input samples, so blocks of whole periods fit together.
+    period, outputs = from_rate // divisor, to_rate // divisor
+    reach = math.ceil(SINC_ZERO_CROSSINGS * period / (min(period, outputs) * SINC_ROLLOFF)) + 1
+    margin = -(-reach // period) * period
+    step = -(-BLOCK_SAMPLES // period) * period
+    for start in range(0, max(1, len(waveform_S)), step):
+        end = min(start + step, len(waveform_S))
+        first = max(0, start - margin)
+        block_N = _resample_at_once(waveform_S[first : end + margin], from_rate, to_rate)
+        num_before = (start - first) // period * outputs
+        num_out = resampled_length(end - start, from_rate, to_rate)
+        yield block_N[num_before : num_before + num_out]
+
+
+def _resample_at_once(waveform_S: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
     divisor = math.gcd(from_rate, to_rate)
     if (from_rate // divisor) * (to_rate // divisor) > MAX_KERNEL_VALUES:
         return interpolate(waveform_S, from_rate, to_rate)

@@ -3,15 +3,17 @@
 Shape letters: B batch, S samples.
 """
 
+import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from vox.audio import read_audio
+from vox.audio import hash_recording
 from vox.checkpoint.files import Checkpoint
 from vox.data.batch import AudioBatch
 from vox.decode import (
@@ -22,14 +24,21 @@ from vox.decode import (
     make_search,
     preferred_decoder,
 )
+from vox.decode.confidence import silence_confidence
 from vox.decode.ctc import decode_ctc
-from vox.decode.words import find_words, join_labels, lowest_confidence
+from vox.decode.found import Found
+from vox.decode.scorer import hash_scorer
+from vox.decode.words import join_labels, lowest_confidence, time_labels
 from vox.device import autocast, pick_precision
+from vox.disk import hash_file
 from vox.errors import AudioError, name_count, name_first
 from vox.hear import device_of, hear
 from vox.hotword_list import Hotword, HotwordMatcher
 from vox.long import DEFAULT_LONGEST_SAMPLES, recognise_long
+from vox.mapped_audio import map_audio
 from vox.model.recogniser import Recogniser
+from vox.partial import PartialFile
+from vox.runs.layout import CHECKSUMS
 from vox.transcript import Alternative, SpottedHotword, Transcript, Word
 from vox.units import samples_to_frames, samples_to_seconds
 
@@ -66,17 +75,17 @@ class Transcriber:
         self.loaded = loaded
         self.decoder = decoder or preferred_decoder(loaded.state)
         check_decoder(self.decoder)
+        self._options = options or SearchOptions()
         self._search = (
-            None
-            if self.decoder == "ctc"
-            else make_search(self.decoder, options or SearchOptions(), loaded.tokenizer)
+            None if self.decoder == "ctc" else make_search(self.decoder, self._options, loaded.tokenizer)
         )
         self._matcher = HotwordMatcher(hotwords) if hotwords else None
-        self._nbest = (options or SearchOptions()).nbest
         self._longest_samples = loaded.state.get("longest_train_samples") or DEFAULT_LONGEST_SAMPLES
 
     def transcribe(
-        self, recordings: Path | str | np.ndarray | Iterable[Path | str | np.ndarray]
+        self,
+        recordings: Path | str | np.ndarray | Iterable[Path | str | np.ndarray],
+        partial: PartialFile | None = None,
     ) -> Iterator[Transcript]:
         """Yield a Transcript for each recording, in order, as soon as it is decoded.
 
@@ -86,6 +95,9 @@ class Transcriber:
         (vox/long.py). Logs a warning if a text is much longer or shorter than greedy CTC's. A recording that
         cannot be read does not stop the others: it is logged, and after the last recording an AudioError
         gives the number of failures. The AudioError of a single recording is raised and not logged.
+
+        partial: keeps what is decoded; what it has already, from this transcriber's `identity`, is not
+        decoded again.
         """
         if isinstance(recordings, str | Path | np.ndarray):
             recordings = [recordings]
@@ -98,13 +110,18 @@ class Transcriber:
             num_recordings += 1
             name = f"array {num_recordings}" if isinstance(recording, np.ndarray) else str(recording)
             try:
+                sha256 = "" if partial is None else hash_content(recording)
                 waveform_S = _read_recording(recording, name)
             except AudioError as error:
                 if num_recordings > 1:
                     log.warning("%s", error)
                 failures.append((name, error))
                 continue
-            yield self._transcribe(waveform_S, name)
+            if partial is None:
+                yield self._transcribe(waveform_S, name)
+            else:
+                done = partial.begin(name, sha256 or hash_samples(waveform_S))
+                yield self._transcribe(waveform_S, name, done, partial.add)
         if failures and num_recordings == 1:
             raise failures[0][1]
         if failures:
@@ -115,15 +132,29 @@ class Transcriber:
                 + ("; the others were transcribed" if len(failures) < num_recordings else ""),
             )
 
-    def _transcribe(self, waveform_S: torch.Tensor, name: str) -> Transcript:
-        if len(waveform_S) <= self._longest_samples:
-            recognised = _recognise(self.loaded.recogniser, waveform_S, self._search)
-            hypotheses, ctc = recognised.hypotheses, recognised.ctc
-            words, confidence = find_words(
-                recognised.ctc_log_probs_TV, hypotheses[0].ids, self.loaded.tokenizer, self.temperature
-            )
-        else:
-            hypotheses, ctc, words, confidence = self._recognise_long(waveform_S, name)
+    def identity(self) -> dict[str, Any]:
+        """Return what a text depends on except for the recording, as JSON: checkpoint, decoder, options."""
+        options = self._options
+        scorers = [[scorer.name, weight, hash_scorer(scorer)] for scorer, weight in options.scorers]
+        return {
+            "checkpoint": hash_file(self.loaded.folder / CHECKSUMS),
+            "device": str(device_of(self.loaded.recogniser)),
+            "decoder": self.decoder,
+            "options": {**{f.name: getattr(options, f.name) for f in fields(options)}, "scorers": scorers},
+            "temperature": self.temperature,
+        }
+
+    def _transcribe(
+        self,
+        waveform_S: torch.Tensor,
+        name: str,
+        done: Sequence[Found] = (),
+        keep: Callable[[Found], None] = lambda piece: None,
+    ) -> Transcript:
+        found = self.recognise(waveform_S, name, done, keep)
+        hypotheses, ctc = found.hypotheses, found.ctc
+        words = join_labels(hypotheses[0].ids, found.times, self.loaded.tokenizer)
+        confidence = lowest_confidence(words) if words or None in found.times else found.silence
         best, tokenizer = hypotheses[0], self.loaded.tokenizer
         self._warn(name, best, ctc)
         transcript = Transcript(
@@ -141,25 +172,37 @@ class Transcriber:
         return transcript if self._matcher is None else show_hotwords(transcript, self._matcher)
 
     @torch.inference_mode()
-    def _recognise_long(
-        self, waveform_S: torch.Tensor, name: str
-    ) -> tuple[list[Hypothesis], Hypothesis, tuple[Word, ...], float | None]:
-        """Return the n-best, greedy CTC's text, the words of the best text, and its confidence."""
-        recogniser, tokenizer = self.loaded.recogniser, self.loaded.tokenizer
+    def recognise(
+        self,
+        waveform_S: torch.Tensor,
+        name: str,
+        done: Sequence[Found] = (),
+        keep: Callable[[Found], None] = lambda piece: None,
+    ) -> Found:
+        """Recognise float32 [S] at 16 kHz, on the CPU, whole or in pieces; at least one frame.
+
+        name: shown by the progress bar. done, keep: see `recognise_long`.
+        """
+        recogniser = self.loaded.recogniser
         device = device_of(recogniser)
         with autocast(device, pick_precision("auto", device)):
-            found = recognise_long(
-                recogniser,
-                waveform_S,
-                self._search,
-                self._longest_samples,
-                nbest=self._nbest,
-                temperature=self.temperature,
-                name=name,
-            )
-        words = join_labels(found.hypotheses[0].ids, found.times, tokenizer)
-        confidence = lowest_confidence(words) if words or None in found.times else found.silence
-        return found.hypotheses, found.ctc, words, confidence
+            if len(waveform_S) > self._longest_samples:
+                return recognise_long(
+                    recogniser,
+                    waveform_S,
+                    self._search,
+                    self._longest_samples,
+                    nbest=self._options.nbest,
+                    temperature=self.temperature,
+                    name=name,
+                    done=done,
+                    keep=keep,
+                )
+            if done:
+                return done[0]
+            found = _recognise_whole(recogniser, waveform_S, self._search, self.temperature)
+            keep(found)
+            return found
 
     def _warn(self, name: str, best: Hypothesis, ctc: Hypothesis) -> None:
         if best.is_truncated:
@@ -218,7 +261,7 @@ def _read_recording(recording: Path | str | np.ndarray, name: str) -> torch.Tens
     else:
         if Path(recording).is_dir():
             raise AudioError("a folder", where=name, remedy=f"give files, or a glob such as {name}/*.flac")
-        samples_S = read_audio(recording)
+        samples_S = map_audio(recording)
     if samples_to_frames(len(samples_S)) == 0:
         raise AudioError(
             f"recording of {name_count(len(samples_S), 'sample')} is shorter than one frame",
@@ -236,23 +279,35 @@ def is_far_apart(num_labels: int, num_ctc_labels: int) -> bool:
     return difference >= MIN_LENGTH_DIFFERENCE and difference > MAX_LENGTH_DIFFERENCE * longer
 
 
-@dataclass(frozen=True)
-class _Recognised:
-    """The decoded texts of one recording."""
-
-    hypotheses: list[Hypothesis]  # best first
-    ctc: Hypothesis  # of greedy CTC, which costs almost nothing
-    ctc_log_probs_TV: torch.Tensor
-
-
-@torch.inference_mode()
-def _recognise(recogniser: Recogniser, waveform_S: torch.Tensor, search: Search | None) -> _Recognised:
+def _recognise_whole(
+    recogniser: Recogniser, waveform_S: torch.Tensor, search: Search | None, temperature: float
+) -> Found:
     """Encode one recording and decode it; without a search, by greedy CTC."""
-    device = device_of(recogniser)
-    waveforms_BS = waveform_S[None].to(device)
-    num_samples_B = torch.tensor([len(waveform_S)], device=device)
-    with autocast(device, pick_precision("auto", device)):
-        encoded = hear(recogniser, AudioBatch([""], waveforms_BS, num_samples_B))
-        (ctc,) = decode_ctc(recogniser, encoded)
-        hypotheses = [ctc] if search is None else search(recogniser, encoded)[0]
-    return _Recognised(hypotheses, ctc, encoded.ctc_log_probs_BTV[0])
+    waveforms_BS = waveform_S[None].to(device_of(recogniser))
+    num_samples_B = torch.tensor([len(waveform_S)], device=waveforms_BS.device)
+    encoded = hear(recogniser, AudioBatch([""], waveforms_BS, num_samples_B))
+    (ctc,) = decode_ctc(recogniser, encoded)
+    hypotheses = [ctc] if search is None else search(recogniser, encoded)[0]
+    log_probs_TV = encoded.ctc_log_probs_BTV[0]
+    return Found(
+        log_probs_TV.shape[0],
+        hypotheses,
+        ctc,
+        time_labels(log_probs_TV, hypotheses[0].ids, temperature),
+        silence_confidence(log_probs_TV, temperature),
+    )
+
+
+def hash_content(recording: Path | str | np.ndarray) -> str:
+    """Return the sha256 of a recording's file; empty for what is no regular file, and for an array.
+
+    The file's rather than the samples': one MP3 decoded twice differs in its last bits.
+    """
+    if isinstance(recording, np.ndarray) or not Path(recording).is_file():
+        return ""
+    return hash_recording(Path(recording))
+
+
+def hash_samples(waveform_S: torch.Tensor) -> str:
+    """Return the sha256 of float32 samples."""
+    return hashlib.sha256(waveform_S.numpy().data).hexdigest()

@@ -1,6 +1,8 @@
 """Formats that only ffmpeg reads. The ffmpeg here is a script that copies a file to its output."""
 
+import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import soundfile
 from vox.audio import read_audio, read_header
 from vox.corpus import load_split
 from vox.errors import AudioError, CorpusError
+from vox.segment import Segment
 
 RATE = 22_050
 
@@ -48,6 +51,17 @@ def test_what_ffmpeg_decodes_is_read_as_any_recording(
     assert np.array_equal(waveform_S, read_audio(tmp_path / "as.wav"))
     header = read_header(recording)
     assert (header.num_samples, header.sample_rate, header.channels) == (len(waveform_S), RATE, 2)
+
+    # Segments are read from what was decoded once, also by threads, until the recording changes.
+    segments = [Segment(k / 10, 0.1, k % 2) for k in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda segment: read_audio(recording, segment=segment), segments))
+    for segment, part_S in zip(segments, found, strict=True):
+        assert np.array_equal(part_S, read_audio(tmp_path / "as.wav", segment=segment))
+    assert (tmp_path / "calls").read_text() == "x"
+    os.utime(recording, (1, 1))
+    read_header(recording)
+    assert (tmp_path / "calls").read_text() == "xx"
 
 
 @pytest.mark.parametrize(

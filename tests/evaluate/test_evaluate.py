@@ -12,7 +12,7 @@ import torch
 
 from evaluate.intervals import read_earlier
 from evaluate.report import default_out_dir
-from evaluate.run import _score_tally, _Tally
+from evaluate.run import Tally, score_tally
 from tests.support.speech import write_split
 from tests.support.untrained import save_arbitrary_checkpoint, save_go_checkpoint
 from vox.audio import read_header
@@ -405,11 +405,11 @@ def test_an_earlier_report_that_cannot_be_compared_is_an_error(
 
 
 def test_the_encoder_is_counted_to_every_decoder() -> None:
-    tally = _Tally(texts={"a": {"u": "go"}, "b": {"u": "go"}}, truncated={"a": [], "b": ["u"]})
+    tally = Tally(texts={"a": {"u": "go"}, "b": {"u": "go"}}, truncated={"a": [], "b": ["u"]})
     tally.seconds |= {"": 1.0, "a": 0.5, "b": 2.0}
     tally.num_samples = 10 * SAMPLE_RATE
     utterance = Utterance("u", Path("u.wav"), "go", "", 160_000)
-    evaluation = _score_tally("s", [utterance], tally, {}, SearchOptions())
+    evaluation = score_tally("s", [utterance], tally, {}, SearchOptions())
     assert evaluation.decoders["a"].real_time_factor == pytest.approx(0.15)
     assert evaluation.decoders["b"].real_time_factor == pytest.approx(0.3)
     assert evaluation.decoders["b"].truncated_ids == ["u"]

@@ -24,12 +24,12 @@ from vox import long
 from vox.checkpoint.files import load_recogniser
 from vox.decode import Hypothesis, SearchOptions, make_search
 from vox.decode.ctc import greedy_ctc
+from vox.decode.found import join_hypotheses
 from vox.long import (
     MAX_WINDOW_FRAMES,
     cut_pieces,
     encode_windows,
     find_cut,
-    join_hypotheses,
     plan_windows,
     recognise_long,
     slice_frames,

@@ -1,13 +1,25 @@
 """`vox transcribe`: one's own audio to text."""
 
+import logging
+import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from vox.disk import write_whole
+from vox.errors import AudioError
 from vox.options import BEAM_OPTION, add_scorer_options, checkpoint_option, device_option
-from vox.transcript import FORMATS
+from vox.transcript import FORMATS, Transcript
+
+if TYPE_CHECKING:
+    from vox.transcribe import Transcriber
+
+log = logging.getLogger(__name__)
 
 STDIN = Path("/dev/stdin")
+PARTIAL_SUFFIX = ".partial"
 
 
 @click.command()
@@ -38,6 +50,13 @@ STDIN = Path("/dev/stdin")
     show_default=True,
     help="text, or with the words' times: json and tsv (confidences too), ctm, and captions as srt or vtt.",
 )
+@click.option(
+    "--out",
+    type=click.Path(),
+    metavar="PATH",
+    help="Write a file, or for several FILEs a folder with a file each. Killed and started again, it goes "
+    "on where it was. [default: the standard output]",
+)
 @device_option
 def transcribe(
     files: tuple[Path, ...],
@@ -52,6 +71,7 @@ def transcribe(
     domain: Path | None,
     nbest: int,
     format_name: str,
+    out: str | None,
     device: str,
 ) -> None:
     """Write down what is said in audio files.
@@ -61,8 +81,10 @@ def transcribe(
     """
     import vox
 
-    if format_name in ("srt", "vtt", "tsv") and len(files) > 1:
-        raise click.UsageError(f"--format {format_name} is for one FILE: it has no place for a name")
+    recordings = [STDIN if str(path) == "-" else path for path in files]
+    if out is None and format_name in ("srt", "vtt", "tsv") and len(files) > 1:
+        raise click.UsageError(f"--format {format_name} is for one FILE, or for several with --out FOLDER")
+    outputs = {} if out is None else plan_outputs(recordings, out, format_name)
     transcriber = vox.load(
         checkpoint,
         decoder=decoder,
@@ -76,11 +98,69 @@ def transcribe(
         domain=domain,
         device=device,
     )
-    for transcript in transcriber.transcribe(STDIN if str(path) == "-" else path for path in files):
-        if format_name != "text":
-            click.echo(FORMATS[format_name](transcript), nl=False)
-            continue
-        name = f"{click.format_filename(transcript.audio)}\t" if len(files) > 1 else ""
-        for found in transcript.alternatives:
-            score = "" if nbest == 1 or found.score is None else f"{found.score:.3f}\t"
-            click.echo(f"{name}{score}{found.text}")
+    if out is None:
+        for transcript in transcriber.transcribe(recordings):
+            name = f"{click.format_filename(transcript.audio)}\t" if len(files) > 1 else ""
+            click.echo(format_transcript(transcript, format_name, nbest, name), nl=False)
+    else:
+        write_transcripts(transcriber, outputs, out, format_name, nbest)
+
+
+def plan_outputs(recordings: Sequence[Path], out: str, format_name: str) -> dict[Path, Path]:
+    """Return the file to write for each recording, and create the folder if there are several recordings.
+
+    A single recording's is `out` itself unless that is a folder or ends with a slash. Raises UsageError where
+    two recordings would have one file, where a recording would be replaced, and for a folder that is missing.
+    """
+    path = Path(out)
+    if len(recordings) == 1 and not path.is_dir() and not out.endswith(os.sep):
+        if not path.parent.is_dir():
+            raise click.UsageError(f"--out {out}: there is no folder {path.parent}")
+        outputs = {recordings[0]: path}
+    else:
+        suffix = ".txt" if format_name == "text" else f".{format_name}"
+        outputs = {recording: path / f"{recording.stem}{suffix}" for recording in recordings}
+        if len(set(outputs.values())) < len(recordings):
+            raise click.UsageError(
+                f"--out {out}: two recordings have the same name; transcribe them one by one"
+            )
+        path.mkdir(parents=True, exist_ok=True)
+    for output in outputs.values():
+        if any(output.exists() and output.samefile(each) for each in recordings if each.exists()):
+            raise click.UsageError(f"--out {out}: it would replace the recording {output}")
+    return outputs
+
+
+def write_transcripts(
+    transcriber: "Transcriber", outputs: dict[Path, Path], out: str, format_name: str, nbest: int
+) -> None:
+    """Write each recording's file as soon as it is decoded; keep what is decoded in a partial file."""
+    from vox.partial import PartialFile
+
+    paths = {str(recording): path for recording, path in outputs.items()}
+    is_folder = Path(out).is_dir()
+    partial_path = Path(out) / f"transcribe{PARTIAL_SUFFIX}" if is_folder else Path(f"{out}{PARTIAL_SUFFIX}")
+    with PartialFile(partial_path, transcriber.identity()) as partial:
+        try:
+            for transcript in transcriber.transcribe(outputs, partial):
+                path = paths[transcript.audio]
+                write_whole(path, format_transcript(transcript, format_name, nbest).encode())
+                log.info("wrote %s", path)
+        except KeyboardInterrupt:
+            log.warning("%s keeps what is decoded; the same command goes on from there", partial_path)
+            raise
+        except AudioError:  # after the last recording: the others are written
+            partial.remove()
+            raise
+        partial.remove()
+
+
+def format_transcript(transcript: Transcript, format_name: str, nbest: int, name: str = "") -> str:
+    """Format a transcript as one of FORMATS, or as text: a line for each of the n-best, after a name."""
+    if format_name != "text":
+        return FORMATS[format_name](transcript)
+    lines = []
+    for found in transcript.alternatives:
+        score = "" if nbest == 1 or found.score is None else f"{found.score:.3f}\t"
+        lines.append(f"{name}{score}{found.text}\n")
+    return "".join(lines)

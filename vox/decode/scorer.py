@@ -3,6 +3,7 @@
 Letters: N hypotheses, S scorers, V vocabulary.
 """
 
+import hashlib
 import math
 from collections.abc import Sequence
 from typing import Protocol
@@ -118,3 +119,22 @@ class Scorers:
 
     def _pair(self, states_NS: Tensor) -> list[tuple[Scorer, Tensor]]:
         return list(zip(self._scorers, states_NS.unbind(-1), strict=True))
+
+
+def hash_scorer(scorer: Scorer) -> str:
+    """Return a sha256 over everything that a scorer holds, as hex."""
+    content = hashlib.sha256()
+    _hash_parts(scorer, content)
+    return content.hexdigest()
+
+
+def _hash_parts(value: object, content: "hashlib._Hash") -> None:
+    if isinstance(value, Tensor):
+        content.update(f"{value.dtype} {list(value.shape)} ".encode())
+        content.update(value.cpu().contiguous().numpy().tobytes())
+    elif hasattr(value, "__dict__"):
+        for name, part in sorted(vars(value).items()):
+            content.update(f"{name} ".encode())
+            _hash_parts(part, content)
+    else:
+        content.update(f"{value!r} ".encode())

@@ -1,0 +1,115 @@
+"""Transcribe recordings whole, as `vox transcribe` does, and score each against the texts of its segments."""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from evaluate.run import Evaluation, Tally, score_tally
+from vox.audio import read_audio, read_header
+from vox.checkpoint.files import Checkpoint
+from vox.corpus import Utterance
+from vox.decode import SearchOptions
+from vox.decode.words import join_labels, lowest_confidence
+from vox.device import pick_precision
+from vox.errors import AudioError, CorpusError
+from vox.hear import device_of
+from vox.hotword_list import Hotword
+from vox.mapped_audio import map_audio
+from vox.segment import Segment
+from vox.transcribe import Transcriber
+
+log = logging.getLogger(__name__)
+
+
+def join_segments(utterances: Sequence[Utterance]) -> list[Utterance]:
+    """Return an utterance for each recording, or for each channel of it, probed.
+
+    Its text is that of its segments, in the order of their beginnings. Its id is the file's name without the
+    suffix, then @ and the channel if the segments name one; the file's path if that is not unique. Raises
+    AudioError for a file that cannot be read.
+    """
+    groups: dict[tuple[str, str, int | None], list[Utterance]] = {}
+    for utterance in utterances:
+        channel = None if utterance.segment is None else utterance.segment.channel
+        groups.setdefault((utterance.split, str(utterance.audio_path), channel), []).append(utterance)
+    prefix = len({split for split, _, _ in groups}) > 1
+    recordings = []
+    for (split, _, channel), parts in groups.items():
+        parts.sort(key=lambda part: (0.0 if part.segment is None else part.segment.offset, part.id))
+        path = parts[0].audio_path
+        segment = None if channel is None else Segment(channel=channel)
+        recordings.append(
+            Utterance(
+                id=(f"{split}/" if prefix else "") + path.stem + ("" if channel is None else f"@{channel}"),
+                audio_path=path,
+                text=" ".join(part.text for part in parts),
+                speaker=parts[0].speaker if len({part.speaker for part in parts}) == 1 else "",
+                num_samples=read_header(path, segment=segment).num_samples,
+                segment=segment,
+                split=split,
+            )
+        )
+    counts = Counter(recording.id for recording in recordings)
+    return [
+        replace(each, id=f"{each.audio_path}@{each.segment}") if counts[each.id] > 1 else each
+        for each in recordings
+    ]
+
+
+def evaluate_whole(
+    loaded: Checkpoint,
+    recordings: Sequence[Utterance],
+    title: str,
+    decoders: Sequence[str],
+    options: SearchOptions | None = None,
+    *,
+    hotwords: Sequence[Hotword] = (),
+    temperature: float = 1.0,
+) -> Evaluation:
+    """Transcribe each recording of `join_segments` with each decoder, and score it against its whole text.
+
+    What is said outside the segments, and recognised, counts as insertions. The real-time factor of a decoder
+    is that of `vox transcribe`. Raises CorpusError if no recording can be read.
+    """
+    tally = Tally(texts={name: {} for name in decoders}, truncated={name: [] for name in decoders})
+    tally.precision = pick_precision("auto", device_of(loaded.recogniser))
+    tally.seconds[""] = 0.0
+    options = options or SearchOptions()
+    transcribers = {name: Transcriber(loaded, name, options, temperature=temperature) for name in decoders}
+    for recording in recordings:
+        try:
+            samples_S = (
+                map_audio(recording.audio_path)
+                if recording.segment is None
+                else read_audio(recording.audio_path, segment=recording.segment)
+            )
+        except AudioError as error:
+            log.warning("excluded %s: %s", recording.id, error)
+            tally.excluded[recording.id] = str(error)
+            continue
+        tally.num_samples += len(samples_S)
+        for name, transcriber in transcribers.items():
+            _transcribe(transcriber, recording.id, torch.from_numpy(samples_S), name, tally)
+    if len(tally.excluded) == len(recordings):
+        raise CorpusError("no recording could be read", where=title, remedy="see the reasons above")
+    return score_tally(title, recordings, tally, {}, options, hotwords)
+
+
+def _transcribe(
+    transcriber: Transcriber, recording_id: str, waveform_S: torch.Tensor, name: str, tally: Tally
+) -> None:
+    start = time.perf_counter()
+    found = transcriber.recognise(waveform_S, f"{recording_id}, {name}")
+    tally.seconds[name] = tally.seconds.get(name, 0.0) + time.perf_counter() - start
+    best, tokenizer = found.hypotheses[0], transcriber.loaded.tokenizer
+    words = join_labels(best.ids, found.times, tokenizer)
+    tally.texts[name][recording_id] = tokenizer.decode(best.ids)
+    tally.confidences.setdefault(name, {})[recording_id] = (
+        lowest_confidence(words) if words or None in found.times else found.silence
+    )
+    if best.is_truncated:
+        tally.truncated[name].append(recording_id)
