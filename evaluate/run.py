@@ -109,8 +109,9 @@ def evaluate_split(
 
     Uses the precision that training and validation use on that device: half precision on a GPU.
     options: of the searches; None for the defaults. hotwords: get figures of their own, for every decoder; in
-    the hypotheses their spellings are replaced by their phrases, normalised. left_out: other utterances of the
-    split, and why they are not in `utterances`; they are only listed. Recordings that cannot be decoded are added to them and excluded from all figures.
+    the hypotheses their spellings are replaced by their phrases, normalised. left_out: other utterances of
+    the split, and why they are not in `utterances`; they are only listed. Recordings that cannot be decoded
+    are added to them and excluded from all figures.
 
     Raises CorpusError if no recording can be read, and ConfigError for an unknown decoder.
     """

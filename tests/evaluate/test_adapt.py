@@ -17,15 +17,16 @@ from vox.audio import read_audio
 from vox.checkpoint.files import Checkpoint, load_recogniser
 from vox.cli import main
 from vox.corpus import Utterance, load_split
+from vox.data.batch import AudioBatch
 from vox.decode import Search, SearchOptions, make_search
 from vox.disk import hash_file
 from vox.domain import HOTWORDS, LM, REPORT, WEIGHTS, read_domain
 from vox.errors import DomainError
+from vox.hear import hear
 from vox.lm.arpa import BOS
 from vox.lm.make import make_mixture
 from vox.lm.text import piece_vocabulary
 from vox.runs.layout import CHECKSUMS, MODEL, TOKENIZER, WORDS
-from vox.transcribe import _recognise
 
 DOMAIN_TEXT = "go zarn\n\nzarn quilp stop\nZarn, go!\n2 zarns\n"
 SOURCE_TEXT = "go left\nstop right\ngo up\n"
@@ -159,9 +160,11 @@ def test_weights_that_make_the_source_worse_are_not_kept(
 
 
 def _hear(loaded: Checkpoint, search: Search, utterance: Utterance) -> str:
-    waveform_S = torch.from_numpy(read_audio(utterance.audio_path))
-    found = _recognise(loaded.recogniser, waveform_S, search)
-    return loaded.tokenizer.decode(found.hypotheses[0].ids)
+    waveforms_BS = torch.from_numpy(read_audio(utterance.audio_path))[None]
+    batch = AudioBatch([utterance.id], waveforms_BS, torch.tensor([waveforms_BS.shape[1]]))
+    with torch.inference_mode():
+        (found,) = search(loaded.recogniser, hear(loaded.recogniser, batch))
+    return loaded.tokenizer.decode(found[0].ids)
 
 
 def test_a_list_of_one_s_own_is_kept_and_new_words_are_comments(
