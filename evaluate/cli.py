@@ -115,7 +115,7 @@ def evaluate(
     options = plan.options_for(loaded, place)
     splits = tuple(dict.fromkeys(splits))
     title = "+".join(splits)
-    utterances, left_out = load_splits(root, splits, skip_bad=skip_bad)
+    utterances, left_out = load_splits(root, splits, skip_bad=skip_bad, normalise=loaded.normaliser)
     earlier = None if against is None else read_earlier(against, names, utterances)
     out_dir = prepare_out_dir(out or default_out_dir(folder, title))
 

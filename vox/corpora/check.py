@@ -16,6 +16,7 @@ from vox.corpus import Problem, Utterance, probe_audio, read_split
 from vox.errors import CorpusError, VoxError, name_count, name_first
 from vox.progress import ProgressBar
 from vox.segment import WHOLE, Segment, find_overlaps
+from vox.text import ENGLISH
 from vox.units import samples_to_seconds
 
 SILENT_PEAK = 1e-3  # of full scale: -60 dB
@@ -84,9 +85,9 @@ REMEDIES = {
 }
 
 
-def check_split(root: Path, split: str, workers: int) -> Checked:
+def check_split(root: Path, split: str, workers: int, normalise: Callable[[str], str] = ENGLISH) -> Checked:
     """Read a whole split; raise CorpusError if it is missing or nothing in it can be used."""
-    utterances, problems = read_split(root, split)
+    utterances, problems = read_split(root, split, normalise)
     probed, unreadable = probe_audio(utterances, workers)
     checked = Checked(split)
     measured = _measure_all(probed, workers, f"checking {split}")

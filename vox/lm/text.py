@@ -8,14 +8,16 @@ from pathlib import Path
 
 from vox.errors import LanguageModelError, TextError, name_count, name_first
 from vox.lm.arpa import BOS, EOS, UNK, open_text
-from vox.text import UNK_ID, Tokenizer, normalise_text
+from vox.text import ENGLISH, UNK_ID, Tokenizer
 
 log = logging.getLogger(__name__)
 
 Encode = Callable[[str], Sequence[int]]
 
 
-def read_sentences(path: Path, encode: Encode, *, skip_bad: bool = False) -> Iterator[Sequence[int]]:
+def read_sentences(
+    path: Path, encode: Encode, *, skip_bad: bool = False, normalise: Callable[[str], str] = ENGLISH
+) -> Iterator[Sequence[int]]:
     """Yield `encode` of each normalised line of a text file, gzipped if its name ends in .gz.
 
     Lines without words are skipped. Raises LanguageModelError for a file that cannot be read, and, with its
@@ -27,7 +29,7 @@ def read_sentences(path: Path, encode: Encode, *, skip_bad: bool = False) -> Ite
         with open_text(path) as file:
             for number, line in enumerate(file, start=1):
                 try:
-                    text = normalise_text(line)
+                    text = normalise(line)
                     if text:
                         yield encode(text)
                         num_used += 1
