@@ -12,7 +12,10 @@ from tests.support.training import stage1_options, stage2_options
 from train.run import run_training
 from vox.checkpoint.files import load_recogniser
 from vox.cli import main
+from vox.config import TextConfig
+from vox.corpora.check import check_split
 from vox.errors import CheckpointError, CorpusError
+from vox.text import Normaliser
 
 TEXTS = {"letters": "GROẞ ÜBER Straßen", "characters": "我 爱 北京。"}
 
@@ -58,6 +61,14 @@ def test_characters_lead_in_what_is_reported(tiny_wavlm_dir: Path, tmp_path: Pat
     assert report["rate"] == "CER" and report["decoders"]["ctc"]["words"] == 2 * 4
     assert "WER" not in (tmp_path / "report.txt").read_text()
     assert main(["transcribe", "x.wav", "--checkpoint", str(best), "--hotword", "北京"]) == 2
+
+
+def test_a_script_without_words_has_not_too_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_corpus(tmp_path / "data", TEXTS["characters"])
+    monkeypatch.setattr("vox.corpora.check.MIN_WORDS_A_SECOND", 100.0)
+    for alphabet, expected in (("characters", False), ("letters", True)):
+        checked = check_split(root, "dev-tiny", 1, Normaliser(TextConfig(alphabet=alphabet)))
+        assert ("too few words" in {finding.kind for finding in checked.findings}) == expected
 
 
 def test_a_corpus_in_another_script_is_refused_with_the_remedy(
