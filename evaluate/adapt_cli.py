@@ -106,15 +106,18 @@ def adapt(
     if dev_split is not None:
         of_source = loaded.config.adapt.source_dev_split or loaded.config.data.dev_split
         names = of_source if source_dev_split is None else (source_dev_split,)
-        target, source = (load_splits(root, some, skip_bad=False)[0] for some in ((dev_split,), names))
+        target, source = (
+            load_splits(root, some, skip_bad=False, normalise=loaded.normaliser)[0]
+            for some in ((dev_split,), names)
+        )
         splits = DevSplit(dev_split, target), DevSplit("+".join(names), source)
     text = read_texts(loaded, texts, source_texts, root)
     out.mkdir(parents=True, exist_ok=True)
-    write_hotwords(text, hotwords, out / HOTWORDS)
+    write_hotwords(text, hotwords, out / HOTWORDS, loaded.normaliser)
     model_lines = write_language_model(text, loaded, out / LM, order)
     for line in model_lines:
         click.echo(line)
-    additions = read_additions(out / LM, None, out / HOTWORDS, (), None)
+    additions = read_additions(out / LM, None, out / HOTWORDS, (), None, loaded.normaliser)
     additions.make_scorers(loaded.tokenizer, place)  # raises before the work for a list that does not fit
     result = None
     if splits is not None:

@@ -134,10 +134,10 @@ def evaluate(
     options = plan.options_for(loaded, place)
     listed = plan.additions.hotwords if domain is not None else ()
     if words is not None:
-        listed = read_words(words)
+        listed = read_words(words, loaded.normaliser)
     splits = tuple(dict.fromkeys(splits))
     title = "+".join(splits)
-    utterances, left_out = load_splits(root, splits, skip_bad=skip_bad)
+    utterances, left_out = load_splits(root, splits, skip_bad=skip_bad, normalise=loaded.normaliser)
     if whole:
         if left_out:
             raise CorpusError(
@@ -145,7 +145,10 @@ def evaluate(
                 where=name_first(list(left_out)),
                 remedy="correct them",
             )
-        title, utterances = f"{title}-whole", join_segments(utterances)
+        title, utterances = (
+            f"{title}-whole",
+            join_segments(utterances, " " if loaded.tokenizer.has_words else ""),
+        )
     earlier = None if against is None else read_earlier(against, names, utterances)
     out_dir = prepare_out_dir(out or default_out_dir(folder, title))
 
@@ -168,7 +171,7 @@ def evaluate(
             left_out=left_out,
         )
     if listed:
-        evaluation = add_words(evaluation, listed, loaded.tokenizer)
+        evaluation = add_words(evaluation, listed, loaded.tokenizer, loaded.normaliser)
     click.echo(format_table(evaluation))
     former = describe_former_report(out_dir)
     intervals = write_report(out_dir, evaluation, identity, utterances, earlier)

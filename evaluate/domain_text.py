@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,7 +72,7 @@ def _read_file(loaded: Checkpoint, path: Path, left_out: list[str]) -> list[str]
         encode(text)  # raises TextError for letters that the tokenizer does not have
         return text
 
-    sentences = list(read_sentences(path, check, skip_bad=True, left_out=bad))
+    sentences = list(read_sentences(path, check, skip_bad=True, left_out=bad, normalise=loaded.normaliser))
     left_out += [f"{path.name}:{reason}" for reason in bad]
     return sentences
 
@@ -82,7 +82,9 @@ def _read_transcripts(loaded: Checkpoint, root: Path) -> list[str]:
     config = loaded.config
     splits = dict.fromkeys([*config.data.train_weights, *(config.adapt.replay_split or ())])
     try:
-        return [utterance.text for split in splits for utterance in read_split(root, split)[0]]
+        return [
+            utterance.text for split in splits for utterance in read_split(root, split, loaded.normaliser)[0]
+        ]
     except CorpusError as error:
         log.warning("the training transcripts cannot be read: %s", error)
         return []
@@ -99,7 +101,7 @@ def write_language_model(text: DomainText, loaded: Checkpoint, out: Path, order:
     return list(make_mixture(texts, DOMAIN, out, order, loaded.tokenizer))
 
 
-def write_hotwords(text: DomainText, given: Path | None, out: Path) -> int:
+def write_hotwords(text: DomainText, given: Path | None, out: Path, normalise: Callable[[str], str]) -> int:
     """Write the list of hotwords: the given one, or the new words; return how many phrases are active.
 
     New words that a given list lacks are written as comments. Raises TextError for a list that is wrong.
@@ -113,14 +115,14 @@ def write_hotwords(text: DomainText, given: Path | None, out: Path) -> int:
         lines = [*head, *(f"{word}  # {count}" for word, count in new)]
     else:
         listed = list_lines(given)
-        known = count_words(s for hotword in parse_hotwords(listed) for s in hotword.spellings)
+        known = count_words(s for hotword in parse_hotwords(listed, normalise) for s in hotword.spellings)
         missing = [(word, count) for word, count in new if word not in known]
         lines = "\n".join(line.rstrip() for _, line in listed).rstrip().split("\n")
         if missing:
             lines += ["# New words of the domain's text that this list does not have, with their counts:"]
             lines += [f"# {word}  # {count}" for word, count in missing]
     out.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
-    hotwords = parse_hotwords(list_lines(out))
+    hotwords = parse_hotwords(list_lines(out), normalise)
     log.info(
         "%s: %s; the text has %s", out, name_count(len(hotwords), "phrase"), name_count(len(new), "new word")
     )

@@ -37,6 +37,7 @@ class Comparison:
     second_rate: float
     wer: Difference
     num_utterances: int
+    rate: str = "WER"  # CER in scripts without words
 
     @property
     def verdict(self) -> str:
@@ -118,7 +119,7 @@ def measure_intervals(
         wer=wer,
         cer=cer,
         between_decoders=[
-            _compare(first, second, wer[first], wer[second], len(units_N))
+            _compare(first, second, wer[first], wer[second], len(units_N), evaluation.rate)
             for first, second in combinations(wer, 2)
         ],
         against=_compare_with_earlier(evaluation, utterances, earlier) if earlier else [],
@@ -132,8 +133,9 @@ def _pick_units(ids: Sequence[str], utterances: Mapping[str, Utterance]) -> Sequ
     return speakers if all(speakers) and len(set(speakers)) > 1 else ids
 
 
-def _compare(first: str, second: str, one: Rate, other: Rate, num_utterances: int) -> Comparison:
-    return Comparison(first, second, one.value, other.value, compare_rates(one, other), num_utterances)
+def _compare(first: str, second: str, one: Rate, other: Rate, num_utterances: int, rate: str) -> Comparison:
+    difference = compare_rates(one, other)
+    return Comparison(first, second, one.value, other.value, difference, num_utterances, rate)
 
 
 def _compare_with_earlier(
@@ -147,14 +149,20 @@ def _compare_with_earlier(
         ids = [i for i in evaluation.ids if i in texts and texts[i][0] == references[i]]
         if not ids:  # the shared recordings could not be read this time
             continue
-        then = score([texts[i][0] for i in ids], [texts[i][1] for i in ids]).utterances
+        pairs = [texts[i] for i in ids]
+        by_character = evaluation.rate == "CER"
+        then = score(
+            [said for said, _ in pairs], [found for _, found in pairs], by_character=by_character
+        ).utterances
         rates = measure_rates(
             {"then": [one.num_errors for one in then], "now": [now[i].num_errors for i in ids]},
             [one.num_words for one in then],
             _pick_units(ids, utterances),
         )
         comparisons.append(
-            _compare(f"{name}, earlier", f"{name}, now", rates["then"], rates["now"], len(ids))
+            _compare(
+                f"{name}, earlier", f"{name}, now", rates["then"], rates["now"], len(ids), evaluation.rate
+            )
         )
     return comparisons
 

@@ -83,7 +83,10 @@ def _render_facts(
         ("checkpoint", str(checkpoint.get("path", "unknown"))),
         ("utterances", f"{len(recordings):,}"),
         ("audio", f"{evaluation.audio_seconds / 60:.1f} min"),
-        ("words", f"{next(iter(evaluation.decoders.values())).score.num_words:,}"),
+        (
+            "words" if evaluation.rate == "WER" else "characters",
+            f"{next(iter(evaluation.decoders.values())).score.num_words:,}",
+        ),
         ("speakers", f"{len(speakers):,}" if speakers else "unknown"),
         ("computed in", f"{evaluation.precision} on {checkpoint.get('device', 'an unknown device')}"),
     ]
@@ -110,13 +113,15 @@ def _render_decoder(name: str, result: DecoderResult, intervals: Intervals) -> s
         if result.truncated_ids
         else ""
     )
+    cer = f"<p>CER {_format_percent(counts.cer)} % ({_format_interval(intervals.cer[name].interval)})</p>"
+    cer = cer if counts.rate == "WER" else ""
     return (
         f'<article class="decoder" data-decoder="{escape(name)}"><h3>{escape(name)}</h3>'
-        f'<p class="big">{_format_percent(rate.value)}<small> % WER</small></p>'
+        f'<p class="big">{_format_percent(rate.value)}<small> % {counts.rate}</small></p>'
         f"{_render_whisker(rate.value, rate.interval, 0.0, scale)}"
         f"<p>{_format_interval(rate.interval)}</p>"
         f'<div class="stack">{bar}</div><ul class="kinds">{legend}</ul>'
-        f"<p>CER {_format_percent(counts.cer)} % ({_format_interval(intervals.cer[name].interval)})</p>"
+        f"{cer}"
         f"<p>with an error: {num_wrong:,} of {name_count(counts.num_utterances, 'utterance')}</p>"
         f"<p>real-time factor {result.real_time_factor:.3f}</p>{cut}</article>"
     )
@@ -161,7 +166,7 @@ def _render_comparisons(intervals: Intervals) -> str:
             lines = "".join(_render_comparison(one, widest) for one in some)
             parts.append(
                 f'<h3>{escape(title)}</h3><div class="scroll"><table><thead><tr><th>first</th><th>second</th>'
-                "<th>WER %</th><th>difference, points</th><th></th><th>verdict</th></tr></thead>"
+                f"<th>{some[0].rate} %</th><th>difference, points</th><th></th><th>verdict</th></tr></thead>"
                 f"<tbody>{lines}</tbody></table></div>"
             )
     if not parts:
@@ -251,7 +256,7 @@ def _render_group_table(title: str, groups: Mapping[str, Indices], evaluation: E
         for name, some in scores.items()
     }
     highest = max(wer for wer, _, _ in rate.values()) or 1.0
-    heads = "".join(f"<th>{escape(name)}, WER %</th>" for name in scores)
+    heads = "".join(f"<th>{escape(name)}, {evaluation.rate} %</th>" for name in scores)
     lines = []
     for group, indices in groups.items():
         cells = "".join(

@@ -51,11 +51,15 @@ def prepare_out_dir(out_dir: Path) -> Path:
 
 def format_table(evaluation: Evaluation) -> str:
     """Format one line a decoder, then what was scored and what was excluded."""
-    lines = [f"{'decoder':<16}{'WER %':>8}{'CER %':>8}{'sub':>8}{'del':>8}{'ins':>8}{'words':>9}{'RTF':>8}"]
+    has_words = evaluation.rate == "WER"
+    rates = f"{'WER %':>8}{'CER %':>8}" if has_words else f"{'CER %':>8}"
+    unit = "words" if has_words else "chars"
+    lines = [f"{'decoder':<16}{rates}{'sub':>8}{'del':>8}{'ins':>8}{unit:>9}{'RTF':>8}"]
     for name, result in evaluation.decoders.items():
         counts = result.score
+        cer = f"{100 * counts.cer:>8.2f}" if has_words else ""
         lines.append(
-            f"{name:<16}{100 * counts.wer:>8.2f}{100 * counts.cer:>8.2f}{counts.substitutions:>8}"
+            f"{name:<16}{100 * counts.wer:>8.2f}{cer}{counts.substitutions:>8}"
             f"{counts.deletions:>8}{counts.insertions:>8}{counts.num_words:>9}{result.real_time_factor:>8.3f}"
         )
     lines.append(
@@ -91,7 +95,7 @@ def format_comparison(comparison: Comparison) -> str:
     """Format in one line two WERs, their difference with its interval, and whether it is clear."""
     low, high = (100 * bound for bound in comparison.wer.interval)
     return (
-        f"{comparison.first} -> {comparison.second}: WER {100 * comparison.first_rate:.2f} -> "
+        f"{comparison.first} -> {comparison.second}: {comparison.rate} {100 * comparison.first_rate:.2f} -> "
         f"{100 * comparison.second_rate:.2f} %, difference {100 * comparison.wer.value:+.2f} points "
         f"({100 * LEVEL:.0f} % interval {low:+.2f} to {high:+.2f}), "
         f"{name_count(comparison.num_utterances, 'utterance')}: {comparison.verdict}"
@@ -105,7 +109,8 @@ def _split_lines(evaluation: Evaluation) -> list[str]:
     total = {name: result.score for name, result in evaluation.decoders.items()}
     rows = {**evaluation.by_split, "total": total}
     width = max(16, *(len(split) + 2 for split in rows))
-    lines = [f"{'WER %':<{width}}{'words':>9}" + "".join(f"{name:>16}" for name in total)]
+    unit = "words" if evaluation.rate == "WER" else "chars"
+    lines = [f"{evaluation.rate + ' %':<{width}}{unit:>9}" + "".join(f"{name:>16}" for name in total)]
     for split, scores in rows.items():
         rates = "".join(f"{100 * each.wer:>16.2f}" for each in scores.values())
         lines.append(f"{split:<{width}}{next(iter(scores.values())).num_words:>9}{rates}")
@@ -175,6 +180,7 @@ def _make_report(
         "num_utterances": len(evaluation.ids),
         "audio_seconds": evaluation.audio_seconds,
         "precision": evaluation.precision,
+        "rate": evaluation.rate,  # CER: `wer` and `words` count characters
         "decoders": {
             name: _decoder_figures(name, result)
             | _search_figures(name, evaluation.options)

@@ -6,7 +6,7 @@ it would have alone. Reading the files is not counted, because other processes d
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from vox.hotword_list import Hotword, HotwordMatcher, as_in_transcripts
 from vox.progress import ProgressBar
 from vox.score import Score, score
 from vox.score_hotwords import HotwordScore, PhraseCount, score_hotwords
-from vox.text import Tokenizer
+from vox.text import ENGLISH, Tokenizer
 from vox.units import samples_to_seconds
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,11 @@ class Evaluation:
     by_split: dict[str, dict[str, Score]] = field(default_factory=dict)  # by decoder; empty for one split
     word_pieces: dict[str, str] = field(default_factory=dict)  # of the words to list: how they are spelled
 
+    @property
+    def rate(self) -> str:
+        """What leads: WER, or CER in scripts without words."""
+        return next(iter(self.decoders.values())).score.rate
+
 
 @dataclass
 class Tally:
@@ -73,10 +78,12 @@ class Tally:
     num_samples: int = 0
     precision: torch.dtype = torch.float32
     temperature: float = 1.0
+    by_character: bool = False
+    normalise: Callable[[str], str] = ENGLISH
 
 
 def load_splits(
-    root: Path, splits: Sequence[str], *, skip_bad: bool
+    root: Path, splits: Sequence[str], *, skip_bad: bool, normalise: Callable[[str], str] = ENGLISH
 ) -> tuple[list[Utterance], dict[str, str]]:
     """List the utterances of splits that can be used, and why others cannot, by id.
 
@@ -85,7 +92,7 @@ def load_splits(
     utterances: list[Utterance] = []
     left_out: dict[str, str] = {}
     for split in splits:
-        found, problems = load_split_and_problems(root, split, skip_bad=skip_bad)
+        found, problems = load_split_and_problems(root, split, skip_bad=skip_bad, normalise=normalise)
         prefix = f"{split}/" if len(splits) > 1 else ""
         utterances += [replace(each, id=prefix + each.id, split=split) for each in found]
         left_out |= {prefix + problem.name: problem.reason for problem in problems}
@@ -124,6 +131,8 @@ def evaluate_split(
         _decode_batch(loaded, batch, searches, tally)
     if len(tally.excluded) == len(utterances):
         raise CorpusError("no recording could be read", where=split, remedy="see the reasons above")
+    tally.by_character = not loaded.tokenizer.has_words
+    tally.normalise = loaded.normaliser
     return score_tally(split, utterances, tally, left_out or {}, options, hotwords)
 
 
@@ -191,7 +200,7 @@ def score_tally(
     references = [utterance.text for utterance in scored]
     audio_seconds = samples_to_seconds(tally.num_samples)
     results = {}
-    in_transcripts = as_in_transcripts(hotwords)
+    in_transcripts = as_in_transcripts(hotwords, tally.normalise)
     matcher = HotwordMatcher(in_transcripts)
     phrases = [Hotword(phrase, (phrase,)) for phrase in dict.fromkeys(h.phrase for h in in_transcripts)]
     for name, texts in tally.texts.items():
@@ -203,7 +212,7 @@ def score_tally(
                 name_count(len(tally.truncated[name]), "hypothesis", "hypotheses"),
             )
         results[name] = DecoderResult(
-            score=score(references, hypotheses),
+            score=score(references, hypotheses, by_character=tally.by_character),
             hotwords=score_hotwords(references, hypotheses, phrases) if hotwords else None,
             hypotheses=hypotheses,
             confidences=[tally.confidences.get(name, {}).get(utterance.id) for utterance in scored],
@@ -219,13 +228,18 @@ def score_tally(
         precision=str(tally.precision).removeprefix("torch."),
         decoders=results,
         options=options,
-        by_split=_score_splits(scored, results),
+        by_split=_score_splits(scored, results, by_character=tally.by_character),
     )
 
 
-def add_words(evaluation: Evaluation, words: Sequence[Hotword], tokenizer: Tokenizer) -> Evaluation:
+def add_words(
+    evaluation: Evaluation,
+    words: Sequence[Hotword],
+    tokenizer: Tokenizer,
+    normalise: Callable[[str], str],
+) -> Evaluation:
     """Return an evaluation with the counts of each phrase, for every decoder, and its pieces."""
-    phrases = dict.fromkeys(word.phrase for word in as_in_transcripts(words))
+    phrases = dict.fromkeys(word.phrase for word in as_in_transcripts(words, normalise))
     listed = [Hotword(phrase, (phrase,)) for phrase in phrases]
     pieces = tokenizer.pieces
     return replace(
@@ -241,7 +255,7 @@ def add_words(evaluation: Evaluation, words: Sequence[Hotword], tokenizer: Token
 
 
 def _score_splits(
-    scored: Sequence[Utterance], results: Mapping[str, DecoderResult]
+    scored: Sequence[Utterance], results: Mapping[str, DecoderResult], *, by_character: bool
 ) -> dict[str, dict[str, Score]]:
     """Score each split by itself; return nothing where there is one only."""
     positions: dict[str, list[int]] = {}
@@ -251,7 +265,11 @@ def _score_splits(
         return {}
     return {
         split: {
-            name: score([scored[k].text for k in some], [result.hypotheses[k] for k in some])
+            name: score(
+                [scored[k].text for k in some],
+                [result.hypotheses[k] for k in some],
+                by_character=by_character,
+            )
             for name, result in results.items()
         }
         for split, some in positions.items()

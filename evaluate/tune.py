@@ -28,6 +28,7 @@ from vox.decode.rescore import rescore_all
 from vox.device import autocast, pick_precision
 from vox.errors import CorpusError
 from vox.hear import device_of, hear
+from vox.score import space_units
 from vox.text import Tokenizer
 from vox.tuned import Tuned
 
@@ -70,7 +71,7 @@ def tune(
     ctc_weight, length_bonus, lm_weight, errors = choose_weights(
         lists.errors_BK, lists.parts_BKP, has_lm=bool(options.scorers)
     )
-    log.info("%s: %.2f %% WER in the lists, by the best weights", split, 100 * errors / lists.num_words)
+    log.info("%s: %.2f %% errors in the lists, by the best weights", split, 100 * errors / lists.num_words)
     chosen = replace(
         options,
         ctc_weight=ctc_weight,
@@ -181,9 +182,9 @@ def _collect_batch(
         found = [rescore_all(recogniser.decoder, encoded, options) for options in searches]
     for row, utterance_id in enumerate(batch.ids):
         reference = texts[utterance_id]
-        lists.num_words += len(reference.split())
+        lists.num_words += len(_spaced(reference, tokenizer).split())
         hypotheses_K = list({tuple(h.ids): h for lists_B in found for h in lists_B[row]}.values())
-        lists.errors_BK.append([_count_errors(reference, tokenizer.decode(h.ids)) for h in hypotheses_K])
+        lists.errors_BK.append([_count_errors(reference, h.ids, tokenizer) for h in hypotheses_K])
         lists.parts_BKP.append([_list_parts(hypothesis) for hypothesis in hypotheses_K])
         if utterance_id in sampled:
             log_probs_TV = encoded.ctc_log_probs_BTV[row, : int(encoded.num_frames_B[row])]
@@ -195,8 +196,13 @@ def _list_parts(hypothesis: Hypothesis) -> list[float]:
     return [parts.pop("ctc"), parts.pop("attention"), float(len(hypothesis.ids)), *parts.values()]
 
 
-def _count_errors(reference: str, hypothesis: str) -> int:
-    found = jiwer.process_words(reference, hypothesis)
+def _spaced(text: str, tokenizer: Tokenizer) -> str:
+    return space_units(text, by_character=not tokenizer.has_words)
+
+
+def _count_errors(reference: str, ids: Sequence[int], tokenizer: Tokenizer) -> int:
+    hypothesis = tokenizer.decode(ids)
+    found = jiwer.process_words(_spaced(reference, tokenizer), _spaced(hypothesis, tokenizer))
     return found.substitutions + found.deletions + found.insertions
 
 
@@ -210,7 +216,7 @@ def _collect_words(
     first = len(lists.is_right)
     hypothesis = " ".join(tokenizer.decode([labels[k] for k in group]) for group in groups)
     is_right = [False] * len(groups)
-    for chunk in jiwer.process_words(reference, hypothesis).alignments[0]:
+    for chunk in jiwer.process_words(_spaced(reference, tokenizer), hypothesis).alignments[0]:
         if chunk.type == "equal":
             is_right[chunk.hyp_start_idx : chunk.hyp_end_idx] = [True] * (
                 chunk.hyp_end_idx - chunk.hyp_start_idx

@@ -63,7 +63,7 @@ def tune(
     loaded = load_recogniser(folder, place)
     read_tuned(folder, lm)  # fail on a damaged tuned.json before the work
     scorers = read_additions(lm, None, None, (), None).make_scorers(loaded.tokenizer, place)
-    utterances = load_split(root, split, skip_bad=skip_bad)
+    utterances = load_split(root, split, skip_bad=skip_bad, normalise=loaded.normaliser)
     tuned = tune_weights(
         loaded,
         utterances,
@@ -72,8 +72,9 @@ def tune(
         batch_seconds=batch_seconds,
         workers=workers,
     )
+    rate = "WER" if loaded.tokenizer.has_words else "CER"
     for name, wer in tuned.wer.items():
-        click.echo(f"{name:<12}{100 * wer:>8.2f} % WER{'  <- chosen' if name == tuned.decoder else ''}")
+        click.echo(f"{name:<12}{100 * wer:>8.2f} % {rate}{'  <- chosen' if name == tuned.decoder else ''}")
     lm_weight = f", language model {tuned.lm_weight:g}" if lm is not None else ""
     click.echo(
         f"rescore: CTC weight {tuned.ctc_weight:g}, {tuned.length_bonus:g} a label{lm_weight}; "

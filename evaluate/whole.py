@@ -25,10 +25,10 @@ from vox.transcribe import Transcriber
 log = logging.getLogger(__name__)
 
 
-def join_segments(utterances: Sequence[Utterance]) -> list[Utterance]:
+def join_segments(utterances: Sequence[Utterance], separator: str = " ") -> list[Utterance]:
     """Return an utterance for each recording, or for each channel of it, probed.
 
-    Its text is that of its segments, in the order of their beginnings. Its id is the file's name without the
+    Its text is that of its segments, in the order of their beginnings, with a separator between them. Its id is the file's name without the
     suffix, then @ and the channel if the segments name one; the file's path if that is not unique. Raises
     AudioError for a file that cannot be read.
     """
@@ -46,7 +46,7 @@ def join_segments(utterances: Sequence[Utterance]) -> list[Utterance]:
             Utterance(
                 id=(f"{split}/" if prefix else "") + path.stem + ("" if channel is None else f"@{channel}"),
                 audio_path=path,
-                text=" ".join(part.text for part in parts),
+                text=separator.join(part.text for part in parts),
                 speaker=parts[0].speaker if len({part.speaker for part in parts}) == 1 else "",
                 num_samples=read_header(path, segment=segment).num_samples,
                 segment=segment,
@@ -77,6 +77,8 @@ def evaluate_whole(
     """
     tally = Tally(texts={name: {} for name in decoders}, truncated={name: [] for name in decoders})
     tally.precision = pick_precision("auto", device_of(loaded.recogniser))
+    tally.by_character = not loaded.tokenizer.has_words
+    tally.normalise = loaded.normaliser
     tally.seconds[""] = 0.0
     options = options or SearchOptions()
     transcribers = {name: Transcriber(loaded, name, options, temperature=temperature) for name in decoders}

@@ -1,5 +1,6 @@
 """A table of chosen words: how often each is said, how it is spelled, and how well each decoder finds it."""
 
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,9 @@ from vox.hotword_list import Hotword, read_hotwords
 from vox.score_hotwords import PhraseCount
 
 
-def read_words(path: Path) -> tuple[Hotword, ...]:
+def read_words(path: Path, normalise: Callable[[str], str]) -> tuple[Hotword, ...]:
     """Read a file of words or phrases, in the form of a hotword file; raise TextError if it has none."""
-    words = tuple(read_hotwords(path))
+    words = tuple(read_hotwords(path, normalise))
     if not words:
         raise TextError("a file without a word", where=path, remedy="write a word or a phrase on each line")
     return words

@@ -9,6 +9,7 @@ from vox.errors import ConfigError
 from vox.features.fingerprint import join_layers
 from vox.options import (
     PositiveFloat,
+    add_text_options,
     batch_seconds_option,
     device_option,
     features_option,
@@ -63,6 +64,7 @@ from vox.options import (
 )
 @skip_bad_option
 @click.option("--rebuild", is_flag=True, help="Compute all shards again, also those that are there.")
+@add_text_options
 def precompute(
     splits: tuple[str, ...],
     root: Path,
@@ -79,6 +81,8 @@ def precompute(
     dry_run: bool,
     skip_bad: bool,
     rebuild: bool,
+    config_path: Path | None,
+    overrides: tuple[str, ...],
 ) -> None:
     """Phase 1: run WavLM over a split once and cache its features.
 
@@ -90,6 +94,7 @@ def precompute(
         raise ConfigError(f"--rank {rank} of --world-size {world_size}", remedy="ranks count from 0")
 
     from precompute.run import Options, run
+    from vox.text import load_normaliser
 
     run(
         Options(
@@ -108,6 +113,7 @@ def precompute(
             dry_run=dry_run,
             skip_bad=skip_bad,
             rebuild=rebuild,
+            normalise=load_normaliser(config_path, overrides),
         )
     )
 

@@ -6,7 +6,7 @@ it, is loaded for work alone.
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +29,7 @@ from vox.errors import CacheError, DeviceError, name_count
 from vox.features.cache import cache_dir
 from vox.features.fingerprint import Fingerprint, ModelIdentity, identify_model
 from vox.features.known_models import recall_model, remember_model
+from vox.text import ENGLISH
 from vox.wavlm.files import FileStamp, find_folder, stamp_files
 
 if TYPE_CHECKING:
@@ -61,6 +62,9 @@ class Options:
     dry_run: bool
     skip_bad: bool
     rebuild: bool
+    normalise: Callable[[str], str] = (
+        ENGLISH  # transcripts that it refuses are problems; features have no text
+    )
 
 
 @dataclass(frozen=True)
@@ -179,6 +183,7 @@ def _inspect_variant(
         skip_bad=options.skip_bad,
         speed=speed,
         known_length=recordings.known_length,
+        normalise=options.normalise,
     )
     work = plan_cache(
         split,

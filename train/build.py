@@ -21,14 +21,14 @@ from train.splits import TrainingSplit, label_split
 from train.stages import STAGES, find_stage
 from vox.checkpoint.files import Checkpoint, load_recogniser
 from vox.checkpoint.series import find_last
-from vox.config import Config
+from vox.config import Config, TextConfig
 from vox.corpus import Utterance
 from vox.data.sources import Source
 from vox.errors import CacheError, CheckpointError, ConfigError
 from vox.features.fingerprint import Fingerprint, make_fingerprint
 from vox.model.recogniser import Recogniser
 from vox.runs.layout import BEST
-from vox.text import Tokenizer, choose_vocab_size, fit_vocab_size, get_tokenizer
+from vox.text import Normaliser, Tokenizer, choose_vocab_size, fit_vocab_size, get_tokenizer
 from vox.wavlm.extractor import FeatureExtractor, build_extractor
 from vox.wavlm.mix import LayerMix
 
@@ -72,6 +72,7 @@ def build_parts(options: TrainOptions, config: Config, device: torch.device, ran
         log.info("starting from the weights of %s", origin.folder)
         if find_stage(options.stage).adapts:
             config = name_source(config, origin.config)
+    normalise = Normaliser(config.text)
     options = replace(options, wavlm=config.features.wavlm)  # also where a config or a checkpoint names it
     cached_layer = _cached_layer(config) if options.cached else None
     fingerprint = _wanted_fingerprint(options, config, extractor, origin) if options.cached else None
@@ -85,13 +86,14 @@ def build_parts(options: TrainOptions, config: Config, device: torch.device, ran
         workers=workers,
         pin=pin,
         speeds=config.data.speeds,
+        normalise=normalise,
     )
     dev_utterances, dev_source = open_dev_splits(
-        options, config.data.dev_split, fingerprint, workers=workers, pin=pin
+        options, config.data.dev_split, fingerprint, workers=workers, pin=pin, normalise=normalise
     )
     if origin is None:
         with ranks.first_goes_first():
-            config, tokenizer = _make_tokenizer(options, config, train_utterances)
+            config, tokenizer = _make_tokenizer(options, config, train_utterances, normalise)
         recogniser = Recogniser(config.model, extractor)
     else:
         recogniser, tokenizer = origin.recogniser, origin.tokenizer
@@ -112,7 +114,9 @@ def build_parts(options: TrainOptions, config: Config, device: torch.device, ran
         adapt = config.adapt
         assert adapt.replay_split is not None and adapt.source_dev_split is not None
         if adapt.replay:
-            opened = open_splits(options, adapt.replay_split, fingerprint, workers=workers, pin=pin)
+            opened = open_splits(
+                options, adapt.replay_split, fingerprint, workers=workers, pin=pin, normalise=normalise
+            )
             source = label_train(adapt.replay_split, *opened)
             train = add_replay(train, source)
             log.info("replaying %s: %g seconds of it per second", source.name, adapt.replay)
@@ -122,7 +126,9 @@ def build_parts(options: TrainOptions, config: Config, device: torch.device, ran
                 "kept as best",
                 join_names(adapt.replay_split),
             )
-        opened = open_dev_splits(options, adapt.source_dev_split, fingerprint, workers=workers, pin=pin)
+        opened = open_dev_splits(
+            options, adapt.source_dev_split, fingerprint, workers=workers, pin=pin, normalise=normalise
+        )
         source_dev = label(adapt.source_dev_split, *opened)
     recogniser = recogniser.to(device)
     if not ranks.is_first:  # the weights are the same everywhere, dropout is not
@@ -220,7 +226,19 @@ def _adopt(config: Config, loaded: Config) -> Config:
                     f"{getattr(held, key)}, config {getattr(asked, key)})",
                     remedy=f"leave {section} out: it comes from the checkpoint",
                 )
-    return config.model_copy(update={"model": loaded.model, "features": loaded.features})
+    text = _adopt_text(config.text, loaded.text)
+    return config.model_copy(update={"model": loaded.model, "features": loaded.features, "text": text})
+
+
+def _adopt_text(asked: TextConfig, held: TextConfig) -> TextConfig:
+    """Take the alphabet from the checkpoint; refuse another. How numbers are treated may change."""
+    if asked.rules not in (held.rules, TextConfig().rules):
+        shown = [f"{each.alphabet}, {each.language or 'no language'}" for each in (held, asked)]
+        raise CheckpointError(
+            f"the checkpoint has another alphabet than the config ({shown[0]}; config: {shown[1]})",
+            remedy="leave text.alphabet and text.language out: they come from the checkpoint",
+        )
+    return held.model_copy(update={"numbers": asked.numbers}) if asked.numbers == "spell" else held
 
 
 def _check_mix(mix: LayerMix, config: Config, remedy: str) -> None:
@@ -234,14 +252,14 @@ def _check_mix(mix: LayerMix, config: Config, remedy: str) -> None:
 
 
 def _make_tokenizer(
-    options: TrainOptions, config: Config, utterances: list[Utterance]
+    options: TrainOptions, config: Config, utterances: list[Utterance], normaliser: Normaliser
 ) -> tuple[Config, Tokenizer]:
     """Load or train the tokenizer; return it and the config with the vocabulary's size as a number."""
     once = config.data.speeds[0]  # or every transcript would count once for each speed
     texts = [utterance.text for utterance in utterances if utterance.speed == once]
-    fitting = choose_vocab_size(texts)
+    fitting = choose_vocab_size(texts, normaliser)
     if config.model.vocab_size == "auto":
-        fitting = fit_vocab_size(texts, fitting)
+        fitting = fit_vocab_size(texts, fitting, normaliser)
         log.info("model.vocab_size: auto is %d for these transcripts", fitting)
         model = config.model.model_copy(update={"vocab_size": fitting})
         config = config.model_copy(update={"model": model})
@@ -253,4 +271,4 @@ def _make_tokenizer(
             fitting,
         )
     size = config.model.num_pieces
-    return config, get_tokenizer(options.root, join_names(config.data.train_weights), texts, size)
+    return config, get_tokenizer(options.root, join_names(config.data.train_weights), texts, size, normaliser)

@@ -13,6 +13,7 @@ from vox.data.sources import CachedSource, LiveSource, Source
 from vox.errors import name_count, name_first
 from vox.features.cache import cache_dir, join_caches
 from vox.features.fingerprint import Fingerprint
+from vox.text import ENGLISH, Normaliser
 from vox.units import SAMPLE_RATE
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ def open_splits(
     workers: int,
     pin: bool,
     speeds: Sequence[float] = (1.0,),
+    normalise: Normaliser = ENGLISH,
 ) -> tuple[list[Utterance], Source]:
     """Open splits, as `open_source` does with one, and join them.
 
@@ -39,7 +41,8 @@ def open_splits(
     and which splits a run reads is decided long after they were named.
     """
     opened = [
-        open_source(options, split, fingerprint, workers=workers, pin=pin, speeds=speeds) for split in splits
+        open_source(options, split, fingerprint, workers=workers, pin=pin, speeds=speeds, normalise=normalise)
+        for split in splits
     ]
     if len(opened) == 1:
         return opened[0]
@@ -70,6 +73,7 @@ def open_dev_splits(
     *,
     workers: int,
     pin: bool,
+    normalise: Normaliser = ENGLISH,
 ) -> tuple[list[Utterance], Source]:
     """Open dev splits from their caches where all have one, else all from audio, which is logged."""
     if fingerprint is not None:
@@ -83,7 +87,7 @@ def open_dev_splits(
                 command_for(options, split, fingerprint),
             )
         fingerprint = None if missing else fingerprint
-    return open_splits(options, splits, fingerprint, workers=workers, pin=pin)
+    return open_splits(options, splits, fingerprint, workers=workers, pin=pin, normalise=normalise)
 
 
 def leave_out_by_length(

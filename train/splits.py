@@ -22,7 +22,7 @@ from vox.features.cache import (
 )
 from vox.features.fingerprint import Fingerprint
 from vox.resample import format_speed
-from vox.text import UNK_ID, Tokenizer
+from vox.text import ENGLISH, UNK_ID, Normaliser, Tokenizer
 from vox.units import SAMPLE_RATE
 
 log = logging.getLogger(__name__)
@@ -93,6 +93,7 @@ def open_source(
     workers: int,
     pin: bool,
     speeds: Sequence[float] = (1.0,),
+    normalise: Normaliser = ENGLISH,
 ) -> tuple[list[Utterance], Source]:
     """Read a split's transcripts and open its cache (with a fingerprint) or its audio (without).
 
@@ -103,7 +104,9 @@ def open_source(
     utterances: list[Utterance] = []
     if fingerprint is None:
         for speed in speeds:
-            corpus = load_split(options.root, split, skip_bad=options.skip_bad, speed=speed)
+            corpus = load_split(
+                options.root, split, skip_bad=options.skip_bad, speed=speed, normalise=normalise
+            )
             utterances += _name_variants(corpus, split, speed)
         return _refuse_duplicates(utterances, split), LiveSource(utterances, workers=workers, pin=pin)
     prints = {speed: fingerprint.at_speed(speed) for speed in speeds}
@@ -111,7 +114,7 @@ def open_source(
         speed: open_cache(options.features_dir, split, wanted, command_for(options, split, wanted))
         for speed, wanted in prints.items()
     }
-    corpus = load_split(options.root, split, probe=False, skip_bad=options.skip_bad)
+    corpus = load_split(options.root, split, probe=False, skip_bad=options.skip_bad, normalise=normalise)
     for speed, cache in caches.items():
         matched = _match_cache(corpus, cache, split, prints[speed], options)
         utterances += _name_variants([replace(each, speed=speed) for each in matched], split, speed)

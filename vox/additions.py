@@ -1,20 +1,20 @@
 """Choose decoders and options: the user's options first, then what `vox tune` chose, then the defaults."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from vox.checkpoint.files import Checkpoint
+from vox.checkpoint.files import Checkpoint, read_normaliser
 from vox.decode import DEFAULT_SEARCH, GREEDY_DECODERS, SearchOptions, make_options
 from vox.decode.hotwords import make_hotword_scorer
 from vox.decode.scorer import Scorer
 from vox.domain import HOTWORDS, LM, read_domain
-from vox.errors import ConfigError
+from vox.errors import ConfigError, TextError
 from vox.hotword_list import Hotword, list_lines, parse_hotwords
 from vox.lm.ngram import load_ngram
-from vox.text import Tokenizer
+from vox.text import Tokenizer, normalise_text
 from vox.tuned import read_tuned
 
 DEFAULT_LM_WEIGHT = 0.5
@@ -45,6 +45,11 @@ class Additions:
         scorers: list[tuple[Scorer, float]] = []
         if self.lm is not None:
             scorers.append((load_ngram(self.lm, tokenizer, device), self.lm_weight))
+        if self.hotwords and not tokenizer.has_words:
+            raise TextError(
+                "hotwords are words, and the checkpoint's alphabet has none (characters)",
+                remedy=f"leave {self.hotword_option} out",
+            )
         hotwords = make_hotword_scorer(self.hotwords, tokenizer, device)
         if hotwords is not None:
             scorers.append((hotwords, self.hotword_weight))
@@ -57,9 +62,11 @@ def read_additions(
     hotword_file: Path | str | None,
     hotwords: Sequence[str],
     hotword_weight: float | None,
+    normalise: Callable[[str], str] = normalise_text,
 ) -> Additions:
     """Return the language model and hotwords to use. hotwords: lines as in the file. None: default weight.
 
+    normalise: brings hotwords into the checkpoint's alphabet.
     Raises ConfigError for a weight without its model or hotwords, and TextError for hotwords that cannot be
     used.
     """
@@ -74,7 +81,7 @@ def read_additions(
     return Additions(
         lm,
         DEFAULT_LM_WEIGHT if lm_weight is None else lm_weight,
-        tuple(parse_hotwords(lines)),
+        tuple(parse_hotwords(lines, normalise)),
         DEFAULT_HOTWORD_WEIGHT if hotword_weight is None else hotword_weight,
         "--hotword" if hotword_file is None else "--hotwords",
     )
@@ -133,7 +140,9 @@ def plan_search(
         hotword_weight = found.hotword_weight if hotword_weight is None else hotword_weight
     if tuned is not None and lm is not None and lm_weight is None:
         lm_weight = tuned.lm_weight
-    additions = read_additions(lm, lm_weight, hotword_file, hotwords, hotword_weight)
+    has_hotwords = hotword_file is not None or bool(hotwords)
+    normalise = read_normaliser(checkpoint) if has_hotwords else normalise_text
+    additions = read_additions(lm, lm_weight, hotword_file, hotwords, hotword_weight, normalise)
     names = tuple(decoders) or (() if tuned is None else (tuned.decoder,))
     is_search_wanted = beam is not None or nbest > 1 or bool(additions.options)
     if not decoders and is_search_wanted and not set(names) - set(GREEDY_DECODERS):

@@ -225,6 +225,64 @@ class DataConfig(_Section):
         return self
 
 
+BUILT_IN_ALPHABETS = ("english", "letters", "characters")
+
+
+class TextConfig(_Section):
+    """The alphabet of transcripts, and how they are brought into it (docs/languages.md)."""
+
+    alphabet: str = Field(
+        default="english", description="english, letters, characters, or the file of a table of your own"
+    )
+    language: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z]{2,3}([-_][A-Za-z0-9]+)*$",
+        description="a code as tr or de: how capital letters become small ones, and numbers words",
+    )
+    numbers: Literal["refuse", "spell"] = Field(
+        default="refuse", description="spell: as words, by num2words (an extra), in text.language"
+    )
+    table: tuple[str, ...] | None = Field(
+        default=None, description="the lines of a table of your own, filled in when its file is read"
+    )
+
+    @property
+    def rules(self) -> tuple[object, ...]:
+        """What decides how a text is written: where they are equal, so are alphabets."""
+        return ("table" if self.table else self.alphabet, self.language, self.table)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_table(cls, tree: Any) -> Any:
+        """Read the file of a table, so that a saved config needs it no more."""
+        if not isinstance(tree, dict):
+            return tree
+        if tree.get("language") is False:  # YAML's reading of `no`: Norwegian
+            tree = {**tree, "language": "no"}
+        alphabet = tree.get("alphabet", "english")
+        if not isinstance(alphabet, str) or alphabet in BUILT_IN_ALPHABETS or tree.get("table") is not None:
+            return tree
+        try:
+            lines = Path(alphabet).read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, ValueError):
+            known = ", ".join(BUILT_IN_ALPHABETS)
+            raise ValueError(f"{alphabet}: take {known}, or the file of a table in UTF-8") from None
+        kept = [line.strip() for line in lines]
+        return {**tree, "table": [line for line in kept if line and not line.startswith("#")]}
+
+    @model_validator(mode="after")
+    def _check_text(self) -> "TextConfig":
+        if (self.table is None) != (self.alphabet in BUILT_IN_ALPHABETS):
+            raise ValueError(
+                "text.table belongs to an alphabet of your own: name its file with text.alphabet"
+            )
+        if self.alphabet == "english" and (self.language or "en").lower()[:2] != "en":
+            raise ValueError(f"alphabet english with language {self.language}: set text.alphabet=letters")
+        if self.numbers == "spell" and self.language is None and self.alphabet != "english":
+            raise ValueError("numbers are spelled in a language: set text.language")
+        return self
+
+
 class AugmentConfig(_Section):
     """SpecAugment on features (Park et al. 2019; masks in proportion to length: Park et al. 2020)."""
 
@@ -324,6 +382,7 @@ class Config(_Section):
     model: ModelConfig = ModelConfig()
     features: FeaturesConfig = FeaturesConfig()
     data: DataConfig = DataConfig()
+    text: TextConfig = TextConfig()
     augment: AugmentConfig = AugmentConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()

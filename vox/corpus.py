@@ -20,7 +20,7 @@ from vox.errors import CorpusError, VoxError, escape_surrogates, name_count, nam
 from vox.ffmpeg import FFMPEG_SUFFIXES
 from vox.manifest import name_entries, parse_entry
 from vox.segment import WHOLE, Segment, find_overlaps
-from vox.text import normalise_text
+from vox.text import ENGLISH, Normaliser
 from vox.units import RECEPTIVE_FIELD_SAMPLES, SAMPLE_RATE, samples_to_frames
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,9 @@ class _Reading:
 
     utterances: list[Utterance] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    normalise: Callable[[str], str] = ENGLISH
     num_texts_changed: int = 0  # by more than case and spacing
+    num_numbers: int = 0  # that were spelled
 
     def reject(self, name: object, reason: str) -> None:
         self.problems.append(Problem(escape_surrogates(str(name)), escape_surrogates(reason)))
@@ -78,26 +80,31 @@ class _Reading:
         if _has_unwritable(name):
             return self.reject(ascii(name), "an id with control characters or half a surrogate pair")
         try:
-            normalised = normalise_text(text)
+            normalised = self.normalise(text)
         except VoxError as error:
             return self.reject(name, str(error))
         if not normalised:
             return self.reject(name, "empty transcript")
         self.num_texts_changed += normalised != " ".join(text.lower().split())
+        if isinstance(self.normalise, Normaliser):
+            self.num_numbers += self.normalise.count_spelled(text)
         self.utterances.append(Utterance(name, audio_path, normalised, speaker, segment=segment))
         return None
 
 
-def read_split(root: Path | str, split: str) -> tuple[list[Utterance], list[Problem]]:
+def read_split(
+    root: Path | str, split: str, normalise: Callable[[str], str] = ENGLISH
+) -> tuple[list[Utterance], list[Problem]]:
     """List a split's utterances, sorted by id, and what is wrong with the others; open no audio.
 
+    normalise: brings a text into the alphabet; raises TextError for one that cannot be used.
     Problems: a transcript without audio, audio without a transcript, an empty transcript, characters
     outside the alphabet, an id that occurs more than once (none of its utterances is used), segments of one
     recording that overlap (none of them is used), a line that is malformed, an id that cannot be written
     down, a file that is not text. Raises CorpusError if the split is missing, is empty, or exists in both
     layouts.
     """
-    reading = _read_split(Path(root), split)
+    reading = _read_split(Path(root), split, normalise)
     return reading.utterances, reading.problems
 
 
@@ -118,10 +125,17 @@ def load_split(
     skip_bad: bool = False,
     speed: float = 1.0,
     known_length: KnownLength | None = None,
+    normalise: Callable[[str], str] = ENGLISH,
 ) -> list[Utterance]:
     """List the utterances of a split that can be used: the first result of `load_split_and_problems`."""
     utterances, _ = load_split_and_problems(
-        root, split, probe=probe, skip_bad=skip_bad, speed=speed, known_length=known_length
+        root,
+        split,
+        probe=probe,
+        skip_bad=skip_bad,
+        speed=speed,
+        known_length=known_length,
+        normalise=normalise,
     )
     return utterances
 
@@ -134,15 +148,16 @@ def load_split_and_problems(
     skip_bad: bool = False,
     speed: float = 1.0,
     known_length: KnownLength | None = None,
+    normalise: Callable[[str], str] = ENGLISH,
 ) -> tuple[list[Utterance], list[Problem]]:
     """List the utterances of a split that can be used, and what is left out; log what was converted.
 
     probe: also read the audio headers and fill in `num_samples`. speed: at which the recordings are
     played. known_length: asked first, from several threads; a header is read where it returns None.
-    Raises CorpusError if anything in the split cannot be used; with `skip_bad`, logs each problem and
-    returns the rest, and raises only if nothing is left.
+    normalise: as in `read_split`. Raises CorpusError if anything in the split cannot be used; with
+    `skip_bad`, logs each problem and returns the rest, and raises only if nothing is left.
     """
-    reading = _read_split(Path(root), split)
+    reading = _read_split(Path(root), split, normalise)
     utterances, problems = reading.utterances, reading.problems
     if speed != 1:
         utterances = [replace(utterance, speed=speed) for utterance in utterances]
@@ -153,6 +168,9 @@ def load_split_and_problems(
     if reading.num_texts_changed:
         changed = name_count(reading.num_texts_changed, "transcript")
         log.info("%s: punctuation or accents removed from %s", split, changed)
+    if reading.num_numbers:
+        numbers = name_count(reading.num_numbers, "number")
+        log.info("%s: %s written as words: years and ordinals may be read otherwise", split, numbers)
     _warn_of_shared_recordings(split, utterances)
     if problems:
         _report(split, problems, len(utterances), skip_bad)
@@ -251,8 +269,8 @@ def find_split(root: Path | str, split: str) -> Path:
     raise _no_split(root, split)
 
 
-def _read_split(root: Path, split: str) -> _Reading:
-    reading, source = _Reading(), find_split(root, split)
+def _read_split(root: Path, split: str, normalise: Callable[[str], str]) -> _Reading:
+    reading, source = _Reading(normalise=normalise), find_split(root, split)
     if source.is_dir():
         _read_librispeech(source, reading)
     else:

@@ -10,7 +10,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,9 +32,9 @@ class Hotword:
     weight: float = 1.0  # multiplies the weight of all hotwords
 
 
-def read_hotwords(path: Path | str) -> list[Hotword]:
+def read_hotwords(path: Path | str, normalise: Callable[[str], str] = normalise_text) -> list[Hotword]:
     """Read a file of hotwords; raise TextError with the file and line of one that cannot be used."""
-    return parse_hotwords(list_lines(path))
+    return parse_hotwords(list_lines(path), normalise)
 
 
 def list_lines(path: Path | str) -> list[tuple[str, str]]:
@@ -48,7 +48,9 @@ def list_lines(path: Path | str) -> list[tuple[str, str]]:
     return [(f"{path}:{number}", line) for number, line in enumerate(text.split("\n"), start=1)]
 
 
-def parse_hotwords(lines: Iterable[tuple[str, str]]) -> list[Hotword]:
+def parse_hotwords(
+    lines: Iterable[tuple[str, str]], normalise: Callable[[str], str] = normalise_text
+) -> list[Hotword]:
     """Parse lines, each with its location, into hotwords.
 
     A repeated line is skipped with a warning. Raises TextError for an empty phrase, a character outside the
@@ -61,7 +63,7 @@ def parse_hotwords(lines: Iterable[tuple[str, str]]) -> list[Hotword]:
         line = _COMMENT.sub("", whole_line)
         if not line.strip():
             continue
-        hotword = _parse_line(where, line)
+        hotword = _parse_line(where, line, normalise)
         if all(owner.get(spelling) == hotword for spelling in hotword.spellings):
             repeated.append(hotword.phrase)
             continue
@@ -79,22 +81,22 @@ def parse_hotwords(lines: Iterable[tuple[str, str]]) -> list[Hotword]:
     return hotwords
 
 
-def _parse_line(where: str, line: str) -> Hotword:
+def _parse_line(where: str, line: str, normalise: Callable[[str], str]) -> Hotword:
     body, at, weight = line.rpartition("@")
     if not at:
         body, weight = line, "1"
     phrase, colon, right = body.partition(":")
     sources = right.split(",") if colon else [body]
-    spellings = tuple(dict.fromkeys(_normalise(where, source) for source in sources))
+    spellings = tuple(dict.fromkeys(_normalise(where, source, normalise) for source in sources))
     phrase = " ".join(phrase.split()) if colon else spellings[0]
     if not phrase:
         raise TextError("an empty hotword", where=where, remedy="write a phrase before the colon")
     return Hotword(phrase, spellings, _parse_weight(where, weight))
 
 
-def _normalise(where: str, source: str) -> str:
+def _normalise(where: str, source: str, normalise: Callable[[str], str]) -> str:
     try:
-        spelling = normalise_text(source)
+        spelling = normalise(source)
     except TextError as error:
         raise TextError(f"the hotword {source.strip()!r}", where=where, remedy=str(error)) from None
     if not spelling:
@@ -116,17 +118,19 @@ def _parse_weight(where: str, text: str) -> float:
     return weight
 
 
-def as_in_transcripts(hotwords: Sequence[Hotword]) -> list[Hotword]:
+def as_in_transcripts(
+    hotwords: Sequence[Hotword], normalise: Callable[[str], str] = normalise_text
+) -> list[Hotword]:
     """Return hotwords with phrases normalised as transcripts are, for comparison with a reference.
 
     A phrase that cannot be normalised (one with digits, for example) is replaced by its first spelling.
     """
-    return [replace(hotword, phrase=_transcribe_phrase(hotword)) for hotword in hotwords]
+    return [replace(hotword, phrase=_transcribe_phrase(hotword, normalise)) for hotword in hotwords]
 
 
-def _transcribe_phrase(hotword: Hotword) -> str:
+def _transcribe_phrase(hotword: Hotword, normalise: Callable[[str], str]) -> str:
     try:
-        return normalise_text(hotword.phrase) or hotword.spellings[0]
+        return normalise(hotword.phrase) or hotword.spellings[0]
     except TextError:
         return hotword.spellings[0]
 

@@ -82,6 +82,29 @@ def add_scorer_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def add_text_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what a command needs to know of a config's section `text`: see `vox.text.load_normaliser`."""
+    options = (
+        click.option(
+            "--config",
+            "config_path",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="A config whose section text names the alphabet of the transcripts.",
+        ),
+        click.option(
+            "--set",
+            "overrides",
+            multiple=True,
+            metavar="text.KEY=VALUE",
+            help="A key of that section, as text.alphabet=letters; repeatable.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 root_option = click.option(
     "--root",
     type=click.Path(path_type=Path),

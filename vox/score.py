@@ -1,7 +1,8 @@
 """Word and character error rates, and the alignments with the errors.
 
 Edit distance over words (WER) and over characters, spaces included (CER): errors / reference length, the
-sums taken over the whole set, so a long utterance has more weight than a short one. Computed by jiwer.
+sums taken over the whole set, so a long utterance has more weight than a short one. Computed by jiwer. In
+scripts without words a character takes a word's place, and the error rate is the CER.
 """
 
 from collections.abc import Sequence
@@ -62,16 +63,26 @@ class Score:
     num_words: int  # in the references: hits + substitutions + deletions
     num_utterances: int
     utterances: tuple[UtteranceScore, ...]  # in the order given
+    rate: str = "WER"  # what `wer` is: CER where characters stand for words
 
 
-def score(references: Sequence[str], hypotheses: Sequence[str]) -> Score:
+def space_units(text: str, *, by_character: bool) -> str:
+    """Return a text whose words are what errors are counted in: as it is, or a word for each character."""
+    return " ".join("".join(text.split())) if by_character else text
+
+
+def score(references: Sequence[str], hypotheses: Sequence[str], *, by_character: bool = False) -> Score:
     """Compare hypotheses with references, pair by pair.
 
+    by_character: in all that is counted in words, count characters (without spaces) instead.
     A hypothesis may be empty (all words are deletions). The references must contain at least one word.
     """
     assert len(references) == len(hypotheses), f"{len(references)} references, {len(hypotheses)} hypotheses"
     assert any(reference.split() for reference in references), "no word to score against"
-    words = jiwer.process_words(list(references), list(hypotheses))
+    words = jiwer.process_words(
+        [space_units(text, by_character=by_character) for text in references],
+        [space_units(text, by_character=by_character) for text in hypotheses],
+    )
     characters = jiwer.process_characters(list(references), list(hypotheses))
     return Score(
         wer=words.wer,
@@ -85,6 +96,7 @@ def score(references: Sequence[str], hypotheses: Sequence[str]) -> Score:
         utterances=tuple(
             _score_utterance(words, characters, index) for index in range(len(words.references))
         ),
+        rate="CER" if by_character else "WER",
     )
 
 

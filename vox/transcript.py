@@ -122,13 +122,14 @@ FORMATS: dict[str, Callable[[Transcript], str]] = {
 def _captions(transcript: Transcript) -> Iterator[tuple[float, float, str]]:
     """Yield captions (start, end, text). Without word times, yield one caption for the whole recording."""
     words = transcript.words
+    is_spaced = "".join(word.text for word in words) != transcript.text
     if any(word.start is None for word in words):
         yield 0.0, transcript.seconds, transcript.text
         return
     for caption in _cut(words):
         first, last = caption[0].start, caption[-1].end
         assert first is not None and last is not None
-        yield first, last, " ".join(word.text for word in caption)
+        yield first, last, (" " if is_spaced else "").join(word.text for word in caption)
 
 
 def _cut(words: Sequence[Word]) -> Iterable[list[Word]]:

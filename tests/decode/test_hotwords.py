@@ -213,7 +213,10 @@ def test_a_file_with_all_that_it_may_have(tmp_path: Path, caplog: pytest.LogCapt
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("level 9", r"the hotword 'level 9': .*:2; characters outside the alphabet \(9\); spell out numbers"),
+        (
+            "level 9",
+            r"the hotword 'level 9': .*:2; characters outside the alphabet \(9\); spell out numbers.*",
+        ),
         ("...", "an empty hotword: .*:2; write a phrase, or delete the line"),
         ("Nyx:", "an empty hotword: .*:2; write a phrase, or delete the line"),
         ("Nyx: nicks,", "an empty hotword: .*:2; .*"),

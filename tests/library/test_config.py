@@ -27,7 +27,8 @@ def test_stage1_file_spells_out_every_default():
 def test_stage2_file_differs_where_it_should_only():
     tree = yaml.safe_load((CONFIGS / "stage2.yaml").read_text())
     expected = Config().model_dump(mode="json")
-    del expected["model"], expected["features"], expected["adapt"]  # from the checkpoint; stage 3's
+    del expected["model"], expected["features"], expected["text"]  # from the checkpoint
+    del expected["adapt"]  # stage 3's
     top = list(range(12 - NUM_UNFROZEN_LAYERS, 12))  # of WavLM-base
     expected["train"] |= {"stage": 2, "epochs": 5, "unfreeze_layers": top}
     expected["optimizer"] |= {"learning_rate": 1e-5}
@@ -37,7 +38,7 @@ def test_stage2_file_differs_where_it_should_only():
 def test_stage3_file_differs_where_it_should_only():
     tree = yaml.safe_load((CONFIGS / "stage3.yaml").read_text())
     expected = Config().model_dump(mode="json")
-    del expected["model"], expected["features"]  # from the checkpoint
+    del expected["model"], expected["features"], expected["text"]  # from the checkpoint
     expected["data"] |= {"utterances_per_update": 8}
     expected["train"] |= {"stage": 3, "epochs": 30, "max_updates": 300}
     expected["optimizer"] |= {"learning_rate": expected["optimizer"]["learning_rate"] / 10}

@@ -47,22 +47,25 @@ def record(run: Run, results: Mapping[Weights, DevResult], *, can_be_worse: bool
 
 def _log_result(run: Run, weights: str, result: DevResult, *, is_best: bool) -> None:
     log.info(
-        "epoch %d of %d%s: dev CTC %.4f, attention %.4f a label; WER %s%s%s",
+        "epoch %d of %d%s: dev CTC %.4f, attention %.4f a label; %s %s%s%s",
         run.progress.epoch,
         run.parts.config.train.epochs,
         "" if weights == "raw" else f", {weights} weights",
         result.ctc,
         result.attention,
+        result.rate,
         ", ".join(f"{name} {100 * wer:.2f} %" for name, wer in result.wer.items()),
         f"; {result.num_truncated} hypotheses cut at the length limit" if result.num_truncated else "",
         "; best so far" if is_best else "",
     )
     for split, wers in result.wer_by_split.items():
-        log.info("%s: WER %s", split, ", ".join(f"{name} {100 * wer:.2f} %" for name, wer in wers.items()))
+        rates = ", ".join(f"{name} {100 * wer:.2f} %" for name, wer in wers.items())
+        log.info("%s: %s %s", split, result.rate, rates)
     if result.source is not None and run.progress.promise is not None:
         log.info(
-            "source %s: WER %s%s",
+            "source %s: %s %s%s",
             result.source.split,
+            result.rate,
             ", ".join(f"{name} {100 * wer:.2f} %" for name, wer in result.source.wer.items()),
             ""
             if keeps_promise(run.progress.promise, result)

@@ -23,7 +23,7 @@ from vox.hear import count_frames, hear
 from vox.model.recogniser import Recogniser
 from vox.progress import ProgressBar
 from vox.runs.layout import Weights
-from vox.score import score
+from vox.score import Score, score
 from vox.text import Tokenizer
 from vox.units import SAMPLE_RATE, seconds_to_samples
 
@@ -46,6 +46,7 @@ class DevResult:
     examples: list[dict[str, str]]
     wer_upper: dict[str, float] = field(default_factory=dict)  # upper ends of 95 % intervals, if requested
     wer_by_split: dict[str, dict[str, float]] = field(default_factory=dict)  # empty for one split
+    rate: str = "WER"  # what `wer` is: CER in scripts without words
     source: "DevResult | None" = None  # the source's dev split with the same weights (stage 3)
 
     def loss(self, ctc_weight: float) -> float:
@@ -188,8 +189,12 @@ def validate(
     first, *others = ranks.gather(sums)
     for other in others:
         first.add(other)
-    result = _summarise(split, first, time.monotonic() - started)
-    return replace(result, wer_upper=_find_upper_ends(split, first)) if with_intervals else result
+    score_texts = partial(score, by_character=not tokenizer.has_words)
+    result = _summarise(split, first, score_texts, time.monotonic() - started)
+    result = replace(result, rate="WER" if tokenizer.has_words else "CER")
+    if not with_intervals:
+        return result
+    return replace(result, wer_upper=_find_upper_ends(split, first, score_texts))
 
 
 class _DevReader:
@@ -241,18 +246,24 @@ def _add_batch(
     sums.num_targets += num_labels + len(batch.ids)
 
 
-def _find_upper_ends(split: TrainingSplit, sums: _Sums) -> dict[str, float]:
+def _find_upper_ends(
+    split: TrainingSplit, sums: _Sums, score_texts: Callable[..., Score]
+) -> dict[str, float]:
     """Return the upper ends of the WERs' 95 % confidence intervals, by bootstrap over utterances."""
     references = {u.id: u.text for u in split.utterances if u.id in next(iter(sums.texts.values()))}
-    errors, lengths = {}, [len(text.split()) for text in references.values()]
+    errors: dict[str, list[int]] = {}
+    lengths: list[int] = []
     for name, found in sums.texts.items():
-        scored = score(list(references.values()), [found[i] for i in references])
+        scored = score_texts(list(references.values()), [found[i] for i in references])
+        lengths = [each.num_words for each in scored.utterances]
         errors[name] = [each.num_errors for each in scored.utterances]
     rates = measure_rates(errors, lengths, list(references))
     return {name: rate.interval[1] for name, rate in rates.items()}
 
 
-def _summarise(split: TrainingSplit, sums: _Sums, seconds: float) -> DevResult:
+def _summarise(
+    split: TrainingSplit, sums: _Sums, score_texts: Callable[..., Score], seconds: float
+) -> DevResult:
     references = {utterance.id: utterance.text for utterance in split.utterances}
     decoded = [name for name in references if name in next(iter(sums.texts.values()))]
     if not decoded:
@@ -268,7 +279,8 @@ def _summarise(split: TrainingSplit, sums: _Sums, seconds: float) -> DevResult:
 
     def rates(ids: list[str]) -> dict[str, float]:
         said = [references[i] for i in ids]
-        return {name: score(said, [found[i] for i in ids]).wer for name, found in sums.texts.items()}
+        scores = {name: score_texts(said, [found[i] for i in ids]) for name, found in sums.texts.items()}
+        return {name: each.wer for name, each in scores.items()}
 
     return DevResult(
         split=split.name,

@@ -34,7 +34,7 @@ from vox.runs.layout import (
     WAVLM,
     WORDS,
 )
-from vox.text import Tokenizer
+from vox.text import Normaliser, Tokenizer
 from vox.wavlm.extractor import FeatureExtractor
 from vox.wavlm.load import build_wavlm
 from vox.wavlm.mix import LayerMix
@@ -56,6 +56,11 @@ class Checkpoint:
     tokenizer: Tokenizer
     config: Config
     state: dict[str, Any]
+
+    @property
+    def normaliser(self) -> Normaliser:
+        """Return what brings texts into the alphabet that it was trained with."""
+        return Normaliser(self.config.text)
 
 
 def save_checkpoint(
@@ -139,6 +144,16 @@ def load_recogniser(
     recogniser.extractor.wavlm.freeze_except(())
     recogniser.to(device).eval()
     return Checkpoint(folder, recogniser, tokenizer, config, state)
+
+
+def read_normaliser(folder: Path) -> Normaliser:
+    """Return what brings texts into a checkpoint's alphabet, without loading it; raise CheckpointError."""
+    if not (folder / CONFIG).is_file():
+        check_files(folder)
+    try:
+        return Normaliser(load_saved_config(folder / CONFIG).text)
+    except (ConfigError, TextError) as error:
+        raise CheckpointError(f"cannot use the checkpoint's alphabet ({error})", where=folder) from None
 
 
 def load_weights(recogniser: Recogniser, folder: Path) -> None:

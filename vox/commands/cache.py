@@ -106,5 +106,7 @@ def verify_command(root: Path, features: Path | None, split: str | None, audio: 
 
 def _find_recordings(root: Path, split: str) -> "dict[str, Recording]":
     from vox.corpus import read_split
+    from vox.text import accept_any_text
 
-    return {each.id: (each.audio_path, each.segment) for each in read_split(root, split)[0]}
+    utterances, _ = read_split(root, split, accept_any_text)
+    return {each.id: (each.audio_path, each.segment) for each in utterances}

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from vox.errors import name_count
-from vox.options import root_option
+from vox.options import add_text_options, root_option
 
 
 @click.group()
@@ -31,8 +31,15 @@ def corpus() -> None:
     metavar="FILE.html",
     help="Also write a page with tables and histograms.",
 )
+@add_text_options
 def check_command(
-    splits: tuple[str, ...], root: Path, workers: int, out: Path | None, html: Path | None
+    splits: tuple[str, ...],
+    root: Path,
+    workers: int,
+    out: Path | None,
+    html: Path | None,
+    config_path: Path | None,
+    overrides: tuple[str, ...],
 ) -> None:
     """Read every recording and text once, and print what is there and what to look at.
 
@@ -40,9 +47,11 @@ def check_command(
     """
     from vox.corpora.check import check_split, describe, find_shared, list_findings, summarise
     from vox.disk import write_whole
+    from vox.text import load_normaliser
 
     names = list(dict.fromkeys(splits))
-    checked = [check_split(root, split, workers) for split in names]
+    normalise = load_normaliser(config_path, overrides)
+    checked = [check_split(root, split, workers, normalise) for split in names]
     found = []
     for each in checked:
         click.echo(each.split)
@@ -70,12 +79,16 @@ def check_command(
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("--split", required=True, metavar="NAME", help="What to call the new split.")
 @root_option
-def import_command(source: Path, split: str, root: Path) -> None:
+@add_text_options
+def import_command(
+    source: Path, split: str, root: Path, config_path: Path | None, overrides: tuple[str, ...]
+) -> None:
     """Write a manifest for a corpus of Kaldi, NeMo, lhotse, CommonVoice or Hugging Face, or for a folder.
 
     Copies no audio. Lists what it leaves out.
     """
     from vox.corpora.convert import import_corpus
+    from vox.text import load_normaliser
 
-    for line in import_corpus(source, root, split):
+    for line in import_corpus(source, root, split, load_normaliser(config_path, overrides)):
         click.echo(line)

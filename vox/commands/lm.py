@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from vox.errors import ConfigError
+
 
 @click.command()
 @click.option(
@@ -27,7 +29,8 @@ import click
     "--checkpoint",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Make a model over this checkpoint's pieces. [default: the newest stage's best under runs/]",
+    help="Make a model over this checkpoint's pieces; with --words, in its alphabet. "
+    "[default: the newest stage's best under runs/; with --words: English]",
 )
 @click.option("--words", is_flag=True, help="Make a model over words, which scores whole texts only.")
 @click.option(
@@ -51,15 +54,21 @@ def lm(
     Interpolated modified Kneser-Ney, over the pieces that a checkpoint writes or over words, as an ARPA file.
     """
     from vox.lm.make import make_model
+    from vox.text import ENGLISH, Tokenizer
 
-    if words and checkpoint is not None:
-        raise click.UsageError("--words and --checkpoint exclude each other")
-    tokenizer = None
-    if not words:
+    tokenizer, normalise = None, ENGLISH
+    if checkpoint is not None or not words:
+        from vox.checkpoint.files import read_normaliser
         from vox.checkpoint.series import newest_checkpoint
-        from vox.runs.layout import TOKENIZER
-        from vox.text import Tokenizer
+        from vox.runs.layout import CONFIG, TOKENIZER
 
-        tokenizer = Tokenizer.load((checkpoint or newest_checkpoint()) / TOKENIZER)
-    for line in make_model(texts, out, order, tokenizer, held_out=held_out, skip_bad=skip_bad):
+        folder = checkpoint or newest_checkpoint()
+        tokenizer = None if words else Tokenizer.load(folder / TOKENIZER)
+        if words or (folder / CONFIG).is_file():  # a folder with a tokenizer alone will do
+            normalise = read_normaliser(folder)
+    if words and not normalise.has_words:
+        raise ConfigError("the checkpoint's alphabet (characters) has no words", remedy="leave --words out")
+    for line in make_model(
+        texts, out, order, tokenizer, held_out=held_out, skip_bad=skip_bad, normalise=normalise
+    ):
         click.echo(line)

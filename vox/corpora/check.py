@@ -16,6 +16,7 @@ from vox.corpus import Problem, Utterance, probe_audio, read_split
 from vox.errors import CorpusError, VoxError, name_count, name_first
 from vox.progress import ProgressBar
 from vox.segment import WHOLE, Segment, find_overlaps
+from vox.text import ENGLISH, Normaliser
 from vox.units import samples_to_seconds
 
 SILENT_PEAK = 1e-3  # of full scale: -60 dB
@@ -68,6 +69,7 @@ _TESTS: dict[str, Callable[[Measured], str | None]] = {
         f"{len(m.utterance.text)} characters in {m.seconds:.2f} s" if m.is_too_long_for_ctc else None
     ),
 }
+IN_WORDS = ("too few words", "too many words")  # say nothing of a script without words
 REMEDIES = {
     UNUSABLE: "correct it, or leave it out with --skip-bad",
     "silent": "remove it, or record it again",
@@ -84,9 +86,9 @@ REMEDIES = {
 }
 
 
-def check_split(root: Path, split: str, workers: int) -> Checked:
+def check_split(root: Path, split: str, workers: int, normalise: Normaliser = ENGLISH) -> Checked:
     """Read a whole split; raise CorpusError if it is missing or nothing in it can be used."""
-    utterances, problems = read_split(root, split)
+    utterances, problems = read_split(root, split, normalise)
     probed, unreadable = probe_audio(utterances, workers)
     checked = Checked(split)
     measured = _measure_all(probed, workers, f"checking {split}")
@@ -95,7 +97,9 @@ def check_split(root: Path, split: str, workers: int) -> Checked:
             unreadable.append(Problem(utterance.id, found))
         else:
             checked.measured.append(found)
-            checked.findings += _examine(found)
+            checked.findings += [
+                finding for finding in _examine(found) if normalise.has_words or finding.kind not in IN_WORDS
+            ]
     unusable = [Finding(UNUSABLE, problem.name, problem.reason) for problem in (*problems, *unreadable)]
     checked.findings = unusable + checked.findings
     if not checked.measured:

@@ -16,7 +16,7 @@ from vox.corpora.tables import read_audio_folder, read_common_voice
 from vox.disk import write_whole
 from vox.errors import CorpusError, VoxError, name_count, name_first
 from vox.manifest import Entry, join_lines, name_entries
-from vox.text import normalise_text
+from vox.text import ENGLISH
 
 KNOWN = (
     "a Kaldi data folder, a NeMo manifest, lhotse's cuts or recordings and supervisions, a CommonVoice TSV, "
@@ -70,12 +70,14 @@ def _recognise_folder(folder: Path) -> tuple[str, Callable[[], Imported]]:
     raise CorpusError("not a corpus that Vox knows", where=folder, remedy=f"give {KNOWN}")
 
 
-def import_corpus(source: Path, root: Path, split: str) -> Iterator[str]:
+def import_corpus(
+    source: Path, root: Path, split: str, normalise: Callable[[str], str] = ENGLISH
+) -> Iterator[str]:
     """Write ROOT/SPLIT.jsonl from another tool's corpus; yield the lines of a report.
 
-    No recording is copied or opened. Excluded entries are listed with their reason in
-    ROOT/SPLIT.left-out.txt. Raises CorpusError if the source's kind is unknown, nothing in it can be used, or
-    the split exists.
+    The texts are written as they are; those that `normalise` refuses are left out. No recording is copied or
+    opened. Excluded entries are listed with their reason in ROOT/SPLIT.left-out.txt. Raises CorpusError if
+    the source's kind is unknown, nothing in it can be used, or the split exists.
     """
     manifest_path = root / f"{split}.jsonl"
     if Path(split).name != split or split.startswith(".") or not split:
@@ -85,7 +87,7 @@ def import_corpus(source: Path, root: Path, split: str) -> Iterator[str]:
             raise CorpusError("the split exists", where=path, remedy="choose another --split, or remove it")
     kind, read = recognise(source)
     imported = read()
-    usable = _name_uniquely(list(_find_usable(imported)))
+    usable = _name_uniquely(list(_find_usable(imported, normalise)))
     if not usable:
         shown = name_first([f"{name} ({reason})" for name, reason in imported.left_out])
         raise CorpusError(f"nothing in this {kind} can be used: {shown}", where=source)
@@ -100,7 +102,7 @@ def import_corpus(source: Path, root: Path, split: str) -> Iterator[str]:
         yield from (line.rstrip() for line in lines[:10])
 
 
-def _find_usable(imported: Imported) -> Iterator[Entry]:
+def _find_usable(imported: Imported, normalise: Callable[[str], str]) -> Iterator[Entry]:
     """Yield the entries with an existing recording and a usable text, with absolute paths."""
     for entry in imported.entries:
         path = os.path.abspath(imported.folder / entry.audio)  # noqa: PTH100 - keeps links
@@ -109,7 +111,7 @@ def _find_usable(imported: Imported) -> Iterator[Entry]:
             imported.leave_out(name, f"no such recording: {path}")
             continue
         try:
-            reason = "" if normalise_text(entry.text) else "empty text"
+            reason = "" if normalise(entry.text) else "empty text"
         except VoxError as error:
             reason = str(error)
         if reason:

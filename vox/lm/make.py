@@ -1,6 +1,6 @@
 """Estimate an n-gram model from text files and write it as an ARPA file."""
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from vox.errors import LanguageModelError
 from vox.lm.arpa import BOS, EOS, UNK, NgramTable, write_arpa
 from vox.lm.estimate import estimate, join_sentences
 from vox.lm.text import Encode, WordVocabulary, piece_vocabulary, read_sentences
-from vox.text import Tokenizer
+from vox.text import ENGLISH, Tokenizer
 
 Words = NDArray[np.int32]
 Floats = NDArray[np.float64]
@@ -26,6 +26,7 @@ def make_model(
     *,
     held_out: Path | None = None,
     skip_bad: bool = False,
+    normalise: Callable[[str], str] = ENGLISH,
 ) -> Iterator[str]:
     """Write a model of texts over a tokenizer's pieces, or over words if there is no tokenizer.
 
@@ -37,7 +38,7 @@ def make_model(
         raise LanguageModelError(
             "the model cannot be written over a text or a folder", where=out, remedy="choose another --out"
         )
-    vocabulary, parts, held_tokens = _read_all(texts, tokenizer, held_out, skip_bad)
+    vocabulary, parts, held_tokens = _read_all(texts, tokenizer, held_out, skip_bad, normalise)
     if held_tokens is None:
         tables = estimate(np.concatenate(parts), vocabulary, order)
     else:
@@ -49,7 +50,11 @@ def make_model(
 
 
 def _read_all(
-    texts: Sequence[Path], tokenizer: Tokenizer | None, held_out: Path | None, skip_bad: bool
+    texts: Sequence[Path],
+    tokenizer: Tokenizer | None,
+    held_out: Path | None,
+    skip_bad: bool,
+    normalise: Callable[[str], str],
 ) -> tuple[list[str], list[Words], Words | None]:
     """Return the vocabulary, the words of each text, and those of the held-out text."""
     if tokenizer is None:
@@ -60,12 +65,15 @@ def _read_all(
         vocabulary, encode = piece_vocabulary(tokenizer)
         encode_held_out = encode
     specials = (BOS, EOS, UNK)  # the first entries of either vocabulary
-    parts = [join_sentences(read_sentences(path, encode, skip_bad=skip_bad), specials) for path in texts]
+    parts = [
+        join_sentences(read_sentences(path, encode, skip_bad=skip_bad, normalise=normalise), specials)
+        for path in texts
+    ]
     if tokenizer is None:
         vocabulary = list(words.place_of)
     if held_out is None:
         return vocabulary, parts, None
-    held_out_sentences = read_sentences(held_out, encode_held_out, skip_bad=skip_bad)
+    held_out_sentences = read_sentences(held_out, encode_held_out, skip_bad=skip_bad, normalise=normalise)
     return vocabulary, parts, join_sentences(held_out_sentences, specials)
 
 

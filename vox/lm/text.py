@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from vox.errors import LanguageModelError, TextError, name_count, name_first
 from vox.lm.arpa import BOS, EOS, UNK, open_text
-from vox.text import UNK_ID, Tokenizer, normalise_text
+from vox.text import ENGLISH, UNK_ID, Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +18,12 @@ Encoded = TypeVar("Encoded")
 
 
 def read_sentences(
-    path: Path, encode: Callable[[str], Encoded], *, skip_bad: bool = False, left_out: list[str] | None = None
+    path: Path,
+    encode: Callable[[str], Encoded],
+    *,
+    skip_bad: bool = False,
+    left_out: list[str] | None = None,
+    normalise: Callable[[str], str] = ENGLISH,
 ) -> Iterator[Encoded]:
     """Yield `encode` of each normalised line of a text file, gzipped if its name ends in .gz.
 
@@ -32,7 +37,7 @@ def read_sentences(
         with open_text(path) as file:
             for number, line in enumerate(file, start=1):
                 try:
-                    text = normalise_text(line)
+                    text = normalise(line)
                     if text:
                         yield encode(text)
                         num_used += 1
