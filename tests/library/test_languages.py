@@ -233,6 +233,7 @@ def test_spelling_numbers_needs_num2words(monkeypatch: pytest.MonkeyPatch) -> No
         ("en", "1,000 and", r"\(1,000\)"),
         ("en", "-5 or 007", r"\(-5\)"),
         ("en", "agent 007", r"\(007\)"),
+        ("de", "1'234 Franken", r"\(1'234\)"),
         ("en", "10:30", r"\(10:30\)"),
         ("de", "am 3. Mai", r"\(3\.\)"),
         ("xx", "1", "num2words cannot spell the numbers of xx"),

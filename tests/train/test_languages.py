@@ -47,7 +47,9 @@ def test_a_checkpoint_keeps_its_alphabet(tiny_wavlm_dir: Path, tmp_path: Path) -
         run_training(replace(following, overrides=turkish))
 
 
-def test_characters_lead_in_what_is_reported(tiny_wavlm_dir: Path, tmp_path: Path) -> None:
+def test_characters_lead_in_what_is_reported(
+    tiny_wavlm_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = write_corpus(tmp_path / "data", TEXTS["characters"])
     options = stage1_options(root, tiny_wavlm_dir, tmp_path / "run", overrides=settings("characters"))
     run_training(options)
@@ -61,6 +63,7 @@ def test_characters_lead_in_what_is_reported(tiny_wavlm_dir: Path, tmp_path: Pat
     assert report["rate"] == "CER" and report["decoders"]["ctc"]["words"] == 2 * 4
     assert "WER" not in (tmp_path / "report.txt").read_text()
     assert main(["transcribe", "x.wav", "--checkpoint", str(best), "--hotword", "北京"]) == 2
+    assert "hotwords are words" in capsys.readouterr().err
 
 
 def test_a_script_without_words_has_not_too_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
