@@ -28,9 +28,9 @@ log = logging.getLogger(__name__)
 def join_segments(utterances: Sequence[Utterance], separator: str = " ") -> list[Utterance]:
     """Return an utterance for each recording, or for each channel of it, probed.
 
-    Its text is that of its segments, in the order of their beginnings, with a separator between them. Its id is
-    the file's name without the suffix, then @ and the channel if the segments name one; the file's path if that
-    is not unique. Raises AudioError for a file that cannot be read.
+    Its text is that of its segments, in the order of their beginnings, with a separator between them. Its id
+    is the file's name without the suffix, then @ and the channel if the segments name one; the file's path if
+    that is not unique. Raises AudioError for a file that cannot be read.
     """
     groups: dict[tuple[str, str, int | None], list[Utterance]] = {}
     for utterance in utterances:
