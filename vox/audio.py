@@ -42,6 +42,9 @@ _EXACTLY_SEEKABLE = frozenset(
     "PCM_S8 PCM_U8 PCM_16 PCM_24 PCM_32 FLOAT DOUBLE ULAW ALAW".split()  # noqa: SIM905
 )
 
+# Telephones have 8,000. A damaged header may have 1: at 16 kHz a small file would be hours.
+MIN_SAMPLE_RATE = 1_000
+
 # Channels whose mean has less than this share of the louder one's energy cancel each other (20 dB).
 CANCELLED_ENERGY = 0.01
 
@@ -277,7 +280,7 @@ class _Sound(soundfile.SoundFile):
 def open_sound(source: Source, path: Path | str) -> soundfile.SoundFile:
     """Open a recording to be read forwards. Raises AudioError if it is unreadable or empty."""
     try:
-        sound = _Sound(source if isinstance(source, io.BytesIO) else os.fspath(source))
+        sound = _Sound(source if isinstance(source, io.BytesIO) else os.fsencode(source))
         if sound.format == "MP3" and not _counts_frames(source):
             sound.close()
             sound = _Sound(_make_pipe(_read_bytes(source)))
@@ -291,9 +294,14 @@ def open_sound(source: Source, path: Path | str) -> soundfile.SoundFile:
         decoded = decode_by_ffmpeg(Path(path))
         # A map of its own for each reader: they share the file, not the position in it.
         sound = _Sound(mmap.mmap(decoded.fileno(), 0, access=mmap.ACCESS_READ))
-    if sound.frames > 0:
+    if sound.frames > 0 and sound.samplerate >= MIN_SAMPLE_RATE:
         return sound
+    rate, num_samples = sound.samplerate, sound.frames
     sound.close()
+    if num_samples > 0:
+        raise AudioError(
+            f"a sample rate of {rate} Hz, too low for speech", where=path, remedy="correct the file's header"
+        )
     raise AudioError("an empty recording", where=path, remedy="record it again or leave it out")
 
 

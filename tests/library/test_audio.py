@@ -227,6 +227,20 @@ def without_length(flac: bytes) -> bytes:
     return bytes(changed)
 
 
+def test_a_rate_that_no_speech_has_is_refused(tmp_path: Path) -> None:
+    """Converted to 16 kHz, these 4,000 samples would be 64 million: found by damaging headers at random."""
+    soundfile.write(tmp_path / "a.wav", np.full(4_000, 0.1), 1)
+    for read in (read_header, read_audio):
+        with pytest.raises(AudioError, match="a sample rate of 1 Hz"):
+            read(tmp_path / "a.wav")
+
+
+def test_a_name_that_is_not_utf_8_is_read(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.full(4_000, 0.1), SAMPLE_RATE)
+    path = (tmp_path / "a.wav").rename(tmp_path / os.fsdecode(b"caf\xe9.wav"))
+    assert read_header(path).num_samples == len(read_audio(path)) == 4_000
+
+
 def test_files_without_audio_are_named(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "no_samples.wav", np.zeros(0, np.int16), SAMPLE_RATE)
     (tmp_path / "no_bytes.flac").touch()
