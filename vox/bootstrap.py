@@ -68,6 +68,14 @@ def measure_rates(
     }
 
 
+def find_upper_end(rate: Rate, num_words: int) -> float:
+    """Return the upper end of a rate's 95 % interval; without any error 3 / words, the rule of three.
+
+    Every draw of a set without errors is 0, which would be an interval without width.
+    """
+    return rate.interval[1] if rate.value > 0 else min(1.0, 3 / num_words)
+
+
 def compare_rates(first: Rate, second: Rate) -> Difference:
     """Compare two rates of one `measure_rates`."""
     differences_R = second.draws_R - first.draws_R

@@ -6,7 +6,7 @@ from math import comb
 import numpy as np
 import pytest
 
-from vox.bootstrap import compare_rates, measure_rates
+from vox.bootstrap import compare_rates, find_upper_end, measure_rates
 
 
 def test_two_units_have_the_three_rates_that_they_can_have() -> None:
@@ -78,3 +78,10 @@ def test_the_same_counts_have_the_same_interval_whatever_stands_beside_them() ->
     alone = measure_rates({"a": [0, 1, 2]}, [3, 3, 3], range(3))
     beside = measure_rates({"b": [1, 1, 1], "a": [0, 1, 2]}, [3, 3, 3], range(3))
     assert np.array_equal(alone["a"].draws_R, beside["a"].draws_R)
+
+
+def test_a_set_without_errors_has_an_upper_end() -> None:
+    """The rule of three: with 300 words and no error, 1 % is still likely enough."""
+    rates = measure_rates({"none": [0] * 10, "some": [3] + [0] * 9}, [30] * 10, range(10))
+    assert find_upper_end(rates["none"], 300) == pytest.approx(0.01)
+    assert find_upper_end(rates["some"], 300) == rates["some"].interval[1] > 0.01
