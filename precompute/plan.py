@@ -4,6 +4,7 @@ All of it follows from the manifest and the options alone, so that a restarted r
 to the same shards, batches and bytes.
 """
 
+import hashlib
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -79,13 +80,14 @@ def assemble(plan: CachePlan, shards: Sequence[tuple[ShardPlan, ShardWork]]) -> 
     """Return the work of these shards; what is of no shard is taken from the plan."""
     ids = [name for _, shard in shards for name in shard.ids]
     lengths = [length for _, shard in shards for length in shard.num_samples]
+    listed = utterances_to_jsonl(ids, lengths)
     plan = replace(
         plan,
         num_samples=sum(lengths),
-        utterances_sha256=hash_utterances(ids, lengths),
+        utterances_sha256=hashlib.sha256(listed.encode()).hexdigest(),
         shards=tuple(planned for planned, _ in shards),
     )
-    return CacheWork(plan, tuple(shard for _, shard in shards), utterances_to_jsonl(ids, lengths))
+    return CacheWork(plan, tuple(shard for _, shard in shards), listed)
 
 
 def cut_shards(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from vox.disk import add_checksum, strip_checksum, write_whole
 from vox.errors import CacheError
+from vox.features.plan import parse_lines
 from vox.segment import Segment
 
 STAMPS_NAME = "audio.jsonl"
@@ -67,8 +68,8 @@ def read_stamps(folder: Path) -> dict[str, Recorded]:
         raise CacheError("the list of a cache's recordings is missing", where=path, remedy=remedy) from None
     if content is None:
         raise CacheError("the list of a cache's recordings is damaged", where=path, remedy=remedy)
-    rows = map(json.loads, content.decode().splitlines())
     try:
+        rows = parse_lines(content)
         return {name: Recorded(Stamp(*stamp), num_samples) for name, *stamp, num_samples in rows}
     except (TypeError, ValueError):  # another Vox's
         raise CacheError("the list of a cache's recordings is damaged", where=path, remedy=remedy) from None
