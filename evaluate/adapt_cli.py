@@ -95,7 +95,9 @@ def adapt(
     for name, value in (("--source-dev-split", source_dev_split), ("--tolerance", tolerance)):
         if value is not None and dev_split is None:
             raise ConfigError(f"{name} without --dev-split", remedy="add --dev-split SPLIT")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    # A folder without weights is what an interrupted run left.
+    unfinished = {HOTWORDS, LM}
+    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - unfinished):
         raise ConfigError(
             "the folder is there already", where=out, remedy="choose another --out, or delete it"
         )
@@ -106,6 +108,12 @@ def adapt(
     if dev_split is not None:
         of_source = loaded.config.adapt.source_dev_split or loaded.config.data.dev_split
         names = of_source if source_dev_split is None else (source_dev_split,)
+        if dev_split in names:
+            raise ConfigError(
+                "this dev split is the source's, so it cannot be the target's too",
+                where=dev_split,
+                remedy="name recordings of the domain with --dev-split, or another --source-dev-split",
+            )
         target, source = (
             load_splits(root, some, skip_bad=False, normalise=loaded.normaliser)[0]
             for some in ((dev_split,), names)

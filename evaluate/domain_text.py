@@ -25,10 +25,13 @@ class DomainText:
     sentences: list[str]
     source_sentences: list[str]  # empty if only the source's word counts are known
     source_words: Counter[str]
+    has_words: bool = True  # False in alphabets without spaces, whose hotwords Vox does not have
     left_out: list[str] = field(default_factory=list)  # lines of the domain that cannot be used, and why
 
     def find_new_words(self) -> list[tuple[str, int]]:
         """Return the domain's words that the source does not have, most frequent first, with their counts."""
+        if not self.has_words:
+            return []
         counts = count_words(self.sentences)
         new = [(word, count) for word, count in counts.items() if word not in self.source_words]
         return sorted(new, key=lambda item: (-item[1], item[0]))
@@ -61,7 +64,7 @@ def read_texts(
             where=root,
             remedy="name their folder with --root, or a text with --source-text",
         )
-    return DomainText(sentences, source, words, left_out)
+    return DomainText(sentences, source, words, loaded.tokenizer.has_words, left_out)
 
 
 def _read_file(loaded: Checkpoint, path: Path, left_out: list[str]) -> list[str]:

@@ -35,8 +35,18 @@ def keep_shards(folder: Path, fresh: CacheWork, shard_gb: float) -> CacheWork:
     if old is None or len(missing := missing_shards(folder, old)) == len(old.shards):
         return fresh  # a plan without a shard can be replaced
     wanted = {utterance.id: utterance for shard in fresh.shards for utterance in shard.utterances}
-    listed = _list_utterances(folder, old, missing, fresh)
-    mended = _find_mended(folder, old, missing, wanted)
+    try:
+        listed = _list_utterances(folder, old, fresh)
+    except CacheError:
+        if read_plan(folder) != old:  # another rank has written its own between our two reads
+            return keep_shards(folder, fresh, shard_gb)
+        listed = [{} if each.name in missing else _read_lengths(folder, old, each) for each in old.shards]
+    in_use = [
+        planned
+        for planned, lengths in zip(old.shards, listed, strict=True)
+        if planned.name not in missing and not wanted.keys().isdisjoint(lengths)
+    ]
+    mended = _find_mended(folder, old, in_use, wanted)
     kept = []
     for planned, lengths in zip(old.shards, listed, strict=True):
         live = [wanted[name] for name in lengths if _is_right(name, lengths, wanted, mended)]
@@ -46,7 +56,7 @@ def keep_shards(folder: Path, fresh: CacheWork, shard_gb: float) -> CacheWork:
             kept.append((replace(planned, retired=retired), ShardWork(planned.name, tuple(live))))
     held = {utterance.id for _, shard in kept for utterance in shard.utterances}
     before = {name: length for lengths in listed for name, length in lengths.items()}
-    _check_share(folder, before, wanted, len(held))
+    _check_share(folder, before, wanted)
     rest = [utterance for name, utterance in wanted.items() if name not in held]
     first = 1 + max(_number(planned.name) for planned in old.shards)  # no name is used twice
     new = cut_shards(rest, old.feature_dim, shard_gb, first)
@@ -75,20 +85,12 @@ def _is_right(name: str, lengths: Lengths, wanted: dict[str, Utterance], mended:
     return name in wanted and wanted[name].num_samples == lengths[name] and name not in mended
 
 
-def _list_utterances(
-    folder: Path, plan: CachePlan, missing: Sequence[str], fresh: CacheWork
-) -> list[Lengths]:
-    """Return the live utterances of each planned shard, in order.
-
-    If the list in the folder is damaged, they are taken from the shards; missing shards then have none.
-    """
+def _list_utterances(folder: Path, plan: CachePlan, fresh: CacheWork) -> list[Lengths]:
+    """Return the live utterances of each planned shard, in order; raise CacheError if the list is damaged."""
     if is_as_planned(plan, fresh.plan):
         return [dict(zip(shard.ids, shard.num_samples, strict=True)) for shard in fresh.shards]
-    try:
-        listed = iter(read_utterances(folder, plan).items())
-        return [dict(islice(listed, planned.num_live)) for planned in plan.shards]
-    except CacheError:
-        return [{} if each.name in missing else _read_lengths(folder, plan, each) for each in plan.shards]
+    listed = iter(read_utterances(folder, plan).items())
+    return [dict(islice(listed, planned.num_live)) for planned in plan.shards]
 
 
 def _read_lengths(folder: Path, plan: CachePlan, planned: ShardPlan) -> Lengths:
@@ -97,20 +99,20 @@ def _read_lengths(folder: Path, plan: CachePlan, planned: ShardPlan) -> Lengths:
 
 
 def _find_mended(
-    folder: Path, plan: CachePlan, missing: Sequence[str], wanted: dict[str, Utterance]
+    folder: Path, plan: CachePlan, shards: Sequence[ShardPlan], wanted: dict[str, Utterance]
 ) -> list[str]:
     """Return the utterances of shards that were skipped because they could not be read, and can be now."""
     suspects = []
-    for planned in plan.shards:
-        if planned.name not in missing:
-            shard = open_planned(folder, plan, planned)
-            skipped = {name for row, name in shard.live_rows() if may_be_mended(shard.skipped[row])}
-            suspects += [wanted[name] for name in sorted(skipped & wanted.keys())]
+    for planned in shards:
+        shard = open_planned(folder, plan, planned)
+        skipped = {name for row, name in shard.live_rows() if may_be_mended(shard.skipped[row])}
+        suspects += [wanted[name] for name in sorted(skipped & wanted.keys())]
     return find_readable(suspects)
 
 
-def _check_share(folder: Path, before: Lengths, wanted: dict[str, Utterance], num_held: int) -> None:
-    if num_held < (1 - MAX_LOST_SHARE) * len(before):
+def _check_share(folder: Path, before: Lengths, wanted: dict[str, Utterance]) -> None:
+    num_same = sum(name in wanted and wanted[name].num_samples == length for name, length in before.items())
+    if num_same < (1 - MAX_LOST_SHARE) * len(before):
         raise CacheError(
             f"{describe_changes(before, wanted)}: most of it would be of no use any more",
             where=folder,

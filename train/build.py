@@ -238,7 +238,15 @@ def _adopt_text(asked: TextConfig, held: TextConfig) -> TextConfig:
             f"the checkpoint has another alphabet than the config ({shown[0]}; config: {shown[1]})",
             remedy="leave text.alphabet and text.language out: they come from the checkpoint",
         )
-    return held.model_copy(update={"numbers": asked.numbers}) if asked.numbers == "spell" else held
+    if asked.numbers != "spell":
+        return held
+    language = held.language or asked.language or ("en" if held.alphabet == "english" else None)
+    if language is None:
+        raise CheckpointError(
+            "numbers are spelled in a language, and the checkpoint has none",
+            remedy="leave text.numbers out, and write numbers as words",
+        )
+    return held.model_copy(update={"numbers": asked.numbers})
 
 
 def _check_mix(mix: LayerMix, config: Config, remedy: str) -> None:

@@ -1,5 +1,6 @@
 """Recordings that libsndfile does not read (M4A, WebM, video), decoded by ffmpeg where it is installed."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -57,6 +58,8 @@ def _decode(path: Path, num_bytes: int, mtime_ns: int) -> BinaryIO:
             start_new_session=True,
         )
         if done.returncode or not os.fstat(decoded.fileno()).st_size:
+            if b"No space left" in done.stderr:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), tempfile.gettempdir())
             raise _fail(path, _first_error(done.stderr))
     except subprocess.TimeoutExpired:
         decoded.close()

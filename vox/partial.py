@@ -55,6 +55,12 @@ class PartialFile:
         except ValueError:
             found = None
         if found != header:
+            if content and not (isinstance(found, dict) and "format" in found):
+                raise VoxError(
+                    "a file with the name of a partial transcript, which it is not",
+                    where=self.path,
+                    remedy="move it, or choose another --out",
+                )
             if isinstance(found, dict):
                 keys = [key for key in (*header, *found) if header.get(key) != found.get(key)]
                 log.info(

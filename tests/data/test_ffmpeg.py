@@ -1,5 +1,6 @@
 """Formats that only ffmpeg reads. The ffmpeg here is a script that copies a file to its output."""
 
+import errno
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -100,3 +101,12 @@ def test_ffmpeg_is_not_asked_about_a_damaged_flac(tmp_path: Path, monkeypatch: p
     (tmp_path / "x.flac").write_bytes(b"fLaC" + bytes(100))
     with pytest.raises(AudioError, match="not a readable recording"):
         read_audio(tmp_path / "x.flac")
+
+
+def test_a_full_disk_is_not_the_recordings_fault(
+    tmp_path: Path, recording: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_ffmpeg(tmp_path, monkeypatch, "sys.exit('pipe:1: No space left on device')")
+    with pytest.raises(OSError, match="No space left") as caught:
+        read_audio(recording)
+    assert caught.value.errno == errno.ENOSPC

@@ -221,13 +221,17 @@ def test_a_folder_of_recordings_and_texts(tmp_path: Path) -> None:
 def test_librispeech_at_any_depth(tmp_path: Path) -> None:
     folder = tmp_path / "train"
     write_audio(folder / "7" / "1" / "7-1-0.flac", folder / "7" / "1" / "7-1-1.wav", folder / "9-0.flac")
+    write_audio(folder / "7" / "1" / "7-1-3.wav", folder / "7" / "1" / "7-1-3.flac", folder / "8" / "8-0.wav")
     write_lines(folder / "7" / "1" / "7-1.trans.txt", ["7-1-0 GO LEFT", "7-1-2 STOP"])
+    write_lines(folder / "7" / "1" / "more.trans.txt", ["7-1-3 GO"])
     write_lines(folder / "9.trans.txt", ["9-0 JUMP"])
     taken, left_out = take_over(folder, tmp_path / "data")
     assert taken == [("7-1-0", "7-1-0.flac", "go left", "7", None), ("9-0", "9-0.flac", "jump", "", None)]
     assert left_out == {
         "7-1-2": f"a transcript without a recording: {folder / '7' / '1' / '7-1.trans.txt'}",
         "7-1-1": "a recording without a transcript: 7/1/7-1-1.wav",
+        "7-1-3": f"two recordings (7-1-3.flac and 7-1-3.wav): {folder / '7' / '1' / 'more.trans.txt'}",
+        "8-0": "a recording without a transcript: 8/8-0.wav",
     }
 
 

@@ -139,8 +139,9 @@ def test_a_tokenizer_of_letters_spells_its_corpus_and_has_a_name_of_its_own(tmp_
     tokenizer = train_tokenizer(texts, size, LETTERS)
     for text in texts:
         assert tokenizer.decode(tokenizer.encode(text)) == text
-    names = {tokenizer_path(tmp_path, "s", 50, each).name for each in (ENGLISH, LETTERS, CHARACTERS)}
-    assert names == {"s-bpe50.model", "s-letters-bpe50.model", "s-characters-bpe50.model"}
+    paths = [tokenizer_path(tmp_path, "s", 50, each) for each in (ENGLISH, LETTERS, CHARACTERS)]
+    folders = [str(path.parent.relative_to(tmp_path)) for path in paths]
+    assert folders == ["tokenizers", "tokenizers/letters", "tokenizers/characters"]
 
 
 TABLE = """# Hausa, roughly

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
 import soundfile
 
@@ -14,7 +15,9 @@ import vox.transcribe
 from tests.support.speech import make_speech
 from tests.support.untrained import save_arbitrary_checkpoint
 from vox.cli import main
+from vox.commands.transcribe import plan_outputs
 from vox.decode.found import Found
+from vox.errors import VoxError
 from vox.partial import PartialFile
 from vox.units import SAMPLE_RATE
 
@@ -169,3 +172,14 @@ def test_outputs_that_cannot_be_are_one_line(
     with PartialFile(talk.with_name("a.json.partial"), {}):
         assert transcribe(talk, "--out", talk.with_name("a.json")) == 2
     assert "another process is writing this transcription" in capsys.readouterr().err
+
+
+def test_what_is_no_output_of_ours_is_left_alone(tmp_path: Path) -> None:
+    """A pipe, and a file that has the name of a partial one; a link's file is written."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(click.UsageError, match="not a regular file"):
+        plan_outputs([tmp_path / "talk.wav"], str(tmp_path / "pipe"), "text")
+    (tmp_path / "notes").write_text("mine\n")
+    with pytest.raises(VoxError, match="which it is not"):
+        PartialFile(tmp_path / "notes", {})
+    assert (tmp_path / "notes").read_text() == "mine\n"

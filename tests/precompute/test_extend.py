@@ -209,3 +209,48 @@ def test_two_ranks_at_once_extend_a_cache(
     check(tmp_path / "two", fingerprint, content, fresh)
     plans = [next((tmp_path / name).glob("*/*/plan.json")).read_text() for name in ("one", "two")]
     assert plans[0] == plans[1]
+
+
+def test_a_deleted_shard_with_retired_rows_is_computed_again(
+    root: Path, tiny_wavlm_dir: Path, fingerprint: Fingerprint, fresh: Features, tmp_path: Path
+) -> None:
+    """As a message about a damaged shard advises; nothing of the split is lost, so nothing is refused."""
+    line = command(root, tiny_wavlm_dir, tmp_path / "features", "--shard-gb", "1")
+    write_manifest(root, dict.fromkeys(range(8), 0))
+    assert main(line) == 0
+    content = dict.fromkeys(range(1, 10), 0)
+    write_manifest(root, content)
+    assert main(line) == 0
+    (folder,) = (tmp_path / "features" / SPLIT).iterdir()
+    (folder / "shard-00000.h5").unlink()
+    assert main(line) == 0
+    check(tmp_path / "features", fingerprint, content, fresh)
+
+
+def test_a_stale_shard_left_by_a_kill_is_replaced(
+    root: Path,
+    tiny_wavlm_dir: Path,
+    fingerprint: Fingerprint,
+    fresh: Features,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Killed after the new plan, before the shard that it no longer names was deleted."""
+
+    def be_killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    line = command(root, tiny_wavlm_dir, tmp_path / "features")
+    write_manifest(root, dict.fromkeys(range(8), 0))
+    assert main(line) == 0
+    last = max(list_shards(tmp_path / "features"))
+    (path,) = tmp_path.glob(f"features/{SPLIT}/*/{last}")
+    content = {number: 0 for number in range(8) if f"u{number:02d}" not in Shard(path).ids}
+    write_manifest(root, content)
+    with monkeypatch.context() as patch:
+        patch.setattr("precompute.prepare._find_unplanned", be_killed)
+        assert main(line) == 130
+    content |= {12: 0, 13: 0}
+    write_manifest(root, content)
+    assert main(line) == 0
+    check(tmp_path / "features", fingerprint, content, fresh)

@@ -9,6 +9,7 @@ import pytest
 from evaluate.cli import evaluate
 from tests.support.speech import write_split
 from tests.support.training import stage1_options, stage2_options
+from train.build import _adopt_text
 from train.run import run_training
 from vox.checkpoint.files import load_recogniser
 from vox.cli import main
@@ -91,3 +92,11 @@ def test_a_corpus_in_another_script_is_refused_with_the_remedy(
     capsys.readouterr()
     assert main([*check, "--set", "text.alphabet=letters"]) == 0
     assert "п:2" in capsys.readouterr().out
+
+
+def test_numbers_are_not_spelled_in_a_language_that_nobody_named() -> None:
+    """The checkpoints of such a run could not be loaded."""
+    with pytest.raises(CheckpointError, match="the checkpoint has none"):
+        _adopt_text(TextConfig(numbers="spell"), TextConfig(alphabet="letters"))
+    german = TextConfig(alphabet="letters", language="de")
+    assert _adopt_text(TextConfig(numbers="spell"), german).numbers == "spell"

@@ -126,6 +126,8 @@ def plan_outputs(recordings: Sequence[Path], out: str, format_name: str) -> dict
             )
         path.mkdir(parents=True, exist_ok=True)
     for output in outputs.values():
+        if output.exists() and not output.is_file():
+            raise click.UsageError(f"--out {out}: {output} is not a regular file; leave --out out to print")
         if any(output.exists() and output.samefile(each) for each in recordings if each.exists()):
             raise click.UsageError(f"--out {out}: it would replace the recording {output}")
     return outputs
@@ -143,7 +145,7 @@ def write_transcripts(
     with PartialFile(partial_path, transcriber.identity()) as partial:
         try:
             for transcript in transcriber.transcribe(outputs, partial):
-                path = paths[transcript.audio]
+                path = paths[transcript.audio].resolve()  # a link stays one
                 write_whole(path, format_transcript(transcript, format_name, nbest).encode())
                 log.info("wrote %s", path)
         except KeyboardInterrupt:

@@ -61,7 +61,8 @@ def render_check(splits: Sequence[Checked], findings: Sequence[tuple[str, Sequen
 
 def count_bins(values: Sequence[float], num_bins: int = NUM_BINS) -> tuple[list[int], float, float]:
     """Return the counts of equal bins from the smallest to the largest value, and these two."""
-    counts, edges = np.histogram(values, num_bins)
+    rounded = np.round(values, 6)  # values that differ by rounding alone fill one bin
+    counts, edges = np.histogram(rounded, num_bins)
     return counts.tolist(), float(edges[0]), float(edges[-1])
 
 

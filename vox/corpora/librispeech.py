@@ -1,5 +1,6 @@
-"""Read LibriSpeech's layout, at any depth: recordings with a `.trans.txt` of lines `ID TEXT` beside them."""
+"""Read LibriSpeech's layout, at any depth: recordings with `.trans.txt` files of lines `ID TEXT`."""
 
+import os
 from pathlib import Path
 
 from vox.corpora.imported import Imported, read_lines
@@ -10,25 +11,41 @@ TRANSCRIPTS = "*.trans.txt"
 
 
 def read_librispeech(folder: Path) -> Imported:
-    """Read every transcript file below a folder; the speaker is the first folder below it."""
+    """Read every folder below; the speaker is the first folder. Lists what has no partner, or two."""
     imported = Imported(folder)
-    for transcripts in sorted(folder.rglob(TRANSCRIPTS)):
-        chapter = transcripts.parent.relative_to(folder)
-        speaker = chapter.parts[0] if chapter.parts else ""
-        recordings = _list_recordings(transcripts.parent)
-        for line in read_lines(transcripts):
-            name, _, text = line.strip().partition(" ")
-            if name in recordings:
-                entry = Entry(str(chapter / recordings.pop(name)), text.strip(), name, speaker)
-                imported.entries.append(entry)
-            elif name:
-                imported.leave_out(name, f"a transcript without a recording: {transcripts}")
-        for name, file_name in sorted(recordings.items()):
-            imported.leave_out(name, f"a recording without a transcript: {chapter / file_name}")
+    for path, folders, _ in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        _read_chapter(Path(path), imported)
     return imported
 
 
-def _list_recordings(folder: Path) -> dict[str, str]:
-    """Return the recordings of a folder: name without suffix to file name."""
-    paths = (path for path in folder.iterdir() if path.suffix.lower() in AUDIO_SUFFIXES)
-    return {path.stem: path.name for path in paths if not path.name.startswith(".")}
+def _read_chapter(chapter_dir: Path, imported: Imported) -> None:
+    chapter = chapter_dir.relative_to(imported.folder)
+    speaker = chapter.parts[0] if chapter.parts else ""
+    recordings = _list_recordings(chapter_dir)
+    used = set()
+    for transcripts in sorted(chapter_dir.glob(TRANSCRIPTS)):
+        for line in read_lines(transcripts):
+            name, _, text = line.strip().partition(" ")
+            if not name:
+                continue
+            files = recordings.get(name, [])
+            used.add(name)
+            if len(files) == 1:
+                imported.entries.append(Entry(str(chapter / files[0]), text.strip(), name, speaker))
+            else:
+                what = (
+                    f"two recordings ({' and '.join(files)})" if files else "a transcript without a recording"
+                )
+                imported.leave_out(name, f"{what}: {transcripts}")
+    for name in sorted(recordings.keys() - used):
+        imported.leave_out(name, f"a recording without a transcript: {chapter / recordings[name][0]}")
+
+
+def _list_recordings(folder: Path) -> dict[str, list[str]]:
+    """Return the recordings of a folder: name without suffix to file names."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith("."):
+            found.setdefault(path.stem, []).append(path.name)
+    return found

@@ -35,7 +35,7 @@ class FeatureCache:
         self.shards = shards
         self.prefixes = list(prefixes or [""] * len(shards))
         self.feature_dim: int = shards[0].feature_dim
-        self.ids: list[str] = []  # without the skipped ones, sorted
+        self.ids: list[str] = []  # without the skipped ones
         self.num_samples: dict[str, int] = {}
         self.skipped: dict[str, str] = {}  # id to reason
         self._places: dict[str, tuple[int, int]] = {}  # id to (shard, row)
@@ -211,9 +211,13 @@ def summarise_cache(folder: Path) -> CacheSummary:
     plan = read_plan(folder)
     assert plan is not None
     missing = set(missing_shards(folder, plan))
-    paths = [folder / shard.name for shard in plan.shards if shard.name not in missing]
+    present = [shard for shard in plan.shards if shard.name not in missing]
+    paths = [folder / shard.name for shard in present]
     try:
-        num_skipped: int | None = sum(1 for path in paths for reason in Shard(path).skipped if reason)
+        shards = [open_planned(folder, plan, shard) for shard in present]
+        num_skipped: int | None = sum(
+            bool(shard.skipped[row]) for shard in shards for row, _ in shard.live_rows()
+        )
     except (CacheError, OSError):
         num_skipped = None
     num_bytes = sum(path.stat().st_size for path in paths)

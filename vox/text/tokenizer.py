@@ -204,8 +204,8 @@ def fit_vocab_size(texts: Sequence[str], wanted: int, normaliser: Normaliser = E
 
 def tokenizer_path(root: Path | str, split: str, vocab_size: int, normaliser: Normaliser = ENGLISH) -> Path:
     """Return where the tokenizer of a split lies under a data root. Each alphabet has one of its own."""
-    parts = [split, *([normaliser.name] if normaliser.name else []), f"bpe{vocab_size}.model"]
-    return Path(root) / "tokenizers" / "-".join(parts)
+    folder = Path(root) / "tokenizers" / normaliser.name  # English has none: its files are where they were
+    return folder / f"{split}-bpe{vocab_size}.model"
 
 
 def get_tokenizer(
