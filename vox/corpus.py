@@ -167,7 +167,9 @@ def load_split_and_problems(
         _log_audio_conversions(split, headers)
     if reading.num_texts_changed:
         changed = name_count(reading.num_texts_changed, "transcript")
-        log.info("%s: punctuation or accents removed from %s", split, changed)
+        is_english = isinstance(normalise, Normaliser) and normalise.config.alphabet == "english"
+        what = "punctuation or accents (text.alphabet=letters keeps accents)" if is_english else "punctuation"
+        log.info("%s: %s removed from %s", split, what, changed)
     if reading.num_numbers:
         numbers = name_count(reading.num_numbers, "number")
         log.info("%s: %s written as words: years and ordinals may be read otherwise", split, numbers)

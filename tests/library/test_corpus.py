@@ -245,7 +245,7 @@ def test_conversions_are_said_once_with_counts(tmp_path: Path, caplog: pytest.Lo
     assert [record.message for record in caplog.records] == [
         "s: 2 recordings resampled to 16000 Hz (from 8000 Hz, 22050 Hz)",
         "s: 1 recording mixed down to one channel",
-        "s: punctuation or accents removed from 2 transcripts",
+        "s: punctuation or accents (text.alphabet=letters keeps accents) removed from 2 transcripts",
     ]
     caplog.clear()
     load_split(write_split(tmp_path, "plain", 2).parents[3], "plain")
