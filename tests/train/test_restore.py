@@ -116,6 +116,8 @@ def test_a_damaged_last_is_passed_over_and_the_run_ends_the_same(damaged, whole,
     shutil.rmtree(run / "checkpoints" / "update-00000009")  # or only the validation would be done again
     if damaged == TRAINER:
         (run / "last" / damaged).unlink()
+    elif damaged == CHECKSUMS:  # cut: a changed digit would be in some other file's sum
+        (run / "last" / damaged).write_bytes((run / "last" / damaged).read_bytes()[:-20])
     else:
         flip_bit(run / "last" / damaged)
     with pytest.raises(CheckpointError, match=damaged):
