@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from evaluate.run import Evaluation, evaluate_split
 from evaluate.tune import LM_WEIGHTS, collect_lists, count_errors, fit_lists, list_choices, pick_middle
 from vox.additions import DEFAULT_HOTWORD_WEIGHT, DEFAULT_LM_WEIGHT, Additions
-from vox.bootstrap import find_upper_end, measure_rates
+from vox.bootstrap import find_upper_ends
 from vox.checkpoint.files import Checkpoint
 from vox.corpus import Utterance
 from vox.decode import DEFAULT_SEARCH, VALIDATION_DECODERS, SearchOptions
@@ -222,9 +222,7 @@ def _promise_for(before: Evaluation, tolerance: float | None) -> Promise:
         name: [one.num_errors for one in result.score.utterances] for name, result in before.decoders.items()
     }
     lengths = [one.num_words for one in next(iter(before.decoders.values())).score.utterances]
-    rates = measure_rates(errors, lengths, before.ids)
-    uppers = {name: find_upper_end(rate, sum(lengths)) for name, rate in rates.items()}
-    return make_promise(_rates(before), uppers, tolerance)
+    return make_promise(_rates(before), find_upper_ends(errors, lengths, before.ids), tolerance)
 
 
 def _rates(evaluation: Evaluation) -> dict[str, float]:

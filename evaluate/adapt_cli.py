@@ -4,19 +4,18 @@ from pathlib import Path
 
 import click
 
-from vox.options import batch_seconds_option, checkpoint_option, device_option, root_option, workers_option
+from vox.options import (
+    batch_seconds_option,
+    checkpoint_option,
+    device_option,
+    root_option,
+    texts_option,
+    workers_option,
+)
 
 
 @click.command()
-@click.option(
-    "--text",
-    "texts",
-    multiple=True,
-    required=True,
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Text of the domain, a sentence a line, gzipped if its name ends in .gz; repeatable.",
-)
+@texts_option("Text of the domain, a sentence a line")
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="A new folder.")
 @checkpoint_option
 @click.option(

@@ -81,6 +81,17 @@ class Tally:
     by_character: bool = False
     normalise: Callable[[str], str] = ENGLISH
 
+    @classmethod
+    def begin(cls, loaded: Checkpoint, decoders: Sequence[str]) -> "Tally":
+        """Return an empty tally of a checkpoint's results."""
+        return cls(
+            texts={name: {} for name in decoders},
+            truncated={name: [] for name in decoders},
+            precision=pick_precision("auto", device_of(loaded.recogniser)),
+            by_character=not loaded.tokenizer.has_words,
+            normalise=loaded.normaliser,
+        )
+
 
 def load_splits(
     root: Path, splits: Sequence[str], *, skip_bad: bool, normalise: Callable[[str], str] = ENGLISH
@@ -122,8 +133,7 @@ def evaluate_split(
 
     Raises CorpusError if no recording can be read, and ConfigError for an unknown decoder.
     """
-    tally = Tally(texts={name: {} for name in decoders}, truncated={name: [] for name in decoders})
-    tally.precision = pick_precision("auto", device_of(loaded.recogniser))
+    tally = Tally.begin(loaded, decoders)
     tally.temperature = temperature
     options = options or SearchOptions()
     searches = {name: make_search(name, options, loaded.tokenizer) for name in decoders}
@@ -131,8 +141,6 @@ def evaluate_split(
         _decode_batch(loaded, batch, searches, tally)
     if len(tally.excluded) == len(utterances):
         raise CorpusError("no recording could be read", where=split, remedy="see the reasons above")
-    tally.by_character = not loaded.tokenizer.has_words
-    tally.normalise = loaded.normaliser
     return score_tally(split, utterances, tally, left_out or {}, options, hotwords)
 
 

@@ -13,10 +13,7 @@ from vox.audio import read_audio, read_header
 from vox.checkpoint.files import Checkpoint
 from vox.corpus import Utterance
 from vox.decode import SearchOptions
-from vox.decode.words import join_labels, lowest_confidence
-from vox.device import pick_precision
 from vox.errors import AudioError, CorpusError
-from vox.hear import device_of
 from vox.hotword_list import Hotword
 from vox.mapped_audio import map_audio
 from vox.segment import Segment
@@ -75,10 +72,7 @@ def evaluate_whole(
     What is said outside the segments, and recognised, counts as insertions. The real-time factor of a decoder
     is that of `vox transcribe`. Raises CorpusError if no recording can be read.
     """
-    tally = Tally(texts={name: {} for name in decoders}, truncated={name: [] for name in decoders})
-    tally.precision = pick_precision("auto", device_of(loaded.recogniser))
-    tally.by_character = not loaded.tokenizer.has_words
-    tally.normalise = loaded.normaliser
+    tally = Tally.begin(loaded, decoders)
     tally.seconds[""] = 0.0
     options = options or SearchOptions()
     transcribers = {name: Transcriber(loaded, name, options, temperature=temperature) for name in decoders}
@@ -108,10 +102,7 @@ def _transcribe(
     found = transcriber.recognise(waveform_S, f"{recording_id}, {name}")
     tally.seconds[name] = tally.seconds.get(name, 0.0) + time.perf_counter() - start
     best, tokenizer = found.hypotheses[0], transcriber.loaded.tokenizer
-    words = join_labels(best.ids, found.times, tokenizer)
     tally.texts[name][recording_id] = tokenizer.decode(best.ids)
-    tally.confidences.setdefault(name, {})[recording_id] = (
-        lowest_confidence(words) if words or None in found.times else found.silence
-    )
+    _, tally.confidences.setdefault(name, {})[recording_id] = found.list_words(tokenizer)
     if best.is_truncated:
         tally.truncated[name].append(recording_id)

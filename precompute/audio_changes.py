@@ -51,7 +51,7 @@ def recall_stamps(folder: Path) -> dict[str, Recorded]:
         return {}
 
 
-def may_be_mended(skipped: str) -> bool:
+def may_be_repaired(skipped: str) -> bool:
     """Say whether a shard's reason for an utterance without features lies in its recording."""
     return bool(skipped) and skipped != OVERFLOW
 
@@ -81,7 +81,7 @@ def refuse_changed(folder: Path, shards: Sequence[Shard], recordings: Recordings
         name: (shard.audio_sha256(row), shard.path.name)
         for shard in shards
         for row, name in shard.live_rows()
-        if not recordings.is_as_recorded(name) and not may_be_mended(shard.skipped[row])
+        if not recordings.is_as_recorded(name) and not may_be_repaired(shard.skipped[row])
     }
     if not expected:
         return

@@ -11,7 +11,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from precompute.audio_changes import find_readable, may_be_mended
+from precompute.audio_changes import find_readable, may_be_repaired
 from precompute.plan import CacheWork, ShardWork, assemble, cut_shards, is_as_planned, plan_shard
 from vox.corpus import Utterance
 from vox.errors import CacheError, name_count, name_first
@@ -46,10 +46,10 @@ def keep_shards(folder: Path, fresh: CacheWork, shard_gb: float) -> CacheWork:
         for planned, lengths in zip(old.shards, listed, strict=True)
         if planned.name not in missing and not wanted.keys().isdisjoint(lengths)
     ]
-    mended = _find_mended(folder, old, in_use, wanted)
+    repaired = _find_repaired(folder, old, in_use, wanted)
     kept = []
     for planned, lengths in zip(old.shards, listed, strict=True):
-        live = [wanted[name] for name in lengths if _is_right(name, lengths, wanted, mended)]
+        live = [wanted[name] for name in lengths if _is_right(name, lengths, wanted, repaired)]
         if (planned.name not in missing and live) or len(live) == planned.num_utterances:
             gone = lengths.keys() - {utterance.id for utterance in live}
             retired = tuple(sorted({*planned.retired, *gone}))
@@ -64,9 +64,9 @@ def keep_shards(folder: Path, fresh: CacheWork, shard_gb: float) -> CacheWork:
     work = assemble(fresh.plan, kept)
     if before != {name: utterance.num_samples for name, utterance in wanted.items()}:
         log.info("%s: %s", fresh.plan.title, describe_changes(before, wanted))
-    if mended:
-        count = name_count(len(mended), "recording")
-        log.info("%s: %s skipped before can be read now: %s", fresh.plan.title, count, name_first(mended))
+    if repaired:
+        count, names = name_count(len(repaired), "recording"), name_first(sorted(repaired))
+        log.info("%s: %s skipped before can be read now: %s", fresh.plan.title, count, names)
     return work
 
 
@@ -81,8 +81,8 @@ def describe_changes(before: Lengths, wanted: dict[str, Utterance]) -> str:
     )
 
 
-def _is_right(name: str, lengths: Lengths, wanted: dict[str, Utterance], mended: Sequence[str]) -> bool:
-    return name in wanted and wanted[name].num_samples == lengths[name] and name not in mended
+def _is_right(name: str, lengths: Lengths, wanted: dict[str, Utterance], repaired: frozenset[str]) -> bool:
+    return name in wanted and wanted[name].num_samples == lengths[name] and name not in repaired
 
 
 def _list_utterances(folder: Path, plan: CachePlan, fresh: CacheWork) -> list[Lengths]:
@@ -98,16 +98,16 @@ def _read_lengths(folder: Path, plan: CachePlan, planned: ShardPlan) -> Lengths:
     return {name: int(shard.num_samples[row]) for row, name in shard.live_rows()}
 
 
-def _find_mended(
+def _find_repaired(
     folder: Path, plan: CachePlan, shards: Sequence[ShardPlan], wanted: dict[str, Utterance]
-) -> list[str]:
+) -> frozenset[str]:
     """Return the utterances of shards that were skipped because they could not be read, and can be now."""
     suspects = []
     for planned in shards:
         shard = open_planned(folder, plan, planned)
-        skipped = {name for row, name in shard.live_rows() if may_be_mended(shard.skipped[row])}
+        skipped = {name for row, name in shard.live_rows() if may_be_repaired(shard.skipped[row])}
         suspects += [wanted[name] for name in sorted(skipped & wanted.keys())]
-    return find_readable(suspects)
+    return frozenset(find_readable(suspects))
 
 
 def _check_share(folder: Path, before: Lengths, wanted: dict[str, Utterance]) -> None:

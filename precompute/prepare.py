@@ -76,11 +76,10 @@ def inspect_cache(
     plan = work.plan
     mine = share_shards([shard.num_frames for shard in plan.shards], rank, world_size)
     missing = set(missing_shards(folder, plan))
-    old = read_plan(folder) if not rebuild else None
-    if old is not None:  # a file that its plan does not name was about to be removed
-        missing |= {shard.name for shard in plan.shards} - {shard.name for shard in old.shards}
     if rebuild:
         missing |= {plan.shards[number].name for number in mine}
+    elif (old := read_plan(folder)) is not None:  # a file that it does not name was about to be removed
+        missing |= {shard.name for shard in plan.shards} - {shard.name for shard in old.shards}
     present = [plan.shards[number] for number in mine if plan.shards[number].name not in missing]
     shards = [open_planned(folder, plan, planned) for planned in present]
     refuse_changed(folder, shards, recordings, work)

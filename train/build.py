@@ -240,8 +240,7 @@ def _adopt_text(asked: TextConfig, held: TextConfig) -> TextConfig:
         )
     if asked.numbers != "spell":
         return held
-    language = held.language or asked.language or ("en" if held.alphabet == "english" else None)
-    if language is None:
+    if held.language is None and held.alphabet != "english":
         raise CheckpointError(
             "numbers are spelled in a language, and the checkpoint has none",
             remedy="leave text.numbers out, and write numbers as words",

@@ -76,6 +76,14 @@ def find_upper_end(rate: Rate, num_words: int) -> float:
     return rate.interval[1] if rate.value > 0 else min(1.0, 3 / num_words)
 
 
+def find_upper_ends(
+    errors: Mapping[str, Sequence[int]], lengths_N: Sequence[int], units_N: Sequence[Hashable]
+) -> dict[str, float]:
+    """Return the upper end of every system's interval; arguments as in `measure_rates`."""
+    rates = measure_rates(errors, lengths_N, units_N)
+    return {name: find_upper_end(rate, sum(lengths_N)) for name, rate in rates.items()}
+
+
 def compare_rates(first: Rate, second: Rate) -> Difference:
     """Compare two rates of one `measure_rates`."""
     differences_R = second.draws_R - first.draws_R

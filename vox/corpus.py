@@ -9,7 +9,7 @@ import logging
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
@@ -326,9 +326,15 @@ def _reject_overlaps(reading: _Reading) -> None:
 
 
 def _read_librispeech(split_dir: Path, reading: _Reading) -> None:
-    """Read every folder that holds transcripts or recordings, at whatever depth.
+    """Read every folder that holds transcripts or recordings, at whatever depth."""
+    for chapter_dir, speaker in walk_chapters(split_dir):
+        _read_chapter(chapter_dir, speaker, reading)
 
-    The speaker is the first folder below the split, as in LibriSpeech; "" for recordings right in the split.
+
+def walk_chapters(split_dir: Path) -> Iterator[tuple[Path, str]]:
+    """Yield every folder of LibriSpeech's layout, links followed once, with its speaker.
+
+    The speaker is the first folder below the split, as in LibriSpeech; "" for the split's own folder.
     """
     seen = set()
     for folder, folders, _ in os.walk(split_dir, followlinks=True, onerror=_raise):
@@ -339,8 +345,7 @@ def _read_librispeech(split_dir: Path, reading: _Reading) -> None:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        speaker = next(iter(chapter_dir.relative_to(split_dir).parts), "")
-        _read_chapter(chapter_dir, speaker, reading)
+        yield chapter_dir, next(iter(chapter_dir.relative_to(split_dir).parts), "")
 
 
 def _raise(error: OSError) -> None:
@@ -348,7 +353,7 @@ def _raise(error: OSError) -> None:
 
 
 def _read_chapter(chapter_dir: Path, speaker: str, reading: _Reading) -> None:
-    audio_names, transcript_names = _list_chapter(chapter_dir)
+    audio_names, transcript_names = list_chapter(chapter_dir)
     unused = set(audio_names)
     for transcript_name in transcript_names:
         for line in _read_lines(chapter_dir / transcript_name, reading):
@@ -364,7 +369,7 @@ def _read_chapter(chapter_dir: Path, speaker: str, reading: _Reading) -> None:
         reading.reject(name, f"audio without transcript: {chapter_dir / audio_names[name][0]}")
 
 
-def _list_chapter(chapter_dir: Path) -> tuple[dict[str, list[str]], list[str]]:
+def list_chapter(chapter_dir: Path) -> tuple[dict[str, list[str]], list[str]]:
     """List a chapter's audio files by id, and its transcript files."""
     audio_names: dict[str, list[str]] = {}
     transcript_names = []

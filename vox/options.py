@@ -132,6 +132,19 @@ checkpoint_option = click.option(
 )
 
 
+def texts_option(what: str) -> Callable[[Any], Any]:
+    """Make a repeatable --text, which must be given."""
+    return click.option(
+        "--text",
+        "texts",
+        multiple=True,
+        required=True,
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help=f"{what}, gzipped if its name ends in .gz; repeatable.",
+    )
+
+
 def batch_seconds_option(default: str | float) -> Callable[[Any], Any]:
     """Make --batch-seconds with a number as its default; a text says what None means."""
     return click.option(

@@ -28,7 +28,7 @@ from vox.decode.confidence import silence_confidence
 from vox.decode.ctc import decode_ctc
 from vox.decode.found import Found
 from vox.decode.scorer import hash_scorer
-from vox.decode.words import join_labels, lowest_confidence, time_labels
+from vox.decode.words import time_labels
 from vox.device import autocast, pick_precision
 from vox.disk import hash_file
 from vox.errors import AudioError, name_count, name_first
@@ -153,9 +153,8 @@ class Transcriber:
     ) -> Transcript:
         found = self.recognise(waveform_S, name, done, keep)
         hypotheses, ctc = found.hypotheses, found.ctc
-        words = join_labels(hypotheses[0].ids, found.times, self.loaded.tokenizer)
-        confidence = lowest_confidence(words) if words or None in found.times else found.silence
         best, tokenizer = hypotheses[0], self.loaded.tokenizer
+        words, confidence = found.list_words(tokenizer)
         self._warn(name, best, ctc)
         transcript = Transcript(
             audio=name,

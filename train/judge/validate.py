@@ -13,7 +13,7 @@ from train.ranks import Ranks
 from train.splits import TrainingSplit
 from train.state import Run
 from train.update.step import compute_losses
-from vox.bootstrap import find_upper_end, measure_rates
+from vox.bootstrap import find_upper_ends
 from vox.data.batch import AudioBatch, FeatureBatch
 from vox.data.plan import plan_by_length
 from vox.decode import VALIDATION_DECODERS, SearchOptions, make_search
@@ -257,8 +257,7 @@ def _find_upper_ends(
         scored = score_texts(list(references.values()), [found[i] for i in references])
         lengths = [each.num_words for each in scored.utterances]
         errors[name] = [each.num_errors for each in scored.utterances]
-    rates = measure_rates(errors, lengths, list(references))
-    return {name: find_upper_end(rate, sum(lengths)) for name, rate in rates.items()}
+    return find_upper_ends(errors, lengths, list(references))
 
 
 def _summarise(

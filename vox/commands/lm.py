@@ -5,18 +5,11 @@ from pathlib import Path
 import click
 
 from vox.errors import ConfigError
+from vox.options import texts_option
 
 
 @click.command()
-@click.option(
-    "--text",
-    "texts",
-    multiple=True,
-    required=True,
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="A sentence a line, gzipped if its name ends in .gz; repeatable.",
-)
+@texts_option("A sentence a line")
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="LM.arpa", help="The model.")
 @click.option(
     "--order",

@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from vox.decode.hypothesis import Hypothesis
-from vox.decode.words import LabelTime
+from vox.decode.words import LabelTime, join_labels, lowest_confidence
+from vox.text import Tokenizer
+from vox.transcript import Word
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,11 @@ class Found:
     def to_json(self) -> str:
         """Format it in one line; floats keep every bit."""
         return json.dumps(asdict(self))
+
+    def list_words(self, tokenizer: Tokenizer) -> tuple[tuple[Word, ...], float | None]:
+        """Return the words of the first hypothesis and its confidence, as `find_words` does."""
+        words = join_labels(self.hypotheses[0].ids, self.times, tokenizer)
+        return words, lowest_confidence(words) if words or None in self.times else self.silence
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> "Found":
