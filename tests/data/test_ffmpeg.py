@@ -63,6 +63,10 @@ def test_what_ffmpeg_decodes_is_read_as_any_recording(
     os.utime(recording, (1, 1))
     read_header(recording)
     assert (tmp_path / "calls").read_text() == "xx"
+    os.utime(recording, (2, 2))
+    with ThreadPoolExecutor(4) as pool:  # at once, with nothing decoded before
+        list(pool.map(lambda segment: read_audio(recording, segment=segment), segments))
+    assert (tmp_path / "calls").read_text() == "xxx"
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,11 @@ def test_damage_is_found_in_blocks(tmp_path: Path, small_blocks: Path) -> None:
     (tmp_path / "cut.flac").write_bytes(content[: len(content) // 2])
     with pytest.raises(AudioError, match="a damaged recording"):
         map_audio(tmp_path / "cut.flac")
+    soundfile.write(tmp_path / "cut.mp3", make_channels(40_000, 1), SAMPLE_RATE)
+    content = (tmp_path / "cut.mp3").read_bytes()
+    (tmp_path / "cut.mp3").write_bytes(content[: len(content) // 2])  # a format that ends wherever it is cut
+    with pytest.raises(AudioError, match=r"its header says 40000 samples, \d+ can be decoded"):
+        map_audio(tmp_path / "cut.mp3")
     assert not list(small_blocks.iterdir())
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -13,10 +14,11 @@ import soundfile
 import vox.long
 import vox.transcribe
 from tests.support.speech import make_speech
-from tests.support.untrained import save_arbitrary_checkpoint
+from tests.support.untrained import make_tokenizer, save_arbitrary_checkpoint
 from vox.cli import main
 from vox.commands.transcribe import plan_outputs
-from vox.decode.found import Found
+from vox.decode.found import Found, find_nothing
+from vox.decode.hypothesis import Hypothesis
 from vox.errors import VoxError
 from vox.partial import PartialFile
 from vox.units import SAMPLE_RATE
@@ -183,3 +185,24 @@ def test_what_is_no_output_of_ours_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(VoxError, match="which it is not"):
         PartialFile(tmp_path / "notes", {})
     assert (tmp_path / "notes").read_text() == "mine\n"
+
+
+def test_a_line_without_its_end_is_decoded_again(tmp_path: Path) -> None:
+    """Its content may be whole: what is written next must not be appended to it."""
+    path, identity = tmp_path / "a.partial", {"decoder": "ctc"}
+    with PartialFile(path, identity) as partial:
+        partial.begin("talk", "sha")
+        partial.add(find_nothing(3))
+    path.write_bytes(path.read_bytes()[:-1])
+    with PartialFile(path, identity) as partial:
+        assert partial.begin("talk", "sha") == []
+        partial.add(find_nothing(3))
+    with PartialFile(path, identity) as partial:
+        assert partial.begin("talk", "sha") == [find_nothing(3)]
+
+
+def test_a_result_without_words_is_as_sure_as_its_silence() -> None:
+    tokenizer = make_tokenizer()
+    assert find_nothing(5, silence=0.75).list_words(tokenizer) == ((), 0.75)
+    unaligned = replace(find_nothing(5, silence=0.75), hypotheses=[Hypothesis([1])], times=[None])
+    assert unaligned.list_words(tokenizer)[1] is None
