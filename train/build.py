@@ -57,6 +57,12 @@ class Parts:
     fingerprint: Fingerprint | None
     cached_layer: int | None
 
+    @property
+    def utterances_by_use(self) -> dict[str, list[Utterance]]:
+        """The utterances by what they are for: train, dev, and in stage 3 source_dev."""
+        splits = {"train": self.train, "dev": self.dev, "source_dev": self.source_dev}
+        return {use: split.utterances for use, split in splits.items() if split is not None}
+
 
 def build_parts(options: TrainOptions, config: Config, device: torch.device, ranks: Ranks) -> Parts:
     """Read the corpus, open the cache or the audio, and build or load model and tokenizer.

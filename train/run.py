@@ -21,6 +21,7 @@ from train.record.checkpoint_writer import CheckpointWriter
 from train.record.heartbeat import Heartbeat
 from train.record.metrics import MetricsLog
 from train.record.restore import restore_run
+from train.record.utterances import save_utterances
 from train.resume import find_progress, refuse_existing, refuse_living, resume_state
 from train.save import save_run
 from train.signals import Interrupted, Signals
@@ -35,7 +36,7 @@ from vox.data.plan import num_updates
 from vox.device import local_device, pick_device, pick_precision
 from vox.disk import write_whole
 from vox.errors import name_count, name_first
-from vox.runs.layout import BEST, CONFIG, checkpoint_name
+from vox.runs.layout import BEST, CONFIG, UTTERANCES, checkpoint_name
 
 log = logging.getLogger(__name__)
 
@@ -136,6 +137,8 @@ def _start(run: Run, options: TrainOptions) -> None:
     elif run.ranks.is_first:
         save_options(options)
         write_whole(options.run_dir / CONFIG, dump_config(run.parts.config).encode())
+    if run.ranks.is_first and not (options.resume and (options.run_dir / UTTERANCES).exists()):
+        save_utterances(options.run_dir, run.parts.utterances_by_use)
     _announce(run)
     left_out = run.parts.train.left_out
     if left_out and not options.resume:
