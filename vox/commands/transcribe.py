@@ -158,7 +158,12 @@ def write_transcripts(
 
 
 def format_transcript(transcript: Transcript, format_name: str, nbest: int, name: str = "") -> str:
-    """Format a transcript as one of FORMATS, or as text: a line for each of the n-best, after a name."""
+    """Format a transcript as one of FORMATS, or as text: a line for each of the n-best, after a name.
+
+    Logs a warning if there is no word: in some formats nothing at all is written then.
+    """
+    if not transcript.text:
+        log.warning("no word was recognised in %s", click.format_filename(transcript.audio))
     if format_name != "text":
         return FORMATS[format_name](transcript)
     lines = []
