@@ -28,16 +28,6 @@ from vox.runs.liveness import judge_liveness
 log = logging.getLogger(__name__)
 
 
-def refuse_existing(options: TrainOptions) -> None:
-    """Raise CheckpointError if the folder of a new run holds one already."""
-    if (options.run_dir / LAST).exists() or list_checkpoints(options.run_dir):
-        raise CheckpointError(
-            "this folder holds a run already",
-            where=options.run_dir,
-            remedy="continue it with --resume, or name another with --run",
-        )
-
-
 def refuse_living(options: TrainOptions) -> None:
     """Raise CheckpointError if another process is at work on the run: two would spoil its files."""
     alive = read_json(options.run_dir / ALIVE, [])

@@ -6,6 +6,7 @@ import os
 import torch
 
 from train.build import Parts, build_parts, count_trainable
+from train.inputs import refuse_existing
 from train.joined import find_shared_recordings, join_names
 from train.judge.adapt import begin_adaptation, interpolate_at_the_end, link_before
 from train.judge.average import average_at_the_end
@@ -13,7 +14,7 @@ from train.judge.handoff import hand_over
 from train.loop import report_failures, step_settings, train_epochs
 from train.memory import settle_micro_batch
 from train.meter import Meter
-from train.options import TrainOptions, resolve_config, resume_options, save_options
+from train.options import TrainOptions, resolve_config, resume_options, save_options, warn_if_all_frozen
 from train.progress import Progress
 from train.ranks import Ranks, join_ranks, refuse_shared_gpu
 from train.record.backup import Backup, start_backup
@@ -22,7 +23,7 @@ from train.record.heartbeat import Heartbeat
 from train.record.metrics import MetricsLog
 from train.record.restore import restore_run
 from train.record.utterances import save_utterances
-from train.resume import find_progress, refuse_existing, refuse_living, resume_state
+from train.resume import find_progress, refuse_living, resume_state
 from train.save import save_run
 from train.signals import Interrupted, Signals
 from train.stages import find_stage
@@ -241,6 +242,7 @@ def _announce(run: Run) -> None:
         f"{count_trainable(parts.recogniser):,}",
         run.total_updates,
     )
+    warn_if_all_frozen(config)
     if both := config.data.train_weights.keys() & set(config.data.dev_split):
         log.warning("%s is the train split and the dev split: its WER will say nothing", join_names(both))
     for dev in (parts.dev, parts.source_dev):

@@ -18,7 +18,7 @@ from precompute.cli import precompute
 from tests.support.speech import write_split
 from tests.support.training import read_metrics, read_weights, stage1_options, stage2_options
 from train.judge.validate import DevResult
-from train.options import TrainOptions, resolve_config
+from train.options import TrainOptions, resolve_config, warn_if_all_frozen
 from train.run import run_training
 from vox.checkpoint.files import load_recogniser, read_words
 from vox.cli import main
@@ -258,7 +258,9 @@ def test_stage2_config_is_laid_over_the_stage_s_own(tmp_path, caplog):
     config = resolve_config(TrainOptions(stage=2, config_path=path, overrides=("train.epochs=7",)))
     assert (config.data.dev_split, config.train.epochs, config.optimizer.weight_decay) == (("mine",), 7, 0.02)
     assert (config.optimizer.learning_rate, config.train.unfreeze_layers) == (1e-5, (9, 10, 11))
-    resolve_config(TrainOptions(stage=2, overrides=("train.unfreeze_layers=[]",)))
+    warn_if_all_frozen(config)
+    assert not caplog.messages
+    warn_if_all_frozen(resolve_config(TrainOptions(stage=2, overrides=("train.unfreeze_layers=[]",))))
     assert "no WavLM layer is unfrozen" in caplog.text
 
 

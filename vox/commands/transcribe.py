@@ -84,6 +84,8 @@ def transcribe(
     recordings = [STDIN if str(path) == "-" else path for path in files]
     if out is None and format_name in ("srt", "vtt", "tsv") and len(files) > 1:
         raise click.UsageError(f"--format {format_name} is for one FILE, or for several with --out FOLDER")
+    if len(recordings) == 1 and not recordings[0].exists():  # found here, before seconds of imports
+        raise AudioError("no such recording", where=recordings[0], remedy="correct the path")
     outputs = {} if out is None else plan_outputs(recordings, out, format_name)
     transcriber = vox.load(
         checkpoint,
