@@ -194,7 +194,7 @@ def test_an_automatic_vocabulary_is_recorded_as_a_number(tiny_root, tiny_wavlm_d
     [
         ({"overrides": ("model.vocab_size=900",)}, TextError, "largest.*configs/small.yaml"),
         ({"overrides": ("model.feature_dim=768",)}, ConfigError, "--set model.feature_dim=32"),
-        ({"overrides": ("features.layers=[9]",)}, ConfigError, "has 4"),
+        ({"overrides": ("features.layers=[9]",)}, ConfigError, r"4 layers deep.*features.layers=\[1,2,3,4\]"),
         ({"overrides": ("train.unfreeze_layers=[3]",)}, ConfigError, "stage 2"),
         ({"cached": True, "features": Path("nowhere")}, CacheError, "vox precompute --split train-tiny"),
         ({"cached": True, "overrides": ("features.layers=[2,3]",)}, CacheError, "layers"),

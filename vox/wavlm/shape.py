@@ -80,7 +80,7 @@ def _refuse(shape: Shape, settings: Sequence[str], where: object) -> None:
     if settings:
         options = " ".join(f"--set {shlex.quote(setting)}" for setting in settings)
         raise ConfigError(
-            f"the config is for another WavLM: this one is {shape.hidden_size} channels wide and "
+            f"the config does not fit this WavLM, which is {shape.hidden_size} channels wide and "
             f"{shape.num_layers} layers deep",
             where=where,
             remedy=f"pass {options}, or choose another with --wavlm",
