@@ -78,13 +78,16 @@ def adapt(
     """
     from dataclasses import replace
 
+    from vox.checkpoint.series import find_checkpoint
+
+    folder = find_checkpoint(checkpoint).resolve()  # before torch is imported, which takes seconds
+
     from evaluate.adapt import DevSplit, default_domain, tune_domain
     from evaluate.domain_report import write_domain_report
     from evaluate.domain_text import read_texts, write_hotwords, write_language_model
     from evaluate.run import load_splits
     from vox.additions import DEFAULT_HOTWORD_WEIGHT, plan_search, read_additions
     from vox.checkpoint.files import load_recogniser
-    from vox.checkpoint.series import newest_checkpoint
     from vox.device import pick_device
     from vox.disk import hash_file
     from vox.domain import HOTWORDS, LM, REPORT, Domain, read_model_sha256, write_weights
@@ -101,7 +104,7 @@ def adapt(
             "the folder is there already", where=out, remedy="choose another --out, or delete it"
         )
     place = pick_device(device)
-    loaded = load_recogniser((checkpoint or newest_checkpoint()).resolve(), place)
+    loaded = load_recogniser(folder, place)
     before = replace(plan_search(loaded.folder, []).options, beam=beam)
     splits: tuple[DevSplit, DevSplit] | None = None
     if dev_split is not None:

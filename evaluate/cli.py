@@ -91,6 +91,18 @@ def evaluate(
     Prints a line for each decoder, and of several splits one for each of them. Writes the hypotheses, a
     report and an HTML page.
     """
+    from vox.checkpoint.series import find_checkpoint
+    from vox.corpus import find_split
+
+    if decoders:
+        from vox.decode import make_options
+
+        make_options(decoders, beam)
+    # Before torch is imported, which takes seconds.
+    folder = find_checkpoint(checkpoint)
+    for split in splits:
+        find_split(root, split)
+
     from evaluate.intervals import read_earlier
     from evaluate.report import (
         default_out_dir,
@@ -106,15 +118,11 @@ def evaluate(
     from evaluate.word_table import read_words
     from vox.additions import plan_search
     from vox.checkpoint.files import load_recogniser
-    from vox.checkpoint.series import newest_checkpoint
-    from vox.decode import VALIDATION_DECODERS, make_options
+    from vox.decode import VALIDATION_DECODERS
     from vox.device import pick_device
 
     # Check everything before the work: names, folders, headers of the recordings, weights.
-    if decoders:
-        make_options(decoders, beam)
     place = pick_device(device)
-    folder = checkpoint or newest_checkpoint()
     # Resolve the link once: training may move `best` to another checkpoint at any time.
     resolved = folder.resolve()
     plan = plan_search(

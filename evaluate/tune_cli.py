@@ -49,17 +49,22 @@ def tune(
     compares it with `joint` and the greedy decoders, and fits the temperature of the confidences.
     Writes tuned.json into the checkpoint's folder, where `vox transcribe` and `vox evaluate` read it.
     """
+    from vox.checkpoint.series import find_checkpoint
+    from vox.corpus import find_split
+
+    # Before torch is imported, which takes seconds.
+    folder = find_checkpoint(checkpoint).resolve()
+    find_split(root, split)
+
     from evaluate.tune import tune as tune_weights
     from vox.additions import read_additions
     from vox.checkpoint.files import load_recogniser
-    from vox.checkpoint.series import newest_checkpoint
     from vox.corpus import load_split
     from vox.decode import SearchOptions
     from vox.device import pick_device
     from vox.tuned import read_tuned, write_tuned
 
     place = pick_device(device)
-    folder = (checkpoint or newest_checkpoint()).resolve()
     loaded = load_recogniser(folder, place)
     read_tuned(folder, lm)  # fail on a damaged tuned.json before the work
     scorers = read_additions(lm, None, None, (), None).make_scorers(loaded.tokenizer, place)

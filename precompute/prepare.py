@@ -141,10 +141,16 @@ def describe_state(state: CacheState) -> str:
     """Say in one line how large a cache is and how much of it is still to be computed."""
     plan = state.work.plan
     hours = plan.num_samples / SAMPLE_RATE / 3600
-    num_bytes = plan.num_frames * plan.feature_dim * FEATURE_BYTES
+    num_frames = sum(sum(shard.num_frames) for shard in state.work.shards)  # without retired ones
+    size, retired_size = (
+        format_gb(count * plan.feature_dim * FEATURE_BYTES)
+        for count in (num_frames, plan.num_frames - num_frames)
+    )
+    num_retired = sum(len(shard.retired) for shard in plan.shards)
+    beside = f" beside {name_count(num_retired, 'retired row')} ({retired_size})" if num_retired else ""
     return (
         f"{plan.title}: {name_count(state.num_utterances, 'utterance')}, {hours:,.3f} hours, "
-        f"{plan.num_frames:,} frames, {format_gb(num_bytes)} in {name_count(len(plan.shards), 'shard')}; "
+        f"{num_frames:,} frames, {size} in {name_count(len(plan.shards), 'shard')}{beside}; "
         f"to compute here: {len(state.to_compute)} of {len(state.mine)}; into {state.folder} "
         f"({format_gb(free_bytes(state.folder))} free)"
     )

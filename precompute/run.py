@@ -31,6 +31,7 @@ from vox.features.fingerprint import Fingerprint, ModelIdentity, identify_model
 from vox.features.known_models import recall_model, remember_model
 from vox.text import ENGLISH
 from vox.wavlm.files import FileStamp, find_folder, stamp_files
+from vox.wavlm.shape import check_layers_fit
 
 if TYPE_CHECKING:
     import torch
@@ -88,6 +89,8 @@ def run(options: Options) -> None:
     for split in options.splits:
         find_split(options.root, split)  # fail on a misspelt split before loading WavLM
     known = _recall_model(options)
+    if known is None:
+        check_layers_fit(options.wavlm, options.layers)
     states = [] if known is None else _inspect_variants(options, known)
     computer = None
     if known is None or any(state.to_compute for state in states):

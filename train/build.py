@@ -3,11 +3,11 @@
 import logging
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
 from train.adapt import add_replay, name_source
+from train.inputs import find_origin
 from train.joined import (
     join_names,
     leave_out_by_length,
@@ -18,7 +18,7 @@ from train.joined import (
 from train.options import TrainOptions
 from train.ranks import Ranks
 from train.splits import TrainingSplit, label_split
-from train.stages import STAGES, find_stage
+from train.stages import find_stage
 from vox.checkpoint.files import Checkpoint, load_recogniser
 from vox.checkpoint.series import find_last
 from vox.config import Config, TextConfig
@@ -27,10 +27,10 @@ from vox.data.sources import Source
 from vox.errors import CacheError, CheckpointError, ConfigError
 from vox.features.fingerprint import Fingerprint, make_fingerprint
 from vox.model.recogniser import Recogniser
-from vox.runs.layout import BEST
 from vox.text import Normaliser, Tokenizer, choose_vocab_size, fit_vocab_size, get_tokenizer
 from vox.wavlm.extractor import FeatureExtractor, build_extractor
 from vox.wavlm.mix import LayerMix
+from vox.wavlm.shape import check_config_fits
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,12 @@ class Parts:
     fingerprint: Fingerprint | None
     cached_layer: int | None
 
+    @property
+    def utterances_by_use(self) -> dict[str, list[Utterance]]:
+        """The utterances by what they are for: train, dev, and in stage 3 source_dev."""
+        splits = {"train": self.train, "dev": self.dev, "source_dev": self.source_dev}
+        return {use: split.utterances for use, split in splits.items() if split is not None}
+
 
 def build_parts(options: TrainOptions, config: Config, device: torch.device, ranks: Ranks) -> Parts:
     """Read the corpus, open the cache or the audio, and build or load model and tokenizer.
@@ -66,6 +72,7 @@ def build_parts(options: TrainOptions, config: Config, device: torch.device, ran
     torch.manual_seed(config.train.seed)
     origin = _load_origin(options, ranks)
     if origin is None:
+        check_config_fits(config)
         extractor = build_extractor(config.features.wavlm, config.features.layers)
     else:
         extractor, config = origin.recogniser.extractor, _adopt(config, origin.config)
@@ -165,20 +172,8 @@ def _load_origin(options: TrainOptions, ranks: Ranks) -> Checkpoint | None:
         folder = ranks.gather(find_last(options.run_dir) if ranks.is_first else None)[0]
         assert folder is not None
         return load_recogniser(folder, as_trained=True)
-    if options.from_checkpoint is not None:
-        return load_recogniser(options.from_checkpoint)
-    before = [STAGES[number] for number in find_stage(options.stage).starts_from]
-    if not before:
-        return None
-    bests = [Path("runs") / stage.run_name / BEST for stage in before]
-    for best in bests:
-        if best.exists():
-            return load_recogniser(best)
-    raise CheckpointError(
-        f"no stage-{before[0].number} checkpoint to start from",
-        where=bests[0],
-        remedy=f"run vox train --stage {before[-1].number} --cached first, or name one with --from",
-    )
+    origin = find_origin(options)
+    return None if origin is None else load_recogniser(origin)
 
 
 def _cached_layer(config: Config) -> int | None:
@@ -226,16 +221,18 @@ def _adopt(config: Config, loaded: Config) -> Config:
     A value that was asked for and equals the default looks like one left out: it is not refused,
     and the checkpoint's counts.
     """
-    defaults = Config()
+    defaults, others = Config(), []
     for section in ("model", "features"):
         asked, held, default = (getattr(source, section) for source in (config, loaded, defaults))
         for key in type(asked).model_fields:
             if getattr(asked, key) not in (getattr(held, key), getattr(default, key), "auto"):
-                raise CheckpointError(
-                    f"the checkpoint is of another shape than the config ({section}.{key}: checkpoint "
-                    f"{getattr(held, key)}, config {getattr(asked, key)})",
-                    remedy=f"leave {section} out: it comes from the checkpoint",
-                )
+                values = f"checkpoint {getattr(held, key)}, config {getattr(asked, key)}"
+                others.append(f"{section}.{key}: {values}")
+    if others:
+        raise CheckpointError(
+            f"the checkpoint is of another shape than the config ({'; '.join(others)})",
+            remedy="leave these out: they come from the checkpoint",
+        )
     text = _adopt_text(config.text, loaded.text)
     return config.model_copy(update={"model": loaded.model, "features": loaded.features, "text": text})
 

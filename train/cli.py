@@ -75,15 +75,19 @@ def train(context: click.Context, origin: str | None, resume: bool, **arguments:
             where=origin,
             remedy="add it, or name a checkpoint's folder on this machine",
         )
-    from train.run import run_training
-    from train.signals import Interrupted
-
     options = TrainOptions(
         resume=resume,
         restore_from=origin if resume else None,
         from_checkpoint=Path(origin) if origin and not resume else None,
         **arguments,  # type: ignore[arg-type]
     )
+    if os.environ.get("WORLD_SIZE", "1") == "1":  # of several processes, one reports an error
+        from train.inputs import check_inputs
+
+        check_inputs(options)
+    from train.run import run_training
+    from train.signals import Interrupted
+
     try:
         run_training(options)
     except Interrupted as interrupted:

@@ -112,13 +112,18 @@ def _check_unfreezing(stage: Stage, config: Config, *, is_cached: bool, where: P
             where=where,
             remedy=f"use --stage {other}, or unset it",
         )
-    if stage.may_unfreeze and not unfrozen:
-        if is_cached:
-            raise ConfigError(
-                f"stage {stage.number} caches the layer below those it trains, and train.unfreeze_layers "
-                "names none",
-                remedy="set it, or leave --cached out",
-            )
+    if stage.may_unfreeze and not unfrozen and is_cached:
+        raise ConfigError(
+            f"stage {stage.number} caches the layer below those it trains, and train.unfreeze_layers "
+            "names none",
+            remedy="set it, or leave --cached out",
+        )
+
+
+def warn_if_all_frozen(config: Config) -> None:
+    """Log a warning if a stage that may train WavLM's layers trains none."""
+    stage = find_stage(config.train.stage)
+    if stage.may_unfreeze and not config.train.unfreeze_layers:
         log.warning("no WavLM layer is unfrozen: stage %d trains what a frozen stage does", stage.number)
 
 

@@ -13,6 +13,7 @@ from train.judge.validate import rank_result
 from train.options import TrainOptions
 from train.progress import Progress
 from train.ranks import Ranks
+from train.record.utterances import describe_changes
 from train.save import RngState
 from train.state import Run
 from vox.checkpoint.files import read_state
@@ -25,16 +26,6 @@ from vox.runs.lenient import read_json
 from vox.runs.liveness import judge_liveness
 
 log = logging.getLogger(__name__)
-
-
-def refuse_existing(options: TrainOptions) -> None:
-    """Raise CheckpointError if the folder of a new run holds one already."""
-    if (options.run_dir / LAST).exists() or list_checkpoints(options.run_dir):
-        raise CheckpointError(
-            "this folder holds a run already",
-            where=options.run_dir,
-            remedy="continue it with --resume, or name another with --run",
-        )
 
 
 def refuse_living(options: TrainOptions) -> None:
@@ -52,19 +43,7 @@ def find_progress(options: TrainOptions, parts: Parts, fresh: Progress, ranks: R
     """Return where the run stood, after checking that it is still the same run, and put its links back."""
     assert parts.origin is not None
     progress = Progress.from_state(parts.origin.state, parts.origin.folder)
-    if (progress.train_digest, progress.total_updates) != (fresh.train_digest, fresh.total_updates):
-        raise CheckpointError(
-            f"{parts.train.name} or the config has changed since the run began ({progress.total_updates} "
-            f"updates then, {fresh.total_updates} now)",
-            where=options.run_dir,
-            remedy="restore utterances, lengths and transcripts, or start another run with --run",
-        )
-    if progress.dev_digest not in ("", fresh.dev_digest):
-        raise CheckpointError(
-            f"{parts.dev.name} has changed since the run began, so results could not be compared",
-            where=options.run_dir,
-            remedy="restore it, cached or live as it was, or start another run with --run",
-        )
+    _refuse_changes(options.run_dir, parts, progress, fresh)
     progress.longest_train_samples = fresh.longest_train_samples
     with ranks.first_goes_first():
         if ranks.is_first:
@@ -74,6 +53,33 @@ def find_progress(options: TrainOptions, parts: Parts, fresh: Progress, ranks: R
     # Where the best checkpoint is lost, rank 0 has found the next best one.
     progress.best, progress.best_checkpoint = ranks.gather((progress.best, progress.best_checkpoint))[0]
     return progress
+
+
+def _refuse_changes(run_dir: Path, parts: Parts, before: Progress, now: Progress) -> None:
+    """Raise CheckpointError where a split, or the number of updates, is not as when the run began."""
+    splits = parts.utterances_by_use
+    train = {"train": splits.pop("train")}
+    if before.train_digest != now.train_digest:
+        changes = describe_changes(run_dir, train) or "ids, lengths or transcripts"
+        raise CheckpointError(
+            f"{parts.train.name} has changed since the run began ({changes})",
+            where=run_dir,
+            remedy="restore it, or start another run with --run",
+        )
+    if before.total_updates != now.total_updates:
+        raise CheckpointError(
+            f"the config has changed since the run began ({before.total_updates} updates then, "
+            f"{now.total_updates} now)",
+            where=run_dir,
+            remedy="restore it, or start another run with --run",
+        )
+    if before.dev_digest not in ("", now.dev_digest):
+        changes = describe_changes(run_dir, splits) or "ids, lengths or transcripts"
+        raise CheckpointError(
+            f"{parts.dev.name} has changed since the run began ({changes}), so results could not be compared",
+            where=run_dir,
+            remedy="restore it, cached or live as it was, or start another run with --run",
+        )
 
 
 def rank_best(run_dir: Path, progress: Progress) -> None:

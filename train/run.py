@@ -6,6 +6,7 @@ import os
 import torch
 
 from train.build import Parts, build_parts, count_trainable
+from train.inputs import refuse_existing
 from train.joined import find_shared_recordings, join_names
 from train.judge.adapt import begin_adaptation, interpolate_at_the_end, link_before
 from train.judge.average import average_at_the_end
@@ -13,7 +14,7 @@ from train.judge.handoff import hand_over
 from train.loop import report_failures, step_settings, train_epochs
 from train.memory import settle_micro_batch
 from train.meter import Meter
-from train.options import TrainOptions, resolve_config, resume_options, save_options
+from train.options import TrainOptions, resolve_config, resume_options, save_options, warn_if_all_frozen
 from train.plan import plan_run_epoch
 from train.progress import Progress
 from train.ranks import Ranks, join_ranks, refuse_shared_gpu
@@ -22,7 +23,8 @@ from train.record.checkpoint_writer import CheckpointWriter
 from train.record.heartbeat import Heartbeat
 from train.record.metrics import MetricsLog
 from train.record.restore import restore_run
-from train.resume import find_progress, refuse_existing, refuse_living, resume_state
+from train.record.utterances import save_utterances
+from train.resume import find_progress, refuse_living, resume_state
 from train.save import save_run
 from train.signals import Interrupted, Signals
 from train.stages import find_stage
@@ -36,7 +38,7 @@ from vox.data.plan import num_updates
 from vox.device import local_device, pick_device, pick_precision
 from vox.disk import write_whole
 from vox.errors import name_count, name_first
-from vox.runs.layout import BEST, CONFIG, checkpoint_name
+from vox.runs.layout import BEST, CONFIG, UTTERANCES, checkpoint_name
 
 log = logging.getLogger(__name__)
 
@@ -137,6 +139,8 @@ def _start(run: Run, options: TrainOptions) -> None:
     elif run.ranks.is_first:
         save_options(options)
         write_whole(options.run_dir / CONFIG, dump_config(run.parts.config).encode())
+    if run.ranks.is_first and not (options.resume and (options.run_dir / UTTERANCES).exists()):
+        save_utterances(options.run_dir, run.parts.utterances_by_use)
     _announce(run)
     left_out = run.parts.train.left_out
     if left_out and not options.resume:
@@ -244,6 +248,7 @@ def _announce(run: Run) -> None:
         f"{count_trainable(parts.recogniser):,}",
         run.total_updates,
     )
+    warn_if_all_frozen(config)
     if both := config.data.train_weights.keys() & set(config.data.dev_split):
         log.warning("%s is the train split and the dev split: its WER will say nothing", join_names(both))
     for dev in (parts.dev, parts.source_dev):

@@ -40,18 +40,21 @@ def load(
     Imports torch. Raises CheckpointError, ConfigError, DeviceError, DomainError, LanguageModelError or
     TextError, each a VoxError of one line.
     """
-    from vox.additions import plan_search
-    from vox.checkpoint.files import load_recogniser
-    from vox.checkpoint.series import newest_checkpoint
-    from vox.decode import make_options
-    from vox.device import pick_device
-    from vox.transcribe import Transcriber
+    from vox.checkpoint.series import find_checkpoint
 
     names: Sequence[str] = [] if decoder is None else [decoder]
     if names:  # a typo is found before anything is read
+        from vox.decode import make_options
+
         make_options(names, beam, others=["--nbest"] * (nbest > 1))
+    folder = find_checkpoint(checkpoint).resolve()  # before torch is imported, which takes seconds
+
+    from vox.additions import plan_search
+    from vox.checkpoint.files import load_recogniser
+    from vox.device import pick_device
+    from vox.transcribe import Transcriber
+
     place = pick_device(device)
-    folder = (newest_checkpoint() if checkpoint is None else Path(checkpoint)).resolve()
     plan = plan_search(
         folder,
         names,

@@ -221,50 +221,48 @@ def _decode(source: Source, path: Path | str, segment: Segment) -> tuple[np.ndar
     """Return a segment's samples, float32 [S, C], and the recording's own rate."""
     with open_sound(source, path) as sound:
         check_size(sound, source, path)
-        num_promised, rate = sound.frames, sound.samplerate
-        if num_promised >= UNKNOWN_LENGTH:
+        rate = sound.samplerate
+        if sound.frames >= UNKNOWN_LENGTH:
             whole_SC = np.concatenate(list(read_blocks(sound, path)))
             start, count = segment.locate(rate, len(whole_SC), sound.channels, path)
             return whole_SC[start : start + count], rate
-        start, num_promised = segment.locate(rate, num_promised, sound.channels, path)
-        try:
-            _skip(sound, start)
-            waveform_SC = sound.read(num_promised, dtype="float32", always_2d=True)
-        except soundfile.LibsndfileError as error:
-            raise name_damage(path, f"decoding fails: {error.error_string}") from None
-        except (MemoryError, ValueError) as error:
-            if (
-                isinstance(error, MemoryError)
-                and num_promised <= Path(path).stat().st_size * MAX_SAMPLES_PER_BYTE
-            ):
-                raise
-            raise name_damage(path, f"its header promises {num_promised} samples, too many to hold") from None
-    if len(waveform_SC) < num_promised:
-        raise name_damage(path, f"its header says {num_promised} samples, {len(waveform_SC)} can be decoded")
-    return waveform_SC, rate
+        start, count = segment.locate(rate, sound.frames, sound.channels, path)
+        if count > MAX_SAMPLES_PER_BYTE * _count_bytes(source):
+            raise name_damage(path, f"its header promises {count} samples, too many to hold")
+        blocks = list(read_blocks(sound, path, start, count, block_samples=count))
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks), rate
 
 
-def _skip(sound: soundfile.SoundFile, start: int) -> None:
-    """Go to a sample: by seeking where that is exact, else (MP3, Vorbis, GSM) by decoding up to it."""
-    if sound.subtype in _EXACTLY_SEEKABLE:
-        sound.seek(start)
-        return
-    while start > 0:
-        block_SC = sound.read(min(start, BLOCK_SAMPLES), dtype="float32", always_2d=True)
-        if len(block_SC) == 0:
-            return
-        start -= len(block_SC)
+def read_blocks(
+    sound: soundfile.SoundFile,
+    path: Path | str,
+    start: int = 0,
+    count: int | None = None,
+    block_samples: int | None = None,
+) -> Iterator[np.ndarray]:
+    """Yield blocks, [S, C] float32, of so many samples from a start on; of all that come for None.
 
-
-def read_blocks(sound: soundfile.SoundFile, path: Path | str) -> Iterator[np.ndarray]:
-    """Yield [S, C] float32 until the file ends: the way where its header does not know the length."""
-    num_read = 0
+    Nothing before the start is decoded where the format can seek without loss. block_samples: at most in a
+    block; None for BLOCK_SAMPLES. Raises AudioError if the samples end too early, or cannot be decoded.
+    """
+    size, num_read = block_samples or BLOCK_SAMPLES, 0
     try:
-        while len(block_SC := sound.read(BLOCK_SAMPLES, dtype="float32", always_2d=True)):
+        if start and sound.subtype in _EXACTLY_SEEKABLE:
+            sound.seek(start)
+        elif start:
+            for _ in read_blocks(sound, path, count=start):
+                pass
+        while count is None or num_read < count:
+            num_wanted = size if count is None else min(size, count - num_read)
+            block_SC = sound.read(num_wanted, dtype="float32", always_2d=True)
+            if len(block_SC) == 0:
+                break
             num_read += len(block_SC)
             yield block_SC
     except soundfile.LibsndfileError as error:
         raise name_damage(path, f"decoding fails: {error.error_string}") from None
+    if count is not None and num_read < count:
+        raise name_damage(path, f"its header says {count} samples, {num_read} can be decoded")
     if num_read == 0:
         raise AudioError("an empty recording", where=path, remedy="record it again or leave it out")
 
@@ -313,6 +311,10 @@ def _is_for_ffmpeg(path: Path | str) -> bool:
 
 def _read_bytes(source: Source) -> bytes:
     return source.getvalue() if isinstance(source, io.BytesIO) else Path(source).read_bytes()
+
+
+def _count_bytes(source: Source) -> int:
+    return source.getbuffer().nbytes if isinstance(source, io.BytesIO) else Path(source).stat().st_size
 
 
 def _counts_frames(source: Source) -> bool:

@@ -17,7 +17,6 @@ from vox.audio import (
     UNKNOWN_LENGTH,
     Source,
     check_size,
-    name_damage,
     open_sound,
     read_blocks,
     read_twice,
@@ -67,14 +66,11 @@ def _decode(source: Source, path: Path | str) -> tuple[np.ndarray, int]:
 def _read_checked(sound: soundfile.SoundFile, source: Source, path: Path | str) -> Iterator[np.ndarray]:
     """Yield blocks [S, C]; raise AudioError for samples that are missing or not finite."""
     check_size(sound, source, path)
-    num_promised, num_read = sound.frames, 0
-    for block_SC in read_blocks(sound, path):
+    count = None if sound.frames >= UNKNOWN_LENGTH else sound.frames
+    for block_SC in read_blocks(sound, path, count=count):
         if not np.isfinite(block_SC).all():
             raise AudioError("samples that are NaN or infinite", where=path, remedy="write the file again")
-        num_read += len(block_SC)
         yield block_SC
-    if num_read < num_promised < UNKNOWN_LENGTH:
-        raise name_damage(path, f"its header says {num_promised} samples, {num_read} can be decoded")
 
 
 class _Energies:

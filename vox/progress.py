@@ -29,13 +29,26 @@ MEGABYTES = Unit("MB", "MB", "MB/s", size=1e6)  # counted in bytes
 class ProgressBar:
     """Counts work done, and says how fast and how long still; a context manager."""
 
-    def __init__(self, total: float | None, name: str, unit: Unit = AUDIO, *, done: float = 0.0) -> None:
-        """Begin at `done` of `total`, both in what the unit counts; a total of None is not known."""
+    def __init__(
+        self,
+        total: float | None,
+        name: str,
+        unit: Unit = AUDIO,
+        *,
+        done: float = 0.0,
+        has_result: bool = False,
+    ) -> None:
+        """Begin at `done` of `total`, both in what the unit counts; a total of None is not known.
+
+        has_result: the work logs its result itself, so no line says that it is done, nor an early one how
+        long it takes.
+        """
         self._total = None if total is None else total / unit.size
         self._name, self._unit = name, unit
         self._done = self._first = done / unit.size
         self._start = time.monotonic()
-        self._next_line = self._start + FIRST_LINE_SECONDS
+        self._has_result = has_result
+        self._next_line = self._start + (LINE_SECONDS if has_result else FIRST_LINE_SECONDS)
         self._bar = tqdm(
             total=None if self._total is None else round(self._total),
             initial=round(self._done),
@@ -71,9 +84,9 @@ class ProgressBar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Take the bar away and, unless an error ended the work, say what it came to."""
+        """Take the bar away and, unless an error ended the work or it has a result, say what it came to."""
         self._bar.close()
-        if kind is not None:
+        if kind is not None or self._has_result:
             return
         duration = format_duration(time.monotonic() - self._start)
         amount = f"{self._done:.0f} {self._unit.name}"

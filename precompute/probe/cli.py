@@ -81,6 +81,14 @@ def probe(
     compared = None if layers is None else parse_layers(layers)
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ConfigError("vox probe runs in one process", where=f"world size {os.environ['WORLD_SIZE']}")
+    from vox.corpus import find_split
+    from vox.wavlm.shape import check_layers_fit
+
+    # Before torch is imported, which takes seconds.
+    for each in (split, dev_split):
+        find_split(root, each)
+    check_layers_fit(wavlm, compared or (1,))
+
     from precompute.probe.run import ProbeOptions, run_probe
 
     run_probe(

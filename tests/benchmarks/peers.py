@@ -22,8 +22,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from vox.additions import plan_search
-from vox.checkpoint import load_recogniser
-from vox.checkpoint.files import Checkpoint
+from vox.checkpoint.files import Checkpoint, load_recogniser
 from vox.corpus import load_split
 from vox.data.batch import AudioBatch
 from vox.data.sources import iterate_by_length

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vox.commands.transcribe import format_transcript
 from vox.decode.align import Span, align_labels
 from vox.decode.confidence import fit_temperature, label_confidences, label_rows
 from vox.decode.words import find_words
@@ -161,6 +162,12 @@ def test_captions_without_times_are_one_for_the_recording() -> None:
     transcript = Transcript("a.wav", 4.0, "attention", "go left", words, None, ())
     assert FORMATS["srt"](transcript) == "1\n00:00:00,000 --> 00:00:04,000\ngo left\n"
     assert FORMATS["ctm"](transcript) == ""
+
+
+def test_captions_without_a_word_are_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    assert format_transcript(TRANSCRIPT, "srt", 1) and not caplog.messages
+    assert format_transcript(replace(TRANSCRIPT, text="", words=()), "srt", 1) == ""
+    assert caplog.messages == ["no word was recognised in my talk.wav"]
 
 
 @pytest.mark.parametrize(

@@ -324,7 +324,7 @@ def test_a_report_never_goes_among_the_checkpoints() -> None:
 
 
 def test_a_beam_for_greedy_decoders_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in (["evaluate", "--split", "own"], ["transcribe", "x.wav"]):
+    for command in (["evaluate", "--split", "own"], ["transcribe", __file__]):
         assert main([*command, "--decoder", "ctc", "--beam", "4"]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith(
@@ -332,7 +332,7 @@ def test_a_beam_for_greedy_decoders_is_one_line(capsys: pytest.CaptureFixture[st
         )
 
 
-@pytest.mark.parametrize("command", [["evaluate", "--split", "own"], ["transcribe", "x.wav"]])
+@pytest.mark.parametrize("command", [["evaluate", "--split", "own"], ["transcribe", __file__]])
 def test_wrong_choices_are_one_line(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -103,6 +103,16 @@ def test_flac_with_a_flipped_byte_is_refused(tmp_path: Path, flac_bytes: bytes) 
         read_audio(tmp_path / "a.flac")
 
 
+def test_flac_whose_header_promises_more_than_any_flac_holds_is_refused(
+    tmp_path: Path, flac_bytes: bytes
+) -> None:
+    damaged = bytearray(flac_bytes)
+    damaged[21:26] = bytes([damaged[21] | 0x0F]) + b"\xff" * 4  # 36 bits of STREAMINFO: the number of samples
+    (tmp_path / "a.flac").write_bytes(damaged)
+    with pytest.raises(AudioError, match=f"promises {2**36 - 1} samples, too many to hold"):
+        read_audio(tmp_path / "a.flac")
+
+
 def test_audio_that_decodes_without_error_to_too_little_is_refused(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.mp3", make_speech(40_000, 3), SAMPLE_RATE)
     assert len(read_audio(tmp_path / "a.mp3")) == 40_000

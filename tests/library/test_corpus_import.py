@@ -97,9 +97,9 @@ def test_nemo(tmp_path: Path) -> None:
     write_lines(tmp_path / "train.json", rows)
     taken, left_out = take_over(tmp_path / "train.json", tmp_path / "data")
     assert taken == [
-        ("a", "a.wav", "one", "", "0.0+2.0"),
-        ("long-0000", "long.wav", "two", "s", "1.0+0.5"),
-        ("long-0001", "long.wav", "three", "", "0.0+0.5"),
+        ("long-000000-000500", "long.wav", "three", "", "0.0+0.5"),
+        ("long-001000-001500", "long.wav", "two", "s", "1.0+0.5"),
+        ("x-a-000000-002000", "a.wav", "one", "", "0.0+2.0"),
     ]
     assert set(left_out) == {"x/a.wav", "train.json line 5", "gone.wav", "train.json line 7"}
     assert "spell out numbers" in left_out["x/a.wav"]
@@ -211,11 +211,32 @@ def test_a_folder_of_recordings_and_texts(tmp_path: Path) -> None:
     write_lines(folder / "c.lab", ["STOP"])
     write_lines(folder / "readme.txt", ["about"])
     taken, left_out = take_over(folder, tmp_path / "data")
-    assert taken == [("a", "a.wav", "go left", "anna", None), ("c", "c.WAV", "stop", "", None)]
+    assert taken == [("anna-a", "a.wav", "go left", "anna", None), ("c", "c.WAV", "stop", "", None)]
     assert left_out == {
         "anna/b.flac": "a recording without a text",
         "readme.txt": "a text without a recording",
     }
+
+
+def test_ids_stay_when_a_corpus_grows(tmp_path: Path) -> None:
+    folder, talks = tmp_path / "f", tmp_path / "lists" / "talks.json"
+    write_audio(folder / "anna" / "a.wav", folder / "b.wav", tmp_path / "wav" / "talk.wav")
+    for path in (folder / "anna" / "a.txt", folder / "b.txt"):
+        write_lines(path, ["GO"])
+    rows = [
+        {"audio_filepath": "../wav/talk.wav", "offset": start, "duration": 0.5, "text": "go"}
+        for start in (1.0, 0.5)
+    ]
+    write_lines(talks, rows)
+    before = [row[0] for source in (folder, talks) for row in take_over(source, tmp_path / source.name)[0]]
+    assert before == ["anna-a", "b", "wav-talk-000500-001000", "wav-talk-001000-001500"]
+    write_audio(folder / "bert" / "a.wav")
+    write_lines(folder / "bert" / "a.txt", ["GO"])
+    write_lines(talks, [{**rows[0], "offset": 0}, *rows])
+    after = [
+        row[0] for source in (folder, talks) for row in take_over(source, tmp_path / "2" / source.name)[0]
+    ]
+    assert set(after) == {*before, "bert-a", "wav-talk-000000-000500"}
 
 
 def test_librispeech_at_any_depth(tmp_path: Path) -> None:

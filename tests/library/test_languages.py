@@ -61,8 +61,8 @@ def test_letters_known_answers(language: str | None, text: str, expected: str) -
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("Haus 5", r"\(5\); spell out numbers, or --set text.numbers=spell"),
-        ("٣ \u00bd", r"spell out numbers"),
+        ("Haus 5", r"\(5\); spell out numbers, or --set text.language=CODE --set text.numbers=spell"),
+        ("cup \u00bd", r"spell out numbers$"),
         ("5 \u20ac", r"\(5 \u20ac\)"),
         ("a \u20ac b & c", r"\(& \u20ac\); spell them out"),
         ("\u3010\u7b11\u3011\u306f\u3044", r"in brackets"),
@@ -221,6 +221,16 @@ def test_spelling_numbers_needs_num2words(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(sys.modules, "num2words", None)
     with pytest.raises(TextError, match="pip install num2words"):
         Normaliser(TextConfig(numbers="spell"))
+
+
+@pytest.mark.parametrize(
+    ("language", "remedy"),
+    [("de", "spell out numbers, or --set text.numbers=spell"), ("hi", "spell out numbers in the texts")],
+)
+def test_spelling_is_advised_where_num2words_has_the_language(language: str, remedy: str) -> None:
+    pytest.importorskip("num2words")
+    with pytest.raises(TextError, match=rf"; {remedy}$"):
+        Normaliser(TextConfig(alphabet="letters", language=language))("5 \u0968")
 
 
 @pytest.mark.parametrize(

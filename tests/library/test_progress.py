@@ -86,6 +86,19 @@ def test_after_an_error_nothing_is_said_to_be_done(wait: Wait, lines: Callable[[
     assert lines() == []
 
 
+def test_work_with_a_result_of_its_own_logs_a_line_only_if_it_is_long(
+    wait: Wait, lines: Callable[[], list[str]]
+) -> None:
+    with ProgressBar(1000.0, "dev", has_result=True) as bar:
+        wait(29.9)
+        bar.add(100.0)
+        assert lines() == []
+        wait(0.1)
+        bar.add(500.0)
+        assert lines() == ["dev: 600 of 1000 s of audio, 20.0 times real time, 20.0 s left"]
+    assert lines() == []
+
+
 def test_a_terminal_shows_a_bar_of_whole_units_and_no_lines(
     monkeypatch: pytest.MonkeyPatch, lines: Callable[[], list[str]]
 ) -> None:

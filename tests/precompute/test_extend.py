@@ -84,6 +84,11 @@ def list_shards(features: Path) -> dict[str, int]:
     return {path.name: path.stat().st_ino for path in features.glob(f"{SPLIT}/*/*.h5")}
 
 
+def count_stored_frames(features: Path) -> int:
+    """Count the frames in the shards of the only cache, those of retired rows too."""
+    return sum(int(Shard(path).offsets[-1]) for path in features.glob(f"{SPLIT}/*/*.h5"))
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_any_changes_leave_the_cache_of_the_split_as_it_is(
     root: Path,
@@ -117,7 +122,10 @@ def test_any_changes_leave_the_cache_of_the_split_as_it_is(
         assert len(shards.items() & after.items()) >= len(shards) - 3
         assert num_new or after.keys() <= shards.keys()
         assert main(line) == 0
-        assert "nothing to do" in capsys.readouterr().out
+        described = capsys.readouterr().out
+        num_frames = sum(map(len, read_all(tmp_path / "features", fingerprint).values()))
+        assert "nothing to do" in described and f", {num_frames:,} frames, " in described
+        assert (" retired row" in described) == (num_frames < count_stored_frames(tmp_path / "features"))
 
 
 def test_what_changed_is_listed_and_computed_alone(

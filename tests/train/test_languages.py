@@ -63,7 +63,7 @@ def test_characters_lead_in_what_is_reported(
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["rate"] == "CER" and report["decoders"]["ctc"]["words"] == 2 * 4
     assert "WER" not in (tmp_path / "report.txt").read_text()
-    assert main(["transcribe", "x.wav", "--checkpoint", str(best), "--hotword", "北京"]) == 2
+    assert main(["transcribe", __file__, "--checkpoint", str(best), "--hotword", "北京"]) == 2
     assert "hotwords are words" in capsys.readouterr().err
 
 

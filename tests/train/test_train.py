@@ -18,7 +18,7 @@ from precompute.cli import precompute
 from tests.support.speech import write_split
 from tests.support.training import read_metrics, read_weights, stage1_options, stage2_options
 from train.judge.validate import DevResult
-from train.options import TrainOptions, resolve_config
+from train.options import TrainOptions, resolve_config, warn_if_all_frozen
 from train.run import run_training
 from vox.checkpoint.files import load_recogniser, read_words
 from vox.cli import main
@@ -194,7 +194,7 @@ def test_an_automatic_vocabulary_is_recorded_as_a_number(tiny_root, tiny_wavlm_d
     [
         ({"overrides": ("model.vocab_size=900",)}, TextError, "largest.*configs/small.yaml"),
         ({"overrides": ("model.feature_dim=768",)}, ConfigError, "--set model.feature_dim=32"),
-        ({"overrides": ("features.layers=[9]",)}, ConfigError, "has 4"),
+        ({"overrides": ("features.layers=[9]",)}, ConfigError, r"4 layers deep.*features.layers=\[1,2,3,4\]"),
         ({"overrides": ("train.unfreeze_layers=[3]",)}, ConfigError, "stage 2"),
         ({"cached": True, "features": Path("nowhere")}, CacheError, "vox precompute --split train-tiny"),
         ({"cached": True, "overrides": ("features.layers=[2,3]",)}, CacheError, "layers"),
@@ -258,7 +258,9 @@ def test_stage2_config_is_laid_over_the_stage_s_own(tmp_path, caplog):
     config = resolve_config(TrainOptions(stage=2, config_path=path, overrides=("train.epochs=7",)))
     assert (config.data.dev_split, config.train.epochs, config.optimizer.weight_decay) == (("mine",), 7, 0.02)
     assert (config.optimizer.learning_rate, config.train.unfreeze_layers) == (1e-5, (9, 10, 11))
-    resolve_config(TrainOptions(stage=2, overrides=("train.unfreeze_layers=[]",)))
+    warn_if_all_frozen(config)
+    assert not caplog.messages
+    warn_if_all_frozen(resolve_config(TrainOptions(stage=2, overrides=("train.unfreeze_layers=[]",))))
     assert "no WavLM layer is unfrozen" in caplog.text
 
 

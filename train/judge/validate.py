@@ -175,7 +175,7 @@ def validate(
     try:
         with (
             torch.no_grad(),  # not inference_mode: tables cached now are used in training
-            ProgressBar(reader.my_seconds, f"validating on {split.name}") as progress,
+            ProgressBar(reader.my_seconds, f"validating on {split.name}", has_result=True) as progress,
         ):
             for _ in range(reader.num_rounds):
                 if is_stopped():

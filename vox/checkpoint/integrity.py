@@ -17,6 +17,13 @@ Content = TypeVar("Content")
 
 def check_files(folder: Path) -> None:
     """Check that a checkpoint is all there and that every file has the checksum it was written with."""
+    check_place(folder)
+    if damage := find_damage(folder):
+        raise CheckpointError(f"damaged checkpoint: {damage}", where=folder, remedy="use another checkpoint")
+
+
+def check_place(folder: Path) -> None:
+    """Raise CheckpointError unless a folder looks like a checkpoint; its files are not read."""
     if not folder.is_dir():
         raise CheckpointError("no checkpoint", where=folder, remedy="train one, or name another folder")
     if (folder / BEST).exists() or checkpoints_of(folder).exists():
@@ -32,8 +39,6 @@ def check_files(folder: Path) -> None:
         raise CheckpointError(
             f"not a checkpoint, or a damaged one: {CHECKSUMS} is missing", where=folder
         ) from None
-    if damage := find_damage(folder):
-        raise CheckpointError(f"damaged checkpoint: {damage}", where=folder, remedy="use another checkpoint")
 
 
 def _name_inside(folder: Path, names: list[str]) -> str:

@@ -4,7 +4,7 @@ import logging
 import shutil
 from pathlib import Path
 
-from vox.checkpoint.integrity import find_damage
+from vox.checkpoint.integrity import check_place, find_damage
 from vox.errors import CheckpointError, name_first
 from vox.runs.layout import BEST, LAST, TRAINER, checkpoints_of, kind_of, list_checkpoints
 
@@ -75,6 +75,13 @@ def find_last(run_dir: Path) -> Path:
         where=run_dir,
         remedy="restore it from a backup into another folder with --resume --from URL --run DIR",
     )
+
+
+def find_checkpoint(folder: Path | str | None) -> Path:
+    """Return the checkpoint that was named, or for None the newest; raise CheckpointError if it is none."""
+    found = newest_checkpoint() if folder is None else Path(folder)
+    check_place(found)
+    return found
 
 
 def newest_checkpoint(runs_dir: Path | str = "runs") -> Path:

@@ -84,6 +84,8 @@ def transcribe(
     recordings = [STDIN if str(path) == "-" else path for path in files]
     if out is None and format_name in ("srt", "vtt", "tsv") and len(files) > 1:
         raise click.UsageError(f"--format {format_name} is for one FILE, or for several with --out FOLDER")
+    if len(recordings) == 1 and not recordings[0].exists():  # found here, before seconds of imports
+        raise AudioError("no such recording", where=recordings[0], remedy="correct the path")
     outputs = {} if out is None else plan_outputs(recordings, out, format_name)
     transcriber = vox.load(
         checkpoint,
@@ -158,7 +160,12 @@ def write_transcripts(
 
 
 def format_transcript(transcript: Transcript, format_name: str, nbest: int, name: str = "") -> str:
-    """Format a transcript as one of FORMATS, or as text: a line for each of the n-best, after a name."""
+    """Format a transcript as one of FORMATS, or as text: a line for each of the n-best, after a name.
+
+    Logs a warning if there is no word: in some formats nothing at all is written then.
+    """
+    if not transcript.text:
+        log.warning("no word was recognised in %s", click.format_filename(transcript.audio))
     if format_name != "text":
         return FORMATS[format_name](transcript)
     lines = []

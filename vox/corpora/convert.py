@@ -1,10 +1,9 @@
 """Convert other tools' corpora to Vox's manifest: detect the kind, select usable entries, write the file."""
 
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from vox.corpora.folder import find_texts, read_folder
 from vox.corpora.imported import Imported, read_objects
@@ -15,7 +14,7 @@ from vox.corpora.nemo import read_nemo
 from vox.corpora.tables import read_audio_folder, read_common_voice
 from vox.disk import write_whole
 from vox.errors import CorpusError, VoxError, name_count, name_first
-from vox.manifest import Entry, join_lines, name_entries
+from vox.manifest import Entry, join_lines
 from vox.text import ENGLISH
 
 KNOWN = (
@@ -87,7 +86,7 @@ def import_corpus(
             raise CorpusError("the split exists", where=path, remedy="choose another --split, or remove it")
     kind, read = recognise(source)
     imported = read()
-    usable = _name_uniquely(list(_find_usable(imported, normalise)))
+    usable = list(_find_usable(imported, normalise))
     if not usable:
         shown = name_first([f"{name} ({reason})" for name, reason in imported.left_out])
         raise CorpusError(f"nothing in this {kind} can be used: {shown}", where=source)
@@ -103,9 +102,10 @@ def import_corpus(
 
 
 def _find_usable(imported: Imported, normalise: Callable[[str], str]) -> Iterator[Entry]:
-    """Yield the entries with an existing recording and a usable text, with absolute paths."""
+    """Yield the entries with an existing recording and a usable text, with absolute paths and ids."""
+    folder = os.path.abspath(imported.folder)  # noqa: PTH100 - keeps links
     for entry in imported.entries:
-        path = os.path.abspath(imported.folder / entry.audio)  # noqa: PTH100 - keeps links
+        path = os.path.abspath(imported.folder / entry.audio)  # noqa: PTH100
         name = entry.id or entry.audio
         if not os.path.isfile(path):  # noqa: PTH113 - a Path for each would double the time
             imported.leave_out(name, f"no such recording: {path}")
@@ -117,20 +117,19 @@ def _find_usable(imported: Imported, normalise: Callable[[str], str]) -> Iterato
         if reason:
             imported.leave_out(name, reason)
         else:
-            yield replace(entry, audio=path)
+            entry = replace(entry, audio=path)
+            yield entry if entry.id is not None else replace(entry, id=_name_by_path(entry, folder))
 
 
-def _name_uniquely(entries: list[Entry]) -> list[Entry]:
-    """Name entries as a manifest does; by their paths if recordings in several folders share a name."""
-    stems = Counter(Path(audio).stem for audio in {entry.audio for entry in entries if entry.id is None})
-    shared = {stem for stem, count in stems.items() if count > 1}
-    if not shared:
-        return name_entries(entries)
-    folder = os.path.commonpath([os.path.dirname(entry.audio) for entry in entries])  # noqa: PTH120
-    named = name_entries(entries)
-    for index, entry in enumerate(entries):
-        if entry.id is None and (stem := Path(entry.audio).stem) in shared:
-            parents = Path(entry.audio).parent.relative_to(folder).parts
-            number = (named[index].id or "").removeprefix(stem)
-            named[index] = replace(named[index], id="-".join((*parents, stem)) + number)
-    return named
+def _name_by_path(entry: Entry, folder: str) -> str:
+    """Return an id that depends on no other entry, so that it stays when a corpus grows.
+
+    It is the recording's path from the source's folder without its suffix, and of a segment also its start
+    and end in milliseconds: `anna-talk-001000-002500`.
+    """
+    path = PurePath(os.path.relpath(entry.audio, folder)).with_suffix("")
+    parts = [part for part in path.parts if part != os.pardir]
+    if entry.segment is not None:
+        ends = (entry.segment.offset, entry.segment.end)
+        parts += [f"{round(1000 * seconds):06d}" for seconds in ends if seconds < float("inf")]
+    return "-".join(parts)

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from vox.config import ModelConfig
-from vox.errors import ConfigError
 from vox.masks import lengths_to_mask, zero_padding
 from vox.model.adapter import Adapter, normalise_utterances
 from vox.model.decoder import Decoder
 from vox.model.encoded import Encoded
 from vox.model.label_clock import count_labels_begun
 from vox.model.zipformer import Zipformer
+from vox.wavlm.shape import Shape, check_model
 
 if TYPE_CHECKING:
     from vox.wavlm.extractor import FeatureExtractor
@@ -32,7 +32,7 @@ class Recogniser(nn.Module):
         Raises ConfigError if the extractor's width or number of layers is not what the config says.
         """
         super().__init__()
-        _check_widths(config, extractor)
+        check_model(Shape(extractor.wavlm.hidden_size, extractor.wavlm.num_layers), config)
         self.config = config
         self.extractor = extractor
         self.adapter = Adapter(config.feature_dim, config.d_model, config.dropout)
@@ -66,15 +66,3 @@ class Recogniser(nn.Module):
 
     def _dtype(self) -> torch.dtype:
         return self.ctc_head.weight.dtype
-
-
-def _check_widths(config: ModelConfig, extractor: "FeatureExtractor") -> None:
-    for key, wanted, found, what in (
-        ("feature_dim", config.feature_dim, extractor.wavlm.hidden_size, "channels wide"),
-        ("num_wavlm_layers", config.num_wavlm_layers, extractor.wavlm.num_layers, "layers deep"),
-    ):
-        if wanted != found:
-            raise ConfigError(
-                f"model.{key} is {wanted}, but this WavLM is {found} {what}",
-                remedy=f"pass --set model.{key}={found} or choose another WavLM",
-            )

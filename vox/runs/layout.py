@@ -4,6 +4,7 @@
     metrics.jsonl   one event a line: train, dev, handoff, skipped
     options.json    what `vox train` was asked for
     config.yaml     the resolved configuration
+    utterances.jsonl  the utterances when the run began; no part of a backup
     backup.json     the newest copy made elsewhere, and the newest failure
     checkpoints/    whole checkpoints; the links `best` and `last` name two of them, and in stage 3
                     `before` the one with the weights before adaptation
@@ -29,6 +30,7 @@ from typing import Literal
 ALIVE, METRICS, OPTIONS, BACKUP = "alive.json", "metrics.jsonl", "options.json", "backup.json"
 TENSORBOARD, CHECKPOINTS = "tensorboard", "checkpoints"
 BEST, LAST, BEFORE = "best", "last", "before"
+UTTERANCES = "utterances.jsonl"
 CONFIG = "config.yaml"  # of a run and of each of its checkpoints
 
 MODEL, EMA, WAVLM, TOKENIZER = "model.safetensors", "ema.safetensors", "wavlm.json", "tokenizer.model"

@@ -65,7 +65,8 @@ def normalise_text(text: str) -> str:
     decomposed = unicodedata.normalize("NFKD", lowered).lower().translate(_LETTERS)
     spelled = decomposed.translate(_REDUCTION)
     if bad := set(spelled) - set(ALPHABET + "\u2018 "):
-        raise outside_alphabet(bad, "write it in the letters a to z, or use --set text.alphabet=letters")
+        letters = "write it in the letters a to z, or use --set text.alphabet=letters"
+        raise outside_alphabet(bad, letters, language="en")
     words: list[str] = []
     for _ in range(MAX_QUOTATIONS):  # one inside another, until nothing changes
         before, words = words, _remove_quotes(re.sub("''+", " ", spelled).split())

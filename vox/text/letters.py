@@ -43,7 +43,7 @@ def normalise_letters(text: str, language: str | None = None, table: Table | Non
     apostrophes = {code: mark for code, mark in _APOSTROPHES.items() if chr(code) not in (allowed or ())}
     reduced = "".join(_reduce_character(character, allowed) for character in text.translate(apostrophes))
     if bad := {c for c in reduced if not _is_known(c, allowed)}:
-        raise outside_alphabet(bad, "add them to your table, or a line `x -> y` for each")
+        raise outside_alphabet(bad, "add them to your table, or a line `x -> y` for each", language)
     spaced = re.sub(r"(?<!l)\u00b7|\u00b7(?!l)", " ", reduced) if allowed is None else reduced
     inside = _JOINERS_AT_AN_EDGE.sub("", spaced)
     joined = " ".join(remove_quotes(_mark_quotes(inside).split()))

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from vox.errors import TextError
+from vox.text.numbers import advise_on_digits
 
 # Each is written for an apostrophe in practice: typographic, modifier letter, prime, grave, acute.
 APOSTROPHES = dict.fromkeys(map(ord, "\u2019\u02bb\u02bc\u2032\uff07\u0060\u00b4"), "'")
@@ -23,11 +24,16 @@ def refuse_tags(text: str) -> None:
         )
 
 
-def outside_alphabet(characters: Iterable[str], letters: str) -> TextError:
-    """Return the error for characters that an alphabet lacks. letters: what to do about letters."""
+def outside_alphabet(characters: Iterable[str], letters: str, language: str | None) -> TextError:
+    """Return the error for characters that an alphabet lacks.
+
+    letters: what to do about letters. language: that of the texts, None if it is not set.
+    """
     bad = sorted(set(characters))
-    if any(map(is_number, bad)):
-        remedy = "spell out numbers, or --set text.numbers=spell"
+    if any(character.isdecimal() for character in bad):
+        remedy = advise_on_digits(language)
+    elif any(map(_is_number, bad)):
+        remedy = "spell out numbers"
     elif any(character.isalpha() for character in bad):
         remedy = letters
     else:
@@ -35,7 +41,7 @@ def outside_alphabet(characters: Iterable[str], letters: str) -> TextError:
     return TextError(f"characters outside the alphabet ({describe_characters(bad)})", remedy=remedy)
 
 
-def is_number(character: str) -> bool:
+def _is_number(character: str) -> bool:
     """Return whether a character is a digit of any script, or another number such as \u00bd."""
     return character.isdigit() or (character.isnumeric() and not character.isalpha())
 

@@ -1,10 +1,9 @@
 """Numbers as words, by num2words (the extra `numbers`)."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 from vox.errors import TextError
-from vox.text.marks import is_number
 
 MAX_DIGITS = 15
 
@@ -28,9 +27,7 @@ def make_speller(language: str, *, has_words: bool) -> Callable[[str], str]:
             remedy="pip install num2words, or --set text.numbers=refuse",
         ) from None
     known = num2words.CONVERTER_CLASSES
-    code = next(
-        (each for each in (language.replace("-", "_"), language.split("-")[0]) if each in known), None
-    )
+    code = _find_code(language, known)
     if code is None:
         raise TextError(
             f"num2words cannot spell the numbers of {language}",
@@ -38,8 +35,6 @@ def make_speller(language: str, *, has_words: bool) -> Callable[[str], str]:
         )
 
     def spell(text: str) -> str:
-        if not any(map(is_number, text)):
-            return text
         return re.sub(r"\d+", lambda found: _spell_number(found, code, has_words), text)
 
     def _spell_number(found: re.Match[str], code: str, has_words: bool) -> str:
@@ -50,6 +45,25 @@ def make_speller(language: str, *, has_words: bool) -> Callable[[str], str]:
         return str(num2words.num2words(int(found[0]), lang=code))
 
     return spell
+
+
+def advise_on_digits(language: str | None) -> str:
+    """Return what a user can do about digits in a transcript; None: a language that is not known."""
+    by_hand = "spell out numbers"
+    if language is None:
+        return f"{by_hand}, or --set text.language=CODE --set text.numbers=spell"
+    try:
+        import num2words
+    except ImportError:
+        return f"{by_hand}, or pip install num2words and --set text.numbers=spell, if it has {language}"
+    is_known = _find_code(language, num2words.CONVERTER_CLASSES) is not None
+    return f"{by_hand}, or --set text.numbers=spell" if is_known else f"{by_hand} in the texts"
+
+
+def _find_code(language: str, known: Container[str]) -> str | None:
+    """Return what num2words calls a language; None if it lacks it."""
+    codes = (language.replace("-", "_"), language.split("-")[0])
+    return next((code for code in codes if code in known), None)
 
 
 def count_numbers(text: str) -> int:

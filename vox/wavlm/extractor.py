@@ -7,13 +7,14 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from vox.errors import ConfigError, WavLMError
+from vox.errors import WavLMError
 from vox.masks import lengths_to_mask, zero_padding
 from vox.units import SAMPLE_RATE, samples_to_frames
 from vox.wavlm.load import load_wavlm
 from vox.wavlm.measure import Measured
 from vox.wavlm.mix import LayerMix
 from vox.wavlm.model import WavLM
+from vox.wavlm.shape import Shape, check_layers
 
 
 class FeatureExtractor(nn.Module):
@@ -66,12 +67,7 @@ def build_extractor(wavlm_name: str, layers: Sequence[int]) -> FeatureExtractor:
     make 50 frames a second.
     """
     wavlm = load_wavlm(wavlm_name)
-    if max(layers) > wavlm.num_layers:
-        raise ConfigError(
-            f"the features ask for layer {max(layers)}, and this WavLM has {wavlm.num_layers}",
-            where=wavlm_name,
-            remedy=f"choose from 1 to {wavlm.num_layers} with --layers, or features.layers in a config",
-        )
+    check_layers(Shape(wavlm.hidden_size, wavlm.num_layers), layers, where=wavlm_name)
     # Shards are laid out, and labels checked, from lengths alone, before any WavLM runs.
     if wavlm.num_frames(SAMPLE_RATE) != samples_to_frames(SAMPLE_RATE):
         raise WavLMError(

@@ -8,35 +8,25 @@ error, because transformers would fill them in at random with a warning.
 import hashlib
 import json
 import logging
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import huggingface_hub
 import torch
 import transformers
-from huggingface_hub.errors import HTTPError, StrictDataclassError
+from huggingface_hub.errors import StrictDataclassError
 from transformers import WavLMConfig
 
 from vox.errors import WavLMError, name_first
-from vox.wavlm.files import (
-    CONFIG_FILE,
-    PREPROCESSOR_FILE,
-    REMEDY,
-    WEIGHTS_PATTERNS,
-    find_folder,
-    find_snapshot,
-)
+from vox.wavlm.files import CONFIG_FILE, PREPROCESSOR_FILE, REMEDY
+from vox.wavlm.hub import first_line, obtain_folder
 from vox.wavlm.model import WavLM, check_config
 
 if TYPE_CHECKING:
     from transformers import WavLMModel
 
 log = logging.getLogger(__name__)
-
-HUB_TIMEOUT_SECONDS = 5.0
 
 
 def load_wavlm(name_or_folder: str) -> WavLM:
@@ -46,7 +36,7 @@ def load_wavlm(name_or_folder: str) -> WavLM:
     for a folder without config.json, another type of model, a configuration that Vox does not support, and
     weights that are damaged, missing, left over, of another shape or not finite.
     """
-    folder = find_folder(name_or_folder) or _fetch_from_hub(name_or_folder)
+    folder = obtain_folder(name_or_folder)
     config = _read_config(folder)
     source = _read_weights(folder, config)
     with torch.device("meta"):
@@ -80,45 +70,6 @@ def weights_sha256(wavlm: WavLM) -> str:
         digest.update(f"{name} {list(values.shape)}\n".encode())
         digest.update(values.numpy().tobytes())
     return digest.hexdigest()
-
-
-def _fetch_from_hub(name: str) -> Path:
-    """Return the local snapshot of a hub model, downloading what the cache lacks."""
-    trouble = _find_hub_trouble()
-    if trouble is None:
-        return _download(name)
-    cached = find_snapshot(name)
-    if cached is not None:
-        return cached
-    what = f"no folder of this name, not in the hub's cache, and the Hugging Face hub is {trouble}"
-    raise WavLMError(what, where=name, remedy=REMEDY)
-
-
-def _find_hub_trouble() -> str | None:
-    """Say why the hub cannot be used, or None: one request, where the hub's own client retries for 20 s."""
-    endpoint = huggingface_hub.constants.ENDPOINT
-    try:
-        huggingface_hub.get_session().head(endpoint, timeout=HUB_TIMEOUT_SECONDS)
-    except (HTTPError, OSError) as error:
-        return f"unreachable ({endpoint}: {type(error).__name__})"
-    return None
-
-
-def _download(name: str) -> Path:
-    log.info("fetching %s from %s (kept in its cache)", name, huggingface_hub.constants.ENDPOINT)
-    try:
-        files = [Path(file) for file in huggingface_hub.list_repo_files(name)]
-        weights = next((p for p in WEIGHTS_PATTERNS if any(file.match(p) for file in files)), None)
-        patterns = [CONFIG_FILE, PREPROCESSOR_FILE] + ([] if weights is None else [weights])
-        with nullcontext() if sys.stderr.isatty() else _quiet_transformers():
-            return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
-    except (HTTPError, OSError) as error:
-        what = f"cannot fetch WavLM from the Hugging Face hub ({_first_line(error)})"
-        raise WavLMError(what, where=name, remedy=REMEDY) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _read_config(folder: Path) -> WavLMConfig:
@@ -178,7 +129,7 @@ def _read_weights(folder: Path, config: WavLMConfig) -> "WavLMModel":
                 ignore_mismatched_sizes=True,  # so that they are listed; they are refused below
             )
     except Exception as error:  # a damaged file makes its reader raise anything, KeyError included
-        what = f"cannot read WavLM's weights ({_first_line(error)})"
+        what = f"cannot read WavLM's weights ({first_line(error)})"
         raise WavLMError(what, where=folder, remedy=REMEDY) from error
     source, info = loaded
     troubles = {
