@@ -133,7 +133,9 @@ def _update(
     learning_rate = learning_rate_at(progress.update, run.total_updates, config.optimizer)
     set_learning_rate(run.optimizer, learning_rate)
     settings = step_settings(run, ctc_weight)
-    result = run_update(run.losses, run.optimizer, run.scaler, batches, totals, settings, run.ranks)
+    result = run_update(
+        run.losses, run.optimizer, run.scaler, batches, totals, settings, run.ranks, run.l2_sp
+    )
     if run.ema is not None:
         run.ema.follow(progress.update, result)
     progress.update += 1

@@ -80,7 +80,9 @@ def stage3_options(root: Path, run: Path, origin: Path | None, **changes) -> Tra
 
 @pytest.fixture(scope="module")
 def adapted(target_root: Path, stage1: TrainOptions, tmp_path_factory) -> TrainOptions:
-    options = stage3_options(target_root, tmp_path_factory.mktemp("runs") / "stage3", stage1.run_dir / BEST)
+    """A finished run with all that stage 3 has: replay, and a pull towards the old weights."""
+    run = tmp_path_factory.mktemp("runs") / "stage3"
+    options = stage3_options(target_root, run, stage1.run_dir / BEST, overrides=("adapt.l2_sp=0.1",))
     run_training(options)
     return options
 
@@ -132,7 +134,15 @@ def test_killed_and_resumed_ends_the_same(adapted: TrainOptions, tmp_path: Path,
         with pytest.raises(Killed):
             run_training(options)
     assert json.loads((options.run_dir / "last" / "state.json").read_text())["update"] == 3
-    run_training(TrainOptions(stage=3, run=options.run_dir, resume=True))
+    old, resumed = (
+        (options.run_dir / BEFORE).resolve(),
+        TrainOptions(stage=3, run=options.run_dir, resume=True),
+    )
+    old.rename(tmp_path / old.name)  # as after a restore from a backup
+    with pytest.raises(CheckpointError, match=r"adapt.l2_sp pulls towards, are missing .*before"):
+        run_training(resumed)
+    (tmp_path / old.name).rename(old)
+    run_training(resumed)
     assert_equal_runs(adapted.run_dir, options.run_dir)
 
 
