@@ -1,6 +1,7 @@
 """From a config to the parts of a run."""
 
 import logging
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from train.options import TrainOptions
 from train.ranks import Ranks
 from train.splits import TrainingSplit, label_split
 from train.stages import STAGES, find_stage
-from vox.checkpoint.files import Checkpoint, load_recogniser
+from vox.checkpoint.files import Checkpoint, load_recogniser, read_words
 from vox.checkpoint.series import find_last
 from vox.config import Config, TextConfig
 from vox.corpus import Utterance
@@ -44,6 +45,7 @@ class Parts:
     origin: the checkpoint whose weights the run starts from, and its recorded state; None from scratch.
     fingerprint: of the cache that is read; None for live audio.
     source_dev: where stage 3 measures what is forgotten; None in other stages.
+    words: how often an epoch has each word; without replay also those of the checkpoint that it adapts.
     cached_layer: the WavLM layer (counted from 1) whose output the cache holds; None: it holds the mix.
     """
 
@@ -53,6 +55,7 @@ class Parts:
     train: TrainingSplit
     dev: TrainingSplit
     source_dev: TrainingSplit | None
+    words: dict[str, int]
     origin: Checkpoint | None
     fingerprint: Fingerprint | None
     cached_layer: int | None
@@ -133,7 +136,14 @@ def build_parts(options: TrainOptions, config: Config, device: torch.device, ran
     recogniser = recogniser.to(device)
     if not ranks.is_first:  # the weights are the same everywhere, dropout is not
         torch.manual_seed(config.train.seed + ranks.rank)
-    return Parts(config, recogniser, tokenizer, train, dev, source_dev, origin, fingerprint, cached_layer)
+    words = train.word_counts
+    if source_dev is not None and origin is not None and not train.num_replayed:
+        # What it was trained on before it still knows. The checkpoint of a resumed run counts both.
+        old = Counter(read_words(origin.folder))
+        words = dict(sorted((old if options.resume else old + Counter(words)).items()))
+    return Parts(
+        config, recogniser, tokenizer, train, dev, source_dev, words, origin, fingerprint, cached_layer
+    )
 
 
 def choose_trainable(recogniser: Recogniser, config: Config, *, cached: bool) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 
 import vox
 from evaluate.adapt import DevSplit, tune_domain
+from evaluate.domain_text import DomainText, write_hotwords
 from tests.support.speech import make_speech, write_split
 from tests.support.untrained import make_tokenizer, save_arbitrary_checkpoint
 from vox.additions import plan_search, read_additions
@@ -23,10 +25,12 @@ from vox.disk import hash_file
 from vox.domain import HOTWORDS, LM, REPORT, WEIGHTS, read_domain
 from vox.errors import DomainError
 from vox.hear import hear
+from vox.hotword_list import list_lines, parse_hotwords
 from vox.lm.arpa import BOS
 from vox.lm.make import make_mixture
 from vox.lm.text import piece_vocabulary
 from vox.runs.layout import CHECKSUMS, MODEL, TOKENIZER, WORDS
+from vox.text import ENGLISH
 
 DOMAIN_TEXT = "go zarn\n\nzarn quilp stop\nZarn, go!\n2 zarns\n"
 SOURCE_TEXT = "go left\nstop right\ngo up\n"
@@ -67,9 +71,28 @@ def test_new_words_are_ranked_and_lines_that_cannot_be_used_are_listed(domain: P
     lines = (domain / HOTWORDS).read_text().splitlines()
     assert [line for line in lines if not line.startswith("#")] == ["zarn  # 3", "quilp  # 1"]
     report = (domain / REPORT).read_text()
-    assert "2 words that the source does not have" in report
+    assert "| stop | 1 | 1 |\n| go | 2 | 2 |" in report  # known, rarest first
+    assert "2 words that training did not have, 2 that it had, 2 hotwords" in report
     assert "not tuned: no --dev-split was given" in report
     assert "domain.txt:5: characters outside the alphabet (2)" in report
+
+
+def test_known_words_are_listed_with_where_they_were_heard(tmp_path: Path) -> None:
+    """A rare one, as a name of stage 3 that was heard once, becomes a hotword where a # is deleted."""
+    sources = {"mine": Counter(zarn=1, go=3), "train": Counter(go=90, left=9)}
+    text = DomainText(["go zarn", "quilp go"], [], sources)
+    assert [(each.word, each.in_text, each.in_source) for each in text.find_known_words()] == [
+        ("zarn", 1, {"mine": 1, "train": 0}),
+        ("go", 2, {"mine": 3, "train": 90}),
+    ]
+    write_hotwords(text, None, tmp_path / "list", ENGLISH)
+    lines = (tmp_path / "list").read_text()
+    assert lines.endswith(
+        "# zarn  # 1 in the text, 1 in mine\n# go  # 2 in the text, 3 in mine, 90 in train\n"
+    )
+    (tmp_path / "list").write_text(lines.replace("# zarn", "zarn"))
+    hotwords = parse_hotwords(list_lines(tmp_path / "list"), ENGLISH)
+    assert [each.phrase for each in hotwords] == ["quilp", "zarn"]
 
 
 def test_a_domain_is_the_language_model_the_hotwords_and_the_weights(
@@ -199,7 +222,9 @@ def test_without_transcripts_the_checkpoint_s_word_counts_are_used(
         assert main(arguments) == 0
     finally:
         (checkpoint / WORDS).unlink()
-    assert (tmp_path / "out" / HOTWORDS).read_text().splitlines()[-1] == "quilp  # 1"
+    lines = (tmp_path / "out" / HOTWORDS).read_text().splitlines()
+    assert [line for line in lines if not line.startswith("#")] == ["quilp  # 1"]
+    assert "# go  # 2 in the text, 3 in words.json" in lines
 
 
 def test_the_mixture_fits_its_weights_on_sentences_held_out_and_then_counts_all(tmp_path: Path) -> None:

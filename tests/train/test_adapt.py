@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +30,7 @@ from train.options import TrainOptions, resolve_config
 from train.progress import Progress
 from train.ranks import Ranks
 from train.run import run_training
-from vox.checkpoint.files import load_recogniser
+from vox.checkpoint.files import load_recogniser, read_words
 from vox.data.plan import positions_of
 from vox.errors import CacheError, CheckpointError, ConfigError, CorpusError
 from vox.features.cache import open_cache
@@ -227,6 +228,8 @@ def test_without_replay_it_is_said_loudly_and_no_source_is_read(
     assert parts.train.num_replayed == 0 and len(parts.train.utterances) == 4
     assert parts.source_dev is not None
     assert "NO REPLAY" in caplog.text
+    both = Counter(read_words(stage1.run_dir / BEST)) + Counter(parts.train.word_counts)
+    assert parts.words == both and both.total() > Counter(parts.train.word_counts).total() > 0
 
 
 def test_what_cannot_be_adapted_is_refused_in_one_line(
