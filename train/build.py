@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from train.adapt import add_replay, name_source
+from train.adapt import add_replay, check_source_dev, name_source
 from train.joined import (
     join_names,
     leave_out_by_length,
@@ -60,6 +60,11 @@ class Parts:
     fingerprint: Fingerprint | None
     cached_layer: int | None
 
+    @property
+    def splits(self) -> list[TrainingSplit]:
+        """Every split that is read: of training, and for validation."""
+        return [self.train, self.dev, *([] if self.source_dev is None else [self.source_dev])]
+
 
 def build_parts(options: TrainOptions, config: Config, device: torch.device, ranks: Ranks) -> Parts:
     """Read the corpus, open the cache or the audio, and build or load model and tokenizer.
@@ -75,6 +80,7 @@ def build_parts(options: TrainOptions, config: Config, device: torch.device, ran
         log.info("starting from the weights of %s", origin.folder)
         if find_stage(options.stage).adapts:
             config = name_source(config, origin.config)
+            check_source_dev(options.root, config.adapt.source_dev_split or ())
     normalise = Normaliser(config.text)
     options = replace(options, wavlm=config.features.wavlm)  # also where a config or a checkpoint names it
     cached_layer = _cached_layer(config) if options.cached else None
@@ -207,7 +213,9 @@ def _wanted_fingerprint(
     wavlm, mix, layer = extractor.wavlm, extractor.mix, _cached_layer(config)
     if layer is None:
         adapts = find_stage(options.stage).adapts
-        _check_mix(mix, config, "name stage 1's best with --from" if adapts else "leave --cached out")
+        _check_mix(
+            mix, config, "leave --cached out" + (", or name stage 1's best with --from" if adapts else "")
+        )
         return make_fingerprint(wavlm, config.features.layers)
     if mix.weights[: layer - 1].any():
         raise CacheError(

@@ -96,8 +96,6 @@ def _check_adapting(stage: Stage, options: TrainOptions) -> None:
         raise ConfigError(
             f"stage {stage.number} replays nothing", remedy="leave --replay-split and --no-replay out"
         )
-    if stage.adapts and not options.cached:
-        raise ConfigError(f"stage {stage.number} trains from cached features only", remedy="add --cached")
     if options.replay_split and options.no_replay:
         raise ConfigError("--replay-split and --no-replay contradict each other", remedy="leave one out")
 
@@ -112,7 +110,14 @@ def _check_unfreezing(stage: Stage, config: Config, *, is_cached: bool, where: P
             where=where,
             remedy=f"use --stage {other}, or unset it",
         )
-    if stage.may_unfreeze and not unfrozen:
+    if stage.adapts:
+        if unfrozen and is_cached:
+            raise ConfigError(
+                f"stage {stage.number} trains WavLM's layers from live audio (train.unfreeze_layers is set)",
+                where=where,
+                remedy="leave --cached out, or unset it",
+            )
+    elif stage.may_unfreeze and not unfrozen:
         if is_cached:
             raise ConfigError(
                 f"stage {stage.number} caches the layer below those it trains, and train.unfreeze_layers "

@@ -255,7 +255,7 @@ def _announce(run: Run) -> None:
 
 def _report_end(run: Run) -> None:
     report_failures(run)
-    for split in (run.parts.train, run.parts.dev):
+    for split in run.parts.splits:
         failures: dict[str, str] = getattr(split.source, "failures", {})
         for name, reason in failures.items():
             log.warning("%s: left out %s: %s", split.name, name, reason)

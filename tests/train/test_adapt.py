@@ -30,6 +30,7 @@ from train.options import TrainOptions, resolve_config
 from train.progress import Progress
 from train.ranks import Ranks
 from train.run import run_training
+from vox.audio import read_audio
 from vox.checkpoint.files import load_recogniser, read_words
 from vox.data.plan import positions_of
 from vox.errors import CacheError, CheckpointError, ConfigError, CorpusError
@@ -208,6 +209,31 @@ def test_an_update_hears_target_and_source_by_seconds(
     assert not torch.equal(batch.features_BTC[0], batch.features_BTC[1])
 
 
+def test_live_it_trains_wavlm_s_top_layers_and_reads_the_source_s_recordings(
+    target_root: Path, stage1: TrainOptions, tmp_path: Path
+):
+    overrides = ("train.epochs=1", "train.unfreeze_layers=[3]", "adapt.l2_sp=0.1")
+    options = stage3_options(target_root, tmp_path / "run", stage1.run_dir / BEST, overrides=overrides)
+    options = replace(options, cached=False, features=tmp_path / "nowhere")
+    run_training(options)
+    old, new = (
+        read_weights(stage1.run_dir, BEST),
+        read_weights(options.run_dir, "checkpoints/update-00000002"),
+    )
+    moved = {name for name in old if not torch.equal(old[name], new[name])}
+    in_wavlm = {name for name in moved if name.startswith("extractor.wavlm")}
+    assert in_wavlm and all(name.startswith("extractor.wavlm.encoder.layers.3.") for name in in_wavlm)
+    assert "extractor.mix.weights" in moved and "decoder.embedding.weight" in moved
+    assert sum(line["kind"] == "interpolation" for line in read_metrics(options.run_dir)) == 11
+    split = build_parts(options, resolve_config(options), torch.device("cpu"), Ranks()).train
+    ours, theirs = split.utterances[0].id, f"train-tiny/{split.utterances[0].id}"
+    batch = next(split.source.read([[ours, theirs]]))
+    for waveform_S, name in zip(batch.waveforms_BS, ("mine", "train-tiny"), strict=True):
+        (path,) = (target_root / "LibriSpeech" / name).rglob(f"{ours}.*")
+        wanted_S = torch.from_numpy(read_audio(path))
+        assert torch.equal(waveform_S[: len(wanted_S)], wanted_S)
+
+
 def test_target_and_source_may_be_several_splits(target_root: Path, stage1: TrainOptions, tmp_path: Path):
     changes = {"train_split": ("mine", "mine-dev"), "replay_split": ("train-tiny", "dev-tiny")}
     options = stage3_options(target_root, tmp_path / "run", stage1.run_dir / BEST, **changes)
@@ -242,7 +268,8 @@ def test_what_cannot_be_adapted_is_refused_in_one_line(
         ({"dev_split": ("dev-tiny",)}, ConfigError, "source's.*--dev-split"),
         ({"replay_split": ("mine",)}, ConfigError, "source's"),
         ({"replay_split": ("x",), "no_replay": True}, ConfigError, "contradict"),
-        ({"cached": False}, ConfigError, "add --cached"),
+        ({"overrides": ("train.unfreeze_layers=[3]",)}, ConfigError, "leave --cached out"),
+        ({"overrides": ("adapt.source_dev_split=absent",)}, CorpusError, "absent is not .* be measured"),
         ({"stage": 1}, ConfigError, "stage 1 replays nothing"),
         ({"replay_split": ("absent",)}, CacheError, "no cached features for split absent"),
         ({"from_checkpoint": None}, CheckpointError, "no stage-2 checkpoint"),
