@@ -279,10 +279,11 @@ def test_a_split_is_spoken_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
         yield None, SAMPLE_RATE
         raise OSError("full")
 
+    (tmp_path / "other.jsonl").touch()
     monkeypatch.setattr(vox.demo.speak, "write_corpus", fill_the_disk)
     with pytest.raises(OSError, match="full"):
         vox.demo.speak.write_split(tmp_path, "spoken", ["go"], 1, 0)
-    assert list(tmp_path.rglob("*")) == []
+    assert list(tmp_path.rglob("*")) == [tmp_path / "other.jsonl"]
 
 
 def test_what_cannot_be_spoken_is_refused_before_any_work(
