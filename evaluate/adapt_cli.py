@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from vox.demo.synthesize import TRAIN_VOICES
 from vox.options import (
     batch_seconds_option,
     checkpoint_option,
@@ -50,6 +51,18 @@ from vox.options import (
 @click.option(
     "--beam", type=click.IntRange(1, 1000), default=8, show_default=True, help="Texts of an utterance."
 )
+@click.option(
+    "--synthesize",
+    metavar="SPLIT",
+    help="Speak the sentences into this new split as well, to train stage 3 on (English; extra `demo`).",
+)
+@click.option(
+    "--voices",
+    type=click.IntRange(1, len(TRAIN_VOICES)),
+    default=3,
+    show_default=True,
+    help="Of each sentence with --synthesize.",
+)
 @root_option
 @device_option
 @batch_seconds_option(120.0)
@@ -65,6 +78,8 @@ def adapt(
     tolerance: float | None,
     order: int,
     beam: int,
+    synthesize: str | None,
+    voices: int,
     root: Path,
     device: str,
     batch_seconds: float,
@@ -86,6 +101,7 @@ def adapt(
     from evaluate.domain_report import write_domain_report
     from evaluate.domain_text import read_texts, write_hotwords, write_language_model
     from evaluate.run import load_splits
+    from evaluate.synthesize import check_synthesis, synthesize_split
     from vox.additions import DEFAULT_HOTWORD_WEIGHT, plan_search, read_additions
     from vox.checkpoint.files import load_recogniser
     from vox.device import pick_device
@@ -105,6 +121,8 @@ def adapt(
         )
     place = pick_device(device)
     loaded = load_recogniser(folder, place)
+    if synthesize is not None:
+        check_synthesis(root, synthesize, loaded.config.text)
     before = replace(plan_search(loaded.folder, []).options, beam=beam)
     splits: tuple[DevSplit, DevSplit] | None = None
     if dev_split is not None:
@@ -149,3 +167,5 @@ def adapt(
     write_domain_report(out / REPORT, loaded, text, additions.hotwords, model_lines, domain, result)
     click.echo((out / REPORT).read_text(encoding="utf-8"))
     click.echo(f"written: {write_weights(out, domain).parent}")
+    if synthesize is not None:
+        synthesize_split(root, synthesize, text.sentences, voices)

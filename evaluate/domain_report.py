@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evaluate.adapt import TunedDomain
-from evaluate.domain_text import DomainText, count_words
+from evaluate.domain_text import MOST_KNOWN, DomainText, KnownWord, count_words
 from vox.checkpoint.files import Checkpoint
 from vox.disk import write_whole
-from vox.domain import Domain
+from vox.domain import HOTWORDS, Domain
 from vox.errors import name_count
 from vox.hotword_list import Hotword
 from vox.text import NUM_SPECIAL_IDS
@@ -26,12 +26,12 @@ def write_domain_report(
 ) -> None:
     """Write the report. result: of tuning; None where default weights were taken. Raises OSError."""
     tuned = domain.tuned
-    new = text.find_new_words()
+    new, known = text.find_new_words(), text.find_known_words()
     lines = [
         "# A domain from text",
         "",
         f"Made for {loaded.folder}: {name_count(len(text.sentences), 'sentence')}, "
-        f"{name_count(len(new), 'word')} that the source does not have, "
+        f"{name_count(len(new), 'word')} that training did not have, {len(known)} that it had, "
         f"{name_count(len(hotwords), 'hotword')}.",
         "",
         f"Search: {tuned.decoder}, beam {tuned.beam}, CTC weight {tuned.ctc_weight:g}, "
@@ -46,6 +46,7 @@ def write_domain_report(
         "## New words",
         "",
         *_word_lines(loaded, text, new),
+        *_known_lines(known),
         *_left_out_lines(text.left_out),
     ]
     write_whole(path, ("\n".join(lines).rstrip() + "\n").encode())
@@ -77,6 +78,26 @@ def _word_lines(loaded: Checkpoint, text: DomainText, new: Sequence[tuple[str, i
     shares = sum(count for _, count in new) / count_words(text.sentences).total()
     more = f"{len(new) - MOST_WORDS:,} more. " if len(new) > MOST_WORDS else ""
     return [*lines, "", f"{more}They are {100 * shares:.1f} % of the text.", ""]
+
+
+def _known_lines(known: Sequence[KnownWord]) -> list[str]:
+    if not known:
+        return []
+    places = list(known[0].in_source)
+    lines = [
+        "## Known words",
+        "",
+        "No hotwords, because the recogniser was trained on them. Rarest first:",
+        "",
+    ]
+    lines += [f"| word | in the text |{''.join(f' in {place} |' for place in places)}"]
+    lines += ["|---" * (2 + len(places)) + "|"]
+    for each in known[:MOST_KNOWN]:
+        counts = "".join(f" {count} |" for count in each.in_source.values())
+        lines.append(f"| {each.word} | {each.in_text} |{counts}")
+    more = f"{len(known) - MOST_KNOWN:,} more. " if len(known) > MOST_KNOWN else ""
+    remedy = f"To make one a hotword, delete the # before it in {HOTWORDS}, or list it with --hotwords."
+    return [*lines, "", more + remedy, ""]
 
 
 def _left_out_lines(left_out: Sequence[str]) -> list[str]:

@@ -12,19 +12,39 @@ from vox.errors import CorpusError, LanguageModelError, name_count
 from vox.hotword_list import list_lines, parse_hotwords
 from vox.lm.make import make_mixture
 from vox.lm.text import piece_vocabulary, read_sentences
+from vox.runs.layout import WORDS
 
 log = logging.getLogger(__name__)
+
+MOST_KNOWN = 50  # known words that a list and a report name
 
 DOMAIN, SOURCE = "the domain", "the source"
 
 
 @dataclass(frozen=True)
+class KnownWord:
+    """A word of a domain that the source has too: how often each has it."""
+
+    word: str
+    in_text: int
+    in_source: dict[str, int]  # by split or file
+
+    def describe(self) -> str:
+        """Write the counts, as a comment in a list of hotwords."""
+        places = ", ".join(f"{count} in {place}" for place, count in self.in_source.items() if count)
+        return f"{self.in_text} in the text, {places}"
+
+
+@dataclass(frozen=True)
 class DomainText:
-    """Normalised sentences of a domain and of the source, and how often the source has each word."""
+    """Normalised sentences of a domain and of the source, and how often the source has each word.
+
+    source_words: by split or file; after stage 3 these are the target's splits and the source's.
+    """
 
     sentences: list[str]
     source_sentences: list[str]  # empty if only the source's word counts are known
-    source_words: Counter[str]
+    source_words: dict[str, Counter[str]]
     has_words: bool = True  # False in alphabets without spaces, whose hotwords Vox does not have
     left_out: list[str] = field(default_factory=list)  # lines of the domain that cannot be used, and why
 
@@ -32,9 +52,23 @@ class DomainText:
         """Return the domain's words that the source does not have, most frequent first, with their counts."""
         if not self.has_words:
             return []
-        counts = count_words(self.sentences)
-        new = [(word, count) for word, count in counts.items() if word not in self.source_words]
+        counts, known = count_words(self.sentences), self._sum_source()
+        new = [(word, count) for word, count in counts.items() if word not in known]
         return sorted(new, key=lambda item: (-item[1], item[0]))
+
+    def find_known_words(self) -> list[KnownWord]:
+        """Return the domain's words that the source has, rarest in the source first."""
+        if not self.has_words:
+            return []
+        counts, known = count_words(self.sentences), self._sum_source()
+        words = sorted(known.keys() & counts.keys(), key=lambda word: (known[word], word))
+        return [
+            KnownWord(word, counts[word], {place: found[word] for place, found in self.source_words.items()})
+            for word in words
+        ]
+
+    def _sum_source(self) -> Counter[str]:
+        return sum(self.source_words.values(), Counter())
 
 
 def count_words(sentences: Iterable[str]) -> Counter[str]:
@@ -54,17 +88,20 @@ def read_texts(
     left_out: list[str] = []
     sentences = [s for path in texts for s in _read_file(loaded, path, left_out)]
     if source_texts:
-        source = [s for path in source_texts for s in _read_file(loaded, path, [])]
+        source = {str(path): _read_file(loaded, path, []) for path in source_texts}
     else:
         source = _read_transcripts(loaded, root)
-    words = count_words(source) if source else Counter(read_words(loaded.folder))
-    if not words:
+    words = {place: count_words(some) for place, some in source.items()}
+    if not source:
+        words = {WORDS: Counter(read_words(loaded.folder))}
+    if not any(words.values()):
         raise LanguageModelError(
             "the transcripts that this checkpoint was trained on are not there",
             where=root,
             remedy="name their folder with --root, or a text with --source-text",
         )
-    return DomainText(sentences, source, words, loaded.tokenizer.has_words, left_out)
+    source_sentences = [sentence for some in source.values() for sentence in some]
+    return DomainText(sentences, source_sentences, words, loaded.tokenizer.has_words, left_out)
 
 
 def _read_file(loaded: Checkpoint, path: Path, left_out: list[str]) -> list[str]:
@@ -80,17 +117,18 @@ def _read_file(loaded: Checkpoint, path: Path, left_out: list[str]) -> list[str]
     return sentences
 
 
-def _read_transcripts(loaded: Checkpoint, root: Path) -> list[str]:
-    """Return the transcripts of the splits that a checkpoint was trained on; none if one is missing."""
+def _read_transcripts(loaded: Checkpoint, root: Path) -> dict[str, list[str]]:
+    """Return the transcripts that a checkpoint was trained on, by split; none if a split is missing."""
     config = loaded.config
     splits = dict.fromkeys([*config.data.train_weights, *(config.adapt.replay_split or ())])
     try:
-        return [
-            utterance.text for split in splits for utterance in read_split(root, split, loaded.normaliser)[0]
-        ]
+        return {
+            split: [utterance.text for utterance in read_split(root, split, loaded.normaliser)[0]]
+            for split in splits
+        }
     except CorpusError as error:
         log.warning("the training transcripts cannot be read: %s", error)
-        return []
+        return {}
 
 
 def write_language_model(text: DomainText, loaded: Checkpoint, out: Path, order: int) -> list[str]:
@@ -107,7 +145,8 @@ def write_language_model(text: DomainText, loaded: Checkpoint, out: Path, order:
 def write_hotwords(text: DomainText, given: Path | None, out: Path, normalise: Callable[[str], str]) -> int:
     """Write the list of hotwords: the given one, or the new words; return how many phrases are active.
 
-    New words that a given list lacks are written as comments. Raises TextError for a list that is wrong.
+    New words that a given list lacks are written as comments, and so are the rarest known ones where no list
+    is given. Raises TextError for a list that is wrong.
     """
     new = text.find_new_words()
     if given is None:
@@ -116,6 +155,9 @@ def write_hotwords(text: DomainText, given: Path | None, out: Path, normalise: C
         ]
         head += ["# Edit: `phrase`, `phrase: spelling, spelling`, `phrase @2` for twice the weight."]
         lines = [*head, *(f"{word}  # {count}" for word, count in new)]
+        if known_words := text.find_known_words()[:MOST_KNOWN]:
+            lines += ["# No hotwords, because training had them; rarest first. To make one a hotword, delete"]
+            lines += ["# the # before it.", *(f"# {each.word}  # {each.describe()}" for each in known_words)]
     else:
         listed = list_lines(given)
         known = count_words(s for hotword in parse_hotwords(listed, normalise) for s in hotword.spellings)

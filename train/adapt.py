@@ -1,12 +1,15 @@
 """Data of stage 3: the source of a checkpoint, and a target split with the source replayed."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from train.splits import TrainingSplit
 from vox.config import Config
-from vox.data.sources import CachedSource
-from vox.errors import ConfigError
+from vox.corpus import find_split
+from vox.data.sources import CachedSource, LiveSource, Source
+from vox.errors import ConfigError, CorpusError
 from vox.features.cache import join_caches
 
 log = logging.getLogger(__name__)
@@ -35,18 +38,35 @@ def name_source(config: Config, origin: Config) -> Config:
     return config.model_copy(update={"adapt": adapt})
 
 
+def check_source_dev(root: Path, splits: Sequence[str]) -> None:
+    """Raise CorpusError if a dev split of the source is missing: nothing else shows what is forgotten."""
+    for split in splits:
+        try:
+            find_split(root, split)
+        except CorpusError:
+            raise CorpusError(
+                f"the source's dev split {split} is not there, so forgetting could not be measured",
+                where=root,
+                remedy="put it back, or name recordings of the source with --set adapt.source_dev_split=NAME",
+            ) from None
+
+
 def add_replay(target: TrainingSplit, source: TrainingSplit) -> TrainingSplit:
     """Append the source's utterances to the target's; their ids get the source's name as a prefix."""
-    assert isinstance(target.source, CachedSource) and isinstance(source.source, CachedSource)
     prefix = f"{source.name}/"
     replayed = [replace(utterance, id=prefix + utterance.id) for utterance in source.utterances]
+    utterances, ours, theirs = target.utterances + replayed, target.source, source.source
+    joined: Source
+    if isinstance(ours, CachedSource) and isinstance(theirs, CachedSource):
+        joined = CachedSource(join_caches([("", ours.cache), (prefix, theirs.cache)]), pin=ours.pin)
+    else:
+        assert isinstance(ours, LiveSource) and isinstance(theirs, LiveSource)
+        joined = LiveSource(utterances, workers=ours.workers, pin=ours.pin)
     return TrainingSplit(
         target.name,
-        target.utterances + replayed,
+        utterances,
         target.labels | {prefix + name: row for name, row in source.labels.items()},
-        CachedSource(
-            join_caches([("", target.source.cache), (prefix, source.source.cache)]), pin=target.source.pin
-        ),
+        joined,
         num_replayed=len(replayed),
         left_out=target.left_out | {prefix + name: seconds for name, seconds in source.left_out.items()},
     )

@@ -1,12 +1,13 @@
 """From a config to the parts of a run."""
 
 import logging
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import torch
 
-from train.adapt import add_replay, name_source
+from train.adapt import add_replay, check_source_dev, name_source
 from train.inputs import find_origin
 from train.joined import (
     join_names,
@@ -19,7 +20,7 @@ from train.options import TrainOptions
 from train.ranks import Ranks
 from train.splits import TrainingSplit, label_split
 from train.stages import find_stage
-from vox.checkpoint.files import Checkpoint, load_recogniser
+from vox.checkpoint.files import Checkpoint, load_recogniser, read_words
 from vox.checkpoint.series import find_last
 from vox.config import Config, TextConfig
 from vox.corpus import Utterance
@@ -44,6 +45,7 @@ class Parts:
     origin: the checkpoint whose weights the run starts from, and its recorded state; None from scratch.
     fingerprint: of the cache that is read; None for live audio.
     source_dev: where stage 3 measures what is forgotten; None in other stages.
+    words: how often an epoch has each word; without replay also those of the checkpoint that it adapts.
     cached_layer: the WavLM layer (counted from 1) whose output the cache holds; None: it holds the mix.
     """
 
@@ -53,6 +55,7 @@ class Parts:
     train: TrainingSplit
     dev: TrainingSplit
     source_dev: TrainingSplit | None
+    words: dict[str, int]
     origin: Checkpoint | None
     fingerprint: Fingerprint | None
     cached_layer: int | None
@@ -62,6 +65,11 @@ class Parts:
         """The utterances by what they are for: train, dev, and in stage 3 source_dev."""
         splits = {"train": self.train, "dev": self.dev, "source_dev": self.source_dev}
         return {use: split.utterances for use, split in splits.items() if split is not None}
+
+    @property
+    def splits(self) -> list[TrainingSplit]:
+        """Every split that is read: of training, and for validation."""
+        return [self.train, self.dev, *([] if self.source_dev is None else [self.source_dev])]
 
 
 def build_parts(options: TrainOptions, config: Config, device: torch.device, ranks: Ranks) -> Parts:
@@ -79,6 +87,7 @@ def build_parts(options: TrainOptions, config: Config, device: torch.device, ran
         log.info("starting from the weights of %s", origin.folder)
         if find_stage(options.stage).adapts:
             config = name_source(config, origin.config)
+            check_source_dev(options.root, config.adapt.source_dev_split or ())
     normalise = Normaliser(config.text)
     options = replace(options, wavlm=config.features.wavlm)  # also where a config or a checkpoint names it
     cached_layer = _cached_layer(config) if options.cached else None
@@ -150,7 +159,14 @@ def build_parts(options: TrainOptions, config: Config, device: torch.device, ran
     recogniser = recogniser.to(device)
     if not ranks.is_first:  # the weights are the same everywhere, dropout is not
         torch.manual_seed(config.train.seed + ranks.rank)
-    return Parts(config, recogniser, tokenizer, train, dev, source_dev, origin, fingerprint, cached_layer)
+    words = train.word_counts
+    if source_dev is not None and origin is not None and not train.num_replayed:
+        # What it was trained on before it still knows. The checkpoint of a resumed run counts both.
+        old = Counter(read_words(origin.folder))
+        words = dict(sorted((old if options.resume else old + Counter(words)).items()))
+    return Parts(
+        config, recogniser, tokenizer, train, dev, source_dev, words, origin, fingerprint, cached_layer
+    )
 
 
 def choose_trainable(recogniser: Recogniser, config: Config, *, cached: bool) -> None:
@@ -202,7 +218,9 @@ def _wanted_fingerprint(
     wavlm, mix, layer = extractor.wavlm, extractor.mix, _cached_layer(config)
     if layer is None:
         adapts = find_stage(options.stage).adapts
-        _check_mix(mix, config, "name stage 1's best with --from" if adapts else "leave --cached out")
+        _check_mix(
+            mix, config, "leave --cached out" + (", or name stage 1's best with --from" if adapts else "")
+        )
         return make_fingerprint(wavlm, config.features.layers)
     if mix.weights[: layer - 1].any():
         raise CacheError(

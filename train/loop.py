@@ -123,7 +123,9 @@ def _update(
     learning_rate = learning_rate_at(progress.update, run.total_updates, config.optimizer)
     set_learning_rate(run.optimizer, learning_rate)
     settings = step_settings(run, ctc_weight)
-    result = run_update(run.losses, run.optimizer, run.scaler, batches, totals, settings, run.ranks)
+    result = run_update(
+        run.losses, run.optimizer, run.scaler, batches, totals, settings, run.ranks, run.l2_sp
+    )
     if run.ema is not None:
         run.ema.follow(progress.update, result)
     progress.update += 1
@@ -211,7 +213,7 @@ def _validate_and_record(run: Run, *, is_epoch_end: bool) -> None:
 
 def report_failures(run: Run) -> None:
     """Gather which recordings could not be read; rank 0 logs those of the other ranks, once each."""
-    for split in (run.parts.train, run.parts.dev):
+    for split in run.parts.splits:
         mine: dict[str, str] = getattr(split.source, "failures", {})
         for theirs in run.ranks.gather(dict(mine))[1:]:
             for name in theirs.keys() - mine.keys():

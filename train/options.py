@@ -96,8 +96,6 @@ def _check_adapting(stage: Stage, options: TrainOptions) -> None:
         raise ConfigError(
             f"stage {stage.number} replays nothing", remedy="leave --replay-split and --no-replay out"
         )
-    if stage.adapts and not options.cached:
-        raise ConfigError(f"stage {stage.number} trains from cached features only", remedy="add --cached")
     if options.replay_split and options.no_replay:
         raise ConfigError("--replay-split and --no-replay contradict each other", remedy="leave one out")
 
@@ -112,7 +110,13 @@ def _check_unfreezing(stage: Stage, config: Config, *, is_cached: bool, where: P
             where=where,
             remedy=f"use --stage {other}, or unset it",
         )
-    if stage.may_unfreeze and not unfrozen and is_cached:
+    if stage.adapts and unfrozen and is_cached:
+        raise ConfigError(
+            f"stage {stage.number} trains WavLM's layers from live audio (train.unfreeze_layers is set)",
+            where=where,
+            remedy="leave --cached out, or unset it",
+        )
+    if stage.may_unfreeze and not stage.adapts and not unfrozen and is_cached:
         raise ConfigError(
             f"stage {stage.number} caches the layer below those it trains, and train.unfreeze_layers "
             "names none",
@@ -121,9 +125,9 @@ def _check_unfreezing(stage: Stage, config: Config, *, is_cached: bool, where: P
 
 
 def warn_if_all_frozen(config: Config) -> None:
-    """Log a warning if a stage that may train WavLM's layers trains none."""
+    """Log a warning if a stage that is for training WavLM's layers trains none."""
     stage = find_stage(config.train.stage)
-    if stage.may_unfreeze and not config.train.unfreeze_layers:
+    if stage.may_unfreeze and not stage.adapts and not config.train.unfreeze_layers:
         log.warning("no WavLM layer is unfrozen: stage %d trains what a frozen stage does", stage.number)
 
 

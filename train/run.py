@@ -8,7 +8,7 @@ import torch
 from train.build import Parts, build_parts, count_trainable
 from train.inputs import refuse_existing
 from train.joined import find_shared_recordings, join_names
-from train.judge.adapt import begin_adaptation, interpolate_at_the_end, link_before
+from train.judge.adapt import begin_adaptation, interpolate_at_the_end, link_before, start_l2_sp
 from train.judge.average import average_at_the_end
 from train.judge.handoff import hand_over
 from train.loop import report_failures, step_settings, train_epochs
@@ -132,6 +132,8 @@ def _start(run: Run, options: TrainOptions) -> None:
         resume_state(run, load_trainer_state(folder))
         if run.ema is not None:
             run.ema.load(load_averaged(folder))
+        if run.parts.source_dev is not None:
+            link_before(run)
         if run.progress.update < run.total_updates:
             log.info("resuming after update %d of %d", run.progress.update, run.total_updates)
         else:
@@ -147,11 +149,10 @@ def _start(run: Run, options: TrainOptions) -> None:
         run.write("left_out", 0, {"count": len(left_out), "utterances": left_out})
     settings = step_settings(run, run.parts.config.train.ctc_weight)
     if run.progress.update < run.total_updates:
+        run.l2_sp = start_l2_sp(run, is_resumed=options.resume)
         settle_micro_batch(run, settings)
     settle_buckets(run.losses, settings)
     if options.resume:
-        if run.parts.source_dev is not None:
-            link_before(run)
         return
     if run.parts.source_dev is not None:
         begin_adaptation(run)
@@ -265,7 +266,7 @@ def _announce(run: Run) -> None:
 
 def _report_end(run: Run) -> None:
     report_failures(run)
-    for split in (run.parts.train, run.parts.dev):
+    for split in run.parts.splits:
         failures: dict[str, str] = getattr(split.source, "failures", {})
         for name, reason in failures.items():
             log.warning("%s: left out %s: %s", split.name, name, reason)

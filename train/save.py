@@ -62,7 +62,7 @@ def _write_checkpoint(run: Run, folder: Path, is_best: bool, content: dict[str, 
         recogniser=parts.recogniser,
         tokenizer=parts.tokenizer,
         config=parts.config,
-        words=parts.train.word_counts,
+        words=parts.words,
         **content,
     )
     links = (run.run_dir / BEST, run.run_dir / LAST)

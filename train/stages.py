@@ -31,7 +31,7 @@ _STAGES = (
         "adapts to your own recordings, with replay",
         (2, 1),
         checks_handoff=False,
-        may_unfreeze=False,
+        may_unfreeze=True,
         config="stage3.yaml",
         adapts=True,
     ),

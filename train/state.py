@@ -16,6 +16,7 @@ from train.record.heartbeat import Heartbeat
 from train.record.metrics import MetricsLog
 from train.signals import Signals
 from train.update.ema import Ema
+from train.update.l2_sp import L2Sp
 from vox.runs.layout import checkpoints_of
 
 
@@ -39,6 +40,7 @@ class Run:
     writer: CheckpointWriter
     meter: Meter
     ema: Ema | None = None
+    l2_sp: L2Sp | None = None  # stage 3
     backup: Backup | None = None
 
     @property

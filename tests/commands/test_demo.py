@@ -1,6 +1,5 @@
 """The parts of the demo: sentences, speakers, synthesis, the tiny WavLM, and the steps."""
 
-import importlib.util
 import math
 import os
 import shutil
@@ -17,6 +16,7 @@ import soundfile
 import torch
 
 import vox
+from tests.support.speech import needs_espeak
 from vox.cli import cli
 from vox.config import Config, load_config
 from vox.corpus import load_split
@@ -49,10 +49,6 @@ from vox.wavlm.load import load_wavlm
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 COUNTS = {"demo-train": 2400, "demo-dev": 100, "demo-test": 100}
-
-needs_espeak = pytest.mark.skipif(
-    importlib.util.find_spec("espeakng_loader") is None, reason="espeakng-loader is not installed"
-)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

@@ -2,6 +2,10 @@
 
 import json
 import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,24 +13,31 @@ import pytest
 import torch
 
 import vox
+import vox.demo.speak
 from evaluate.adapt import DevSplit, tune_domain
-from tests.support.speech import make_speech, write_split
+from evaluate.domain_text import DomainText, write_hotwords
+from evaluate.synthesize import check_synthesis
+from tests.support.speech import make_speech, needs_espeak, write_split
 from tests.support.untrained import make_tokenizer, save_arbitrary_checkpoint
 from vox.additions import plan_search, read_additions
 from vox.audio import read_audio
 from vox.checkpoint.files import Checkpoint, load_recogniser
 from vox.cli import main
+from vox.config import TextConfig
 from vox.corpus import Utterance, load_split
 from vox.data.batch import AudioBatch
 from vox.decode import Search, SearchOptions, make_search
 from vox.disk import hash_file
 from vox.domain import HOTWORDS, LM, REPORT, WEIGHTS, read_domain
-from vox.errors import DomainError
+from vox.errors import ConfigError, DomainError
 from vox.hear import hear
+from vox.hotword_list import list_lines, parse_hotwords
 from vox.lm.arpa import BOS
 from vox.lm.make import make_mixture
 from vox.lm.text import piece_vocabulary
 from vox.runs.layout import CHECKSUMS, MODEL, TOKENIZER, WORDS
+from vox.text import ENGLISH
+from vox.units import SAMPLE_RATE
 
 DOMAIN_TEXT = "go zarn\n\nzarn quilp stop\nZarn, go!\n2 zarns\n"
 SOURCE_TEXT = "go left\nstop right\ngo up\n"
@@ -67,9 +78,28 @@ def test_new_words_are_ranked_and_lines_that_cannot_be_used_are_listed(domain: P
     lines = (domain / HOTWORDS).read_text().splitlines()
     assert [line for line in lines if not line.startswith("#")] == ["zarn  # 3", "quilp  # 1"]
     report = (domain / REPORT).read_text()
-    assert "2 words that the source does not have" in report
+    assert "| stop | 1 | 1 |\n| go | 2 | 2 |" in report  # known, rarest first
+    assert "2 words that training did not have, 2 that it had, 2 hotwords" in report
     assert "not tuned: no --dev-split was given" in report
     assert "domain.txt:5: characters outside the alphabet (2)" in report
+
+
+def test_known_words_are_listed_with_where_they_were_heard(tmp_path: Path) -> None:
+    """A rare one, as a name of stage 3 that was heard once, becomes a hotword where a # is deleted."""
+    sources = {"mine": Counter(zarn=1, go=3), "train": Counter(go=90, left=9)}
+    text = DomainText(["go zarn", "quilp go"], [], sources)
+    assert [(each.word, each.in_text, each.in_source) for each in text.find_known_words()] == [
+        ("zarn", 1, {"mine": 1, "train": 0}),
+        ("go", 2, {"mine": 3, "train": 90}),
+    ]
+    write_hotwords(text, None, tmp_path / "list", ENGLISH)
+    lines = (tmp_path / "list").read_text()
+    assert lines.endswith(
+        "# zarn  # 1 in the text, 1 in mine\n# go  # 2 in the text, 3 in mine, 90 in train\n"
+    )
+    (tmp_path / "list").write_text(lines.replace("# zarn", "zarn"))
+    hotwords = parse_hotwords(list_lines(tmp_path / "list"), ENGLISH)
+    assert [each.phrase for each in hotwords] == ["quilp", "zarn"]
 
 
 def test_a_domain_is_the_language_model_the_hotwords_and_the_weights(
@@ -199,7 +229,9 @@ def test_without_transcripts_the_checkpoint_s_word_counts_are_used(
         assert main(arguments) == 0
     finally:
         (checkpoint / WORDS).unlink()
-    assert (tmp_path / "out" / HOTWORDS).read_text().splitlines()[-1] == "quilp  # 1"
+    lines = (tmp_path / "out" / HOTWORDS).read_text().splitlines()
+    assert [line for line in lines if not line.startswith("#")] == ["quilp  # 1"]
+    assert "# go  # 2 in the text, 3 in words.json" in lines
 
 
 def test_the_mixture_fits_its_weights_on_sentences_held_out_and_then_counts_all(tmp_path: Path) -> None:
@@ -218,6 +250,58 @@ def test_the_mixture_fits_its_weights_on_sentences_held_out_and_then_counts_all(
     few = {"domain": texts["domain"][:9], "source": texts["source"]}
     (line,) = make_mixture(few, "domain", tmp_path / "few.arpa", 2, tokenizer)
     assert line.startswith(str(tmp_path / "few.arpa"))
+
+
+@needs_espeak
+def test_the_sentences_are_spoken_into_a_split(
+    checkpoint: Path, root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each that can be used, in two voices; a split that is there is left alone."""
+    data = tmp_path / "data"
+    shutil.copytree(root, data)
+    speak = ["--synthesize", "spoken", "--voices", "2"]
+    assert adapt(checkpoint, data, tmp_path / "out", *speak) == 0
+    said = capfd.readouterr().out
+    assert "spoken: 6 recordings" in said and "a synthesizer's speech" in said
+    utterances = load_split(data, "spoken")
+    assert len({(each.text, each.speaker) for each in utterances}) == len(utterances) == 6
+    assert Counter(each.text for each in utterances) == {"go zarn": 2, "zarn quilp stop": 2, "zarn go": 2}
+    assert min(each.num_samples or 0 for each in utterances) > SAMPLE_RATE // 2
+    assert [path.name for path in data.iterdir() if path.name.startswith(".")] == []
+    assert adapt(checkpoint, data, tmp_path / "again", *speak) == 2
+    assert "the split exists" in capfd.readouterr().err
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_split_is_spoken_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill_the_disk(root: Path, *_: object) -> Iterator[object]:
+        (root / "LibriSpeech" / "spoken").mkdir(parents=True)
+        yield None, SAMPLE_RATE
+        raise OSError("full")
+
+    (tmp_path / "other.jsonl").touch()
+    monkeypatch.setattr(vox.demo.speak, "write_corpus", fill_the_disk)
+    with pytest.raises(OSError, match="full"):
+        vox.demo.speak.write_split(tmp_path, "spoken", ["go"], 1, 0)
+    assert list(tmp_path.rglob("*")) == [tmp_path / "other.jsonl"]
+
+
+def test_what_cannot_be_spoken_is_refused_before_any_work(
+    checkpoint: Path,
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, found in (("tr", None), ("en-GB", "en"), (None, None)):
+        text = TextConfig(alphabet="letters", language=name)
+        with nullcontext() if found else pytest.raises(ConfigError, match="speaks English"):
+            check_synthesis(tmp_path, "spoken", text)
+    monkeypatch.setitem(sys.modules, "espeakng_loader", None)
+    assert adapt(checkpoint, root, tmp_path / "out", "--synthesize", "spoken") == 2
+    error = capsys.readouterr().err
+    assert "pip install 'vox-asr[demo]'" in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def _other_tokenizer(folder: Path) -> None:

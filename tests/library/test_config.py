@@ -150,6 +150,7 @@ MAY_BE_ZERO = {
     *("augment.channel_masks", "augment.channel_mask_fraction", "optimizer.weight_decay"),
     *("train.ctc_weight", "train.ctc_weight_start", "train.label_smoothing", "train.seed"),
     *("train.keep_checkpoints", "train.average_checkpoints", "adapt.replay", "adapt.tolerance"),
+    "adapt.l2_sp",
 }
 SHARES = {
     *("model.dropout", "data.concatenate", "augment.time_mask_fraction", "augment.channel_mask_fraction"),

@@ -1,11 +1,17 @@
 """A tiny corpus of tones, and the shape of a tiny WavLM."""
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
+import pytest
 import soundfile
 
 from vox.units import SAMPLE_RATE
+
+needs_espeak = pytest.mark.skipif(
+    importlib.util.find_spec("espeakng_loader") is None, reason="espeakng-loader is not installed"
+)
 
 WORDS = ("go", "stop", "left", "right", "up", "down", "open", "close", "jump", "run")
 

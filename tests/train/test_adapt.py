@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +30,8 @@ from train.options import TrainOptions, resolve_config
 from train.progress import Progress
 from train.ranks import Ranks
 from train.run import run_training
-from vox.checkpoint.files import load_recogniser
+from vox.audio import read_audio
+from vox.checkpoint.files import load_recogniser, read_words
 from vox.data.concatenate import count_in_rows
 from vox.errors import CacheError, CheckpointError, ConfigError, CorpusError
 from vox.features.cache import open_cache
@@ -80,7 +82,9 @@ def stage3_options(root: Path, run: Path, origin: Path | None, **changes) -> Tra
 
 @pytest.fixture(scope="module")
 def adapted(target_root: Path, stage1: TrainOptions, tmp_path_factory) -> TrainOptions:
-    options = stage3_options(target_root, tmp_path_factory.mktemp("runs") / "stage3", stage1.run_dir / BEST)
+    """A finished run with all that stage 3 has: replay, and a pull towards the old weights."""
+    run = tmp_path_factory.mktemp("runs") / "stage3"
+    options = stage3_options(target_root, run, stage1.run_dir / BEST, overrides=("adapt.l2_sp=0.1",))
     run_training(options)
     return options
 
@@ -132,7 +136,15 @@ def test_killed_and_resumed_ends_the_same(adapted: TrainOptions, tmp_path: Path,
         with pytest.raises(Killed):
             run_training(options)
     assert json.loads((options.run_dir / "last" / "state.json").read_text())["update"] == 3
-    run_training(TrainOptions(stage=3, run=options.run_dir, resume=True))
+    old, resumed = (
+        (options.run_dir / BEFORE).resolve(),
+        TrainOptions(stage=3, run=options.run_dir, resume=True),
+    )
+    old.rename(tmp_path / old.name)  # as after a restore from a backup
+    with pytest.raises(CheckpointError, match=r"adapt.l2_sp pulls towards, are missing .*before"):
+        run_training(resumed)
+    (tmp_path / old.name).rename(old)
+    run_training(resumed)
     assert_equal_runs(adapted.run_dir, options.run_dir)
 
 
@@ -197,6 +209,31 @@ def test_an_update_hears_target_and_source_by_seconds(
     assert not torch.equal(batch.features_BTC[0], batch.features_BTC[1])
 
 
+def test_live_it_trains_wavlm_s_top_layers_and_reads_the_source_s_recordings(
+    target_root: Path, stage1: TrainOptions, tmp_path: Path
+):
+    overrides = ("train.epochs=1", "train.unfreeze_layers=[3]", "adapt.l2_sp=0.1")
+    options = stage3_options(target_root, tmp_path / "run", stage1.run_dir / BEST, overrides=overrides)
+    options = replace(options, cached=False, features=tmp_path / "nowhere")
+    run_training(options)
+    old, new = (
+        read_weights(stage1.run_dir, BEST),
+        read_weights(options.run_dir, "checkpoints/update-00000002"),
+    )
+    moved = {name for name in old if not torch.equal(old[name], new[name])}
+    in_wavlm = {name for name in moved if name.startswith("extractor.wavlm")}
+    assert in_wavlm and all(name.startswith("extractor.wavlm.encoder.layers.3.") for name in in_wavlm)
+    assert "extractor.mix.weights" in moved and "decoder.embedding.weight" in moved
+    assert sum(line["kind"] == "interpolation" for line in read_metrics(options.run_dir)) == 11
+    split = build_parts(options, resolve_config(options), torch.device("cpu"), Ranks()).train
+    ours, theirs = split.utterances[0].id, f"train-tiny/{split.utterances[0].id}"
+    batch = next(split.source.read([[ours, theirs]]))
+    for waveform_S, name in zip(batch.waveforms_BS, ("mine", "train-tiny"), strict=True):
+        (path,) = (target_root / "LibriSpeech" / name).rglob(f"{ours}.*")
+        wanted_S = torch.from_numpy(read_audio(path))
+        assert torch.equal(waveform_S[: len(wanted_S)], wanted_S)
+
+
 def test_target_and_source_may_be_several_splits(target_root: Path, stage1: TrainOptions, tmp_path: Path):
     changes = {"train_split": ("mine", "mine-dev"), "replay_split": ("train-tiny", "dev-tiny")}
     options = stage3_options(target_root, tmp_path / "run", stage1.run_dir / BEST, **changes)
@@ -217,6 +254,8 @@ def test_without_replay_it_is_said_loudly_and_no_source_is_read(
     assert parts.train.num_replayed == 0 and len(parts.train.utterances) == 4
     assert parts.source_dev is not None
     assert "NO REPLAY" in caplog.text
+    both = Counter(read_words(stage1.run_dir / BEST)) + Counter(parts.train.word_counts)
+    assert parts.words == both and both.total() > Counter(parts.train.word_counts).total() > 0
 
 
 def test_what_cannot_be_adapted_is_refused_in_one_line(
@@ -229,7 +268,8 @@ def test_what_cannot_be_adapted_is_refused_in_one_line(
         ({"dev_split": ("dev-tiny",)}, ConfigError, "source's.*--dev-split"),
         ({"replay_split": ("mine",)}, ConfigError, "source's"),
         ({"replay_split": ("x",), "no_replay": True}, ConfigError, "contradict"),
-        ({"cached": False}, ConfigError, "add --cached"),
+        ({"overrides": ("train.unfreeze_layers=[3]",)}, ConfigError, "leave --cached out"),
+        ({"overrides": ("adapt.source_dev_split=absent",)}, CorpusError, "absent is not .* be measured"),
         ({"stage": 1}, ConfigError, "stage 1 replays nothing"),
         ({"replay_split": ("absent",)}, CacheError, "no cached features for split absent"),
         ({"from_checkpoint": None}, CheckpointError, "no stage-2 checkpoint"),

@@ -22,7 +22,7 @@ def test_every_stage_has_its_config_and_comes_after_those_it_starts_from() -> No
     for number, stage in STAGES.items():
         tree = yaml.safe_load((CONFIGS_DIR / stage.config).read_text())
         assert tree["train"]["stage"] == stage.number == number
-        assert bool(tree["train"]["unfreeze_layers"]) == stage.may_unfreeze
+        assert bool(tree["train"]["unfreeze_layers"]) == (stage.may_unfreeze and not stage.adapts)
         assert all(before < number and before in STAGES for before in stage.starts_from)
 
 

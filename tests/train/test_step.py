@@ -10,6 +10,7 @@ from tests.support.gradients import NUM_UTTERANCES, gradient_of, make_batch, mak
 from tests.support.tiny_model import take_rows
 from tests.support.training import tiny_recogniser
 from train.ranks import Ranks
+from train.update.l2_sp import L2Sp
 from train.update.schedule import build_optimizer
 from train.update.step import (
     LabelTotals,
@@ -125,6 +126,32 @@ def test_an_update_that_is_not_finite_changes_nothing(tiny_wavlm_dir):
     assert not result.is_finite
     for name, tensor in recogniser.state_dict().items():
         assert torch.equal(tensor, before[name]), name
+
+
+def test_l2_sp_is_a_loss_on_the_way_from_the_start_weights(tiny_wavlm_dir):
+    """The gradient is that of the sum of all losses, written out; no distance, no gradient."""
+    recogniser = tiny_recogniser(tiny_wavlm_dir, dropout=0.0).double()
+    recogniser.extractor.requires_grad_(False)
+    learning = {name: p for name, p in recogniser.named_parameters() if p.requires_grad}
+    start = {name: p.detach() + 0.1 * torch.randn_like(p) for name, p in learning.items()}
+    features, labels = make_split()
+    batch, totals = make_batch(features, labels, [0, 1], torch.float64), LabelTotals(9, 11)
+    settings = StepSettings(torch.device("cpu"), torch.float64, 0.3, 0.1, math.inf, augment=None)
+    losses, scaler = wrap_losses(recogniser, Ranks()), torch.amp.GradScaler("cpu", enabled=False)
+
+    def gradient_with(l2_sp: L2Sp | None) -> torch.Tensor:
+        optimizer = build_optimizer(recogniser, OptimizerConfig(learning_rate=1e-300))
+        result = run_update(losses, optimizer, scaler, [batch], totals, settings, Ranks(), l2_sp)
+        gradient = torch.cat([p.grad.flatten() for p in learning.values()])
+        assert float(result.grad_norm) == pytest.approx(float(gradient.norm()))  # clipped with it
+        return gradient
+
+    sums = losses(*batch, settings)
+    loss = 0.3 * sums.ctc / 9 + 0.7 * sums.attention / 11
+    loss = loss + 0.25 * sum((p - start[name]).square().sum() for name, p in learning.items()) / 2
+    wanted = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(learning.values()))])
+    torch.testing.assert_close(gradient_with(L2Sp(learning, 0.25, start)), wanted)
+    assert torch.equal(gradient_with(L2Sp(learning, 0.25)), gradient_with(None))
 
 
 def test_what_was_not_read_is_not_in_the_logged_loss(tiny_wavlm_dir):

@@ -15,7 +15,10 @@ from train.judge.validate import DevResult, Stopped, validate_run
 from train.signals import Interrupted
 from train.state import Run
 from train.update.ema import find_learning
+from train.update.l2_sp import L2Sp
+from vox.checkpoint.integrity import find_damage
 from vox.disk import replace_link
+from vox.errors import CheckpointError
 from vox.runs.layout import BEFORE, MODEL, checkpoint_name
 
 log = logging.getLogger(__name__)
@@ -40,10 +43,34 @@ def begin_adaptation(run: Run) -> None:
 
 
 def link_before(run: Run) -> None:
-    """Link `before` to the checkpoint of the old weights, so that it is not deleted."""
+    """Link `before` to the checkpoint of the old weights, so that it stays; call this on every rank."""
     folder = run.checkpoints_dir / checkpoint_name(0, "validated")
     if run.ranks.is_first and folder.exists():
         replace_link(run.run_dir / BEFORE, folder)
+    run.ranks.wait()
+
+
+def start_l2_sp(run: Run, *, is_resumed: bool) -> L2Sp | None:
+    """Make the pull towards the old weights (adapt.l2_sp), if the config asks for it.
+
+    A resumed run reads the old weights from `before`, which has them to the bit. Raises CheckpointError if
+    that is missing or damaged.
+    """
+    strength = run.parts.config.adapt.l2_sp
+    if run.parts.source_dev is None or strength == 0:
+        return None
+    learning = find_learning(run.parts.recogniser)
+    if not is_resumed:
+        return L2Sp(learning, strength)
+    before = run.run_dir / BEFORE
+    damage = find_damage(before) if before.exists() else "a backup has none"
+    if damage is not None:
+        raise CheckpointError(
+            f"the old weights, which adapt.l2_sp pulls towards, are missing or damaged ({damage})",
+            where=before,
+            remedy="start another run",
+        )
+    return L2Sp(learning, strength, load_file(before / MODEL))
 
 
 def interpolate_at_the_end(run: Run) -> None:

@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from train.ranks import Ranks
 from train.update.augment import mask_features
+from train.update.l2_sp import L2Sp
 from vox.config import AugmentConfig
 from vox.data.batch import IGNORED, AudioBatch, FeatureBatch, LabelBatch, make_label_batch
 from vox.device import at_least_float32, autocast
@@ -210,12 +211,14 @@ def run_update(
     totals: LabelTotals,
     settings: StepSettings,
     ranks: Ranks,
+    l2_sp: L2Sp | None = None,
 ) -> UpdateResult:
     """Accumulate the gradients of an update's micro-batches over all ranks, clip, and step.
 
-    losses: what `wrap_losses` returned. An update whose gradient is not finite changes nothing, nor does
-    one of which nothing could be read; every rank comes to the same verdict, from the same sums. Raises
-    MicroBatchTooLargeError where memory ran out before anything was changed.
+    losses: what `wrap_losses` returned. l2_sp: a loss on the weights, no part of the logged losses; every
+    rank adds its gradient after the exchange and before clipping. An update whose gradient is not finite
+    changes nothing, nor does one of which nothing could be read; every rank comes to the same verdict, from
+    the same sums. Raises MicroBatchTooLargeError where memory ran out before anything was changed.
     """
     optimizer.zero_grad(set_to_none=True)
     try:
@@ -224,6 +227,8 @@ def run_update(
         raise MicroBatchTooLargeError from error
     sums_5 = ranks.add_up(sums_5)
     scaler.unscale_(optimizer)
+    if l2_sp is not None:
+        l2_sp.add_gradient()
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     grad_norm = torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
     result = UpdateResult(sums_5, grad_norm.detach(), grad_norm.isfinite(), settings.ctc_weight)

@@ -188,6 +188,9 @@ class AdaptConfig(Section):
         le=10,
         description="how much the source's dev WER may rise (0.01: one point); null: to its interval's end",
     )
+    l2_sp: float = Field(
+        default=0.0, ge=0, le=1_000, description="a pull towards the old weights, for training without replay"
+    )
 
 
 class Config(Section):

@@ -69,6 +69,15 @@ def _recognise_folder(folder: Path) -> tuple[str, Callable[[], Imported]]:
     raise CorpusError("not a corpus that Vox knows", where=folder, remedy=f"give {KNOWN}")
 
 
+def refuse_existing_split(root: Path, split: str) -> None:
+    """Raise CorpusError unless a name can be that of a new split, in either layout."""
+    if Path(split).name != split or split.startswith(".") or not split:
+        raise CorpusError(f"{split!r} is not the name of a split", remedy="name it without folders")
+    for path in (root / f"{split}.jsonl", root / "LibriSpeech" / split):
+        if path.exists():
+            raise CorpusError("the split exists", where=path, remedy="choose another name, or remove it")
+
+
 def import_corpus(
     source: Path, root: Path, split: str, normalise: Callable[[str], str] = ENGLISH
 ) -> Iterator[str]:
@@ -78,12 +87,8 @@ def import_corpus(
     opened. Excluded entries are listed with their reason in ROOT/SPLIT.left-out.txt. Raises CorpusError if
     the source's kind is unknown, nothing in it can be used, or the split exists.
     """
+    refuse_existing_split(root, split)
     manifest_path = root / f"{split}.jsonl"
-    if Path(split).name != split or split.startswith(".") or not split:
-        raise CorpusError(f"{split!r} is not the name of a split", remedy="name it without folders")
-    for path in (manifest_path, root / "LibriSpeech" / split):
-        if path.exists():
-            raise CorpusError("the split exists", where=path, remedy="choose another --split, or remove it")
     kind, read = recognise(source)
     imported = read()
     usable = list(_find_usable(imported, normalise))

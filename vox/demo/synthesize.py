@@ -1,7 +1,8 @@
 """Synthesize the demo's corpus with espeak-ng, in LibriSpeech's layout.
 
 espeak-ng is under the GPL, version 3, and optional: it comes with the package `espeakng-loader`, is
-never part of Vox, and runs in this program's own process (`python -m vox.demo.synthesize`).
+never part of Vox, and runs in a process of its own (`python -m vox.demo.synthesize`, and `vox.demo.speak`
+for sentences of one's own).
 
 Legend: S samples.
 """
@@ -10,7 +11,7 @@ import ctypes
 import itertools
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -83,7 +84,7 @@ class Synthesizer:
 
     def __init__(self) -> None:
         """Load the library and its data; raise VoxError where they are missing or do not load."""
-        library_path, self._data_dir = _find_espeak()
+        library_path, self._data_dir = find_espeak()
         try:
             self._library = ctypes.CDLL(str(library_path))
         except OSError as error:
@@ -144,34 +145,34 @@ def write_lines(counts: dict[str, int], seed: int, name_counts: dict[str, int]) 
         for index, (text, voice) in enumerate(
             zip(sentences, itertools.cycle(SPLIT_VOICES[split]), strict=False)
         ):
-            lines.append(
-                Line(
-                    id=f"{101 + VOICES.index(voice)}-{SPLIT_CHAPTERS[split]}-{index:04d}",
-                    split=split,
-                    text=text,
-                    voice=voice,
-                    words_per_minute=generator.randint(*WORDS_PER_MINUTE),
-                    pitch=generator.randint(*PITCH),
-                    pitch_range=generator.randint(*PITCH),
-                )
-            )
+            lines.append(draw_line(split, SPLIT_CHAPTERS[split], index, text, voice, generator))
     return sorted(lines, key=lambda line: (line.split, line.id))
 
 
-def write_corpus(
-    root: Path, counts: dict[str, int], seed: int, name_counts: dict[str, int]
-) -> Iterator[tuple[Line, int]]:
+def draw_line(split: str, chapter: int, index: int, text: str, voice: str, generator: random.Random) -> Line:
+    """Make the line of a text and a voice; draw its speed and its pitch."""
+    return Line(
+        id=f"{101 + VOICES.index(voice)}-{chapter}-{index:04d}",
+        split=split,
+        text=text,
+        voice=voice,
+        words_per_minute=generator.randint(*WORDS_PER_MINUTE),
+        pitch=generator.randint(*PITCH),
+        pitch_range=generator.randint(*PITCH),
+    )
+
+
+def write_corpus(root: Path, lines: Iterable[Line], seed: int) -> Iterator[tuple[Line, int]]:
     """Say every line into ROOT/LibriSpeech/<split>/…: 16 kHz FLAC, and transcripts in upper case.
 
-    Yields each line when its recording is written, with the number of its samples; a chapter's transcript
-    is written after its recordings.
+    lines: those of a chapter follow each other. Yields each line when its recording is written, with the
+    number of its samples; a chapter's transcript is written after its recordings. Raises VoxError, OSError.
     """
     import soundfile
     import torchaudio.transforms
 
     synthesizer = Synthesizer()
     resample = torchaudio.transforms.Resample(synthesizer.sample_rate, SAMPLE_RATE)
-    lines = write_lines(counts, seed, name_counts)
     for chapter_dir, chapter in itertools.groupby(lines, key=lambda line: line.chapter_dir):
         (root / chapter_dir).mkdir(parents=True, exist_ok=True)
         transcripts = []
@@ -196,12 +197,14 @@ def _finish(samples_S: np.ndarray, resample: "Resample") -> np.ndarray:
 _INSTALL = "install it: pip install 'vox-asr[demo]' (make demo does)"
 
 
-def _find_espeak() -> tuple[Path, Path]:
-    """Find espeak-ng's library and data folder."""
+def find_espeak() -> tuple[Path, Path]:
+    """Find espeak-ng's library and data folder; raise VoxError if it is not installed."""
     try:
         import espeakng_loader
     except ImportError:
-        raise VoxError("the demo speaks with espeak-ng, which is not installed", remedy=_INSTALL) from None
+        raise VoxError(
+            "speech is synthesized by espeak-ng, which is not installed", remedy=_INSTALL
+        ) from None
     return Path(espeakng_loader.get_library_path()), Path(espeakng_loader.get_data_path())
 
 
@@ -227,13 +230,13 @@ def main(root: Path, train: int, dev: int, test: int, names: int, seed: int) -> 
     num_utterances = dict.fromkeys(SPLIT_CHAPTERS, 0)
     num_samples = dict.fromkeys(SPLIT_CHAPTERS, 0)
     try:
-        for line, length_samples in write_corpus(root, counts, seed, name_counts):
+        for line, length_samples in write_corpus(root, write_lines(counts, seed, name_counts), seed):
             num_utterances[line.split] += 1
             num_samples[line.split] += length_samples
     except VoxError as error:
-        _fail(str(error))
+        fail(str(error))
     except OSError as error:
-        _fail(f"cannot write the corpus ({error}): {root}; free some space or choose another --out")
+        fail(f"cannot write the corpus ({error}): {root}; free some space or choose another --out")
     for split, count in num_utterances.items():
         if not count:
             continue
@@ -242,7 +245,8 @@ def main(root: Path, train: int, dev: int, test: int, names: int, seed: int) -> 
         click.echo(f"{split}: {count} utterances, {minutes:.1f} minutes, {voices} voices")
 
 
-def _fail(line: str) -> NoReturn:
+def fail(line: str) -> NoReturn:
+    """End the program with a line of error and exit status 2."""
     click.echo(f"vox: error: {line}", err=True)
     sys.exit(2)
 
