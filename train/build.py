@@ -61,15 +61,15 @@ class Parts:
     cached_layer: int | None
 
     @property
-    def utterances_by_use(self) -> dict[str, list[Utterance]]:
-        """The utterances by what they are for: train, dev, and in stage 3 source_dev."""
+    def splits(self) -> dict[str, TrainingSplit]:
+        """Every split that is read, by its use: train, dev, and in stage 3 source_dev."""
         splits = {"train": self.train, "dev": self.dev, "source_dev": self.source_dev}
-        return {use: split.utterances for use, split in splits.items() if split is not None}
+        return {use: split for use, split in splits.items() if split is not None}
 
     @property
-    def splits(self) -> list[TrainingSplit]:
-        """Every split that is read: of training, and for validation."""
-        return [self.train, self.dev, *([] if self.source_dev is None else [self.source_dev])]
+    def utterances_by_use(self) -> dict[str, list[Utterance]]:
+        """The utterances of `splits`."""
+        return {use: split.utterances for use, split in self.splits.items()}
 
 
 def build_parts(options: TrainOptions, config: Config, device: torch.device, ranks: Ranks) -> Parts:

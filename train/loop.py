@@ -213,7 +213,7 @@ def _validate_and_record(run: Run, *, is_epoch_end: bool) -> None:
 
 def report_failures(run: Run) -> None:
     """Gather which recordings could not be read; rank 0 logs those of the other ranks, once each."""
-    for split in run.parts.splits:
+    for split in run.parts.splits.values():
         mine: dict[str, str] = getattr(split.source, "failures", {})
         for theirs in run.ranks.gather(dict(mine))[1:]:
             for name in theirs.keys() - mine.keys():

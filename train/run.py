@@ -266,7 +266,7 @@ def _announce(run: Run) -> None:
 
 def _report_end(run: Run) -> None:
     report_failures(run)
-    for split in run.parts.splits:
+    for split in run.parts.splits.values():
         failures: dict[str, str] = getattr(split.source, "failures", {})
         for name, reason in failures.items():
             log.warning("%s: left out %s: %s", split.name, name, reason)
