@@ -90,6 +90,8 @@ def _render_facts(
         ("speakers", f"{len(speakers):,}" if speakers else "unknown"),
         ("computed in", f"{evaluation.precision} on {checkpoint.get('device', 'an unknown device')}"),
     ]
+    if evaluation.standard.name:
+        facts.append(("texts scored after", f"--normalise {evaluation.standard.name}"))
     return "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
 
 
@@ -278,7 +280,7 @@ def _render_bar(share: float) -> str:
 def _rate_of(scores: Sequence[UtteranceScore]) -> tuple[float, int, int]:
     """Return the WER of some utterances, the number of errors and the number of words."""
     errors, words = sum(one.num_errors for one in scores), sum(one.num_words for one in scores)
-    return errors / words, errors, words
+    return errors / max(words, 1), errors, words
 
 
 def _render_excluded(excluded: Mapping[str, str]) -> str:

@@ -85,7 +85,7 @@ class _Reading:
             return self.reject(name, str(error))
         if not normalised:
             return self.reject(name, "empty transcript")
-        self.num_texts_changed += normalised != " ".join(text.lower().split())
+        self.num_texts_changed += normalised.lower() != " ".join(text.lower().split())
         if isinstance(self.normalise, Normaliser):
             self.num_numbers += self.normalise.count_spelled(text)
         self.utterances.append(Utterance(name, audio_path, normalised, speaker, segment=segment))
