@@ -102,6 +102,12 @@ def adapt(
         )
     place = pick_device(device)
     loaded = load_recogniser((checkpoint or newest_checkpoint()).resolve(), place)
+    if not loaded.tokenizer.has_words:
+        raise ConfigError(
+            "vox adapt is about words, and the checkpoint's alphabet has none (characters)",
+            where=loaded.folder,
+            remedy="make a language model of the text with vox lm, and give it to --lm",
+        )
     before = replace(plan_search(loaded.folder, []).options, beam=beam)
     splits: tuple[DevSplit, DevSplit] | None = None
     if dev_split is not None:

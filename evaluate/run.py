@@ -67,6 +67,11 @@ class Evaluation:
         """What leads: WER, or CER in scripts without words."""
         return next(iter(self.decoders.values())).score.rate
 
+    @property
+    def unit(self) -> str:
+        """What that rate counts: word or character."""
+        return "word" if self.rate == "WER" else "character"
+
 
 @dataclass
 class Tally:

@@ -36,7 +36,9 @@ def render_cards(evaluation: Evaluation, recordings: Sequence[Utterance], out_di
         originals = _render_originals(evaluation, index) if evaluation.standard.name else ""
         num_errors = sum(one.num_errors for one in scores)
         source = _embed(utterance) if embeds else None
-        card = _render_card(utterance, decoders, scores, source or _link(utterance, out_dir), originals)
+        card = _render_card(
+            utterance, decoders, scores, source or _link(utterance, out_dir), originals, evaluation.unit
+        )
         cards.append((-num_errors, utterance.id, card))
     return "\n".join(card for _, _, card in sorted(cards))
 
@@ -47,15 +49,16 @@ def _render_card(
     scores: Sequence[UtteranceScore],
     source: str,
     originals: str,
+    unit: str,
 ) -> str:
     seconds = samples_to_seconds(utterance.num_samples or 0)
     by_text: dict[tuple[WordPair, ...], list[str]] = {}
     for name, one in zip(decoders, scores, strict=True):
         by_text.setdefault(one.pairs, []).append(name)
     score_of = {one.pairs: one for one in scores}
-    texts = "".join(_render_text(names, score_of[pairs]) for pairs, names in by_text.items())
+    texts = "".join(_render_text(names, score_of[pairs], unit) for pairs, names in by_text.items())
     facts = [f"speaker {utterance.speaker}"] if utterance.speaker else []
-    facts += [f"{seconds:.1f} s", f"{scores[0].num_words / seconds:.1f} words/s"]
+    facts += [f"{seconds:.1f} s", f"{scores[0].num_words / seconds:.1f} {unit}s/s"]
     # Text that the page's search reads: the plain texts, and the texts with errors marked.
     found = [utterance.id, *facts[:1], utterance.text]
     for pairs in by_text:
@@ -79,11 +82,11 @@ def _render_originals(evaluation: Evaluation, index: int) -> str:
     return f"<details><summary>before {escape(evaluation.standard.name)}</summary>{lines}</details>"
 
 
-def _render_text(names: Sequence[str], one: UtteranceScore) -> str:
+def _render_text(names: Sequence[str], one: UtteranceScore, unit: str) -> str:
     counts = "no error"
     if one.num_errors:
         kinds = f"{one.substitutions} sub, {one.deletions} del, {one.insertions} ins"
-        counts = f"{kinds} of {name_count(one.num_words, 'word')}"
+        counts = f"{kinds} of {name_count(one.num_words, unit)}"
     words = " ".join(_render_pair(pair) for pair in one.pairs)
     return (
         f'<div class="text" data-decoders="{escape(" ".join(names))}"><p class="who">'

@@ -8,6 +8,7 @@ import click
 from vox.errors import ConfigError
 from vox.options import (
     PositiveFloat,
+    add_text_options,
     batch_seconds_option,
     device_option,
     features_option,
@@ -56,6 +57,7 @@ from vox.options import (
 @workers_option("one less than cores, at most 8 with a GPU, else 4")
 @click.option("--dry-run", is_flag=True, help="Print how large it will be, and stop.")
 @skip_bad_option
+@add_text_options
 def probe(
     split: str,
     dev_split: str,
@@ -72,6 +74,8 @@ def probe(
     workers: int | None,
     dry_run: bool,
     skip_bad: bool,
+    config_path: Path | None,
+    overrides: tuple[str, ...],
 ) -> None:
     """Measure which WavLM layers hold the words, before caching them.
 
@@ -82,6 +86,7 @@ def probe(
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ConfigError("vox probe runs in one process", where=f"world size {os.environ['WORLD_SIZE']}")
     from precompute.probe.run import ProbeOptions, run_probe
+    from vox.text import load_normaliser
 
     run_probe(
         ProbeOptions(
@@ -100,5 +105,6 @@ def probe(
             workers=workers,
             dry_run=dry_run,
             skip_bad=skip_bad,
+            normalise=load_normaliser(config_path, overrides),
         )
     )
