@@ -14,7 +14,7 @@ from vox.disk import check_space, format_gb, free_bytes, nearest_folder, remove_
 from vox.errors import CacheError, name_count
 from vox.features.cache import missing_shards, open_planned
 from vox.features.plan import CachePlan, read_plan, read_utterances, write_plan
-from vox.features.shard import FEATURE_BYTES
+from vox.features.shard import FEATURE_BYTES, Shard
 from vox.features.stamps import Recorded, write_stamps
 from vox.units import SAMPLE_RATE
 
@@ -67,9 +67,11 @@ def inspect_cache(
     rank: int,
     world_size: int,
     rebuild: bool = False,
+    opened: Mapping[str, Shard] | None = None,
 ) -> CacheState:
     """Compare what is on disk with the plan, changing nothing.
 
+    opened: shards that `keep_shards` has opened and that need not be opened again.
     Raises CacheError when a recording has changed since the cache was begun (unless it is to be rebuilt), or
     when a shard of this rank is damaged.
     """
@@ -81,7 +83,12 @@ def inspect_cache(
     elif (old := read_plan(folder)) is not None:  # a file that it does not name was about to be removed
         missing |= {shard.name for shard in plan.shards} - {shard.name for shard in old.shards}
     present = [plan.shards[number] for number in mine if plan.shards[number].name not in missing]
-    shards = [open_planned(folder, plan, planned) for planned in present]
+    shards = []
+    for planned in present:
+        if (shard := (opened or {}).get(planned.name)) is None:
+            shard = open_planned(folder, plan, planned)
+        shard.retired = frozenset(planned.retired)  # more of them than when it was opened
+        shards.append(shard)
     refuse_changed(folder, shards, recordings, work)
     skipped = [
         Problem(name, why)

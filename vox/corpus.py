@@ -108,12 +108,15 @@ def read_split(
     return reading.utterances, reading.problems
 
 
-def probe_audio(utterances: Sequence[Utterance], workers: int = 8) -> tuple[list[Utterance], list[Problem]]:
+def probe_audio(
+    utterances: Sequence[Utterance], workers: int = 8, known_length: KnownLength | None = None
+) -> tuple[list[Utterance], list[Problem]]:
     """Read every recording's header in threads and fill in `num_samples`; keep the order.
 
-    Problems: recordings that are missing, unreadable, empty, or shorter than one frame.
+    known_length: asked first, from several threads. Problems: recordings that are missing, unreadable, empty,
+    or shorter than one frame.
     """
-    probed, problems, _ = _probe(utterances, workers)
+    probed, problems, _ = _probe(utterances, workers, known_length)
     return probed, problems
 
 

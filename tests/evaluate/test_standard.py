@@ -128,7 +128,7 @@ def test_a_hypothesis_and_a_hotword_become_what_the_reference_becomes() -> None:
     assert evaluation.by_split["a"]["ctc"].wer == 0
     assert result.hotwords is not None and result.hotwords.recall == 1
     silent = [replace(each, text="Um") for each in utterances]
-    with pytest.raises(CorpusError, match="no transcript has a word left.*: a;"):
+    with pytest.raises(CorpusError, match=r"no transcript has a word left.*: a;"):
         score_tally("a+b", silent, tally, {}, SearchOptions())
 
 
