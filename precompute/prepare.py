@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from precompute.audio_changes import Recordings, recall_stamps, refuse_changed
+from precompute.audio_changes import Recordings, refuse_changed
 from precompute.plan import CacheWork, is_as_planned, share_shards
 from vox.corpus import Problem
 from vox.disk import check_space, format_gb, free_bytes, nearest_folder, remove_leftovers
@@ -132,8 +132,8 @@ def prepare_folder(state: CacheState, *, rank: int, rebuild: bool = False) -> No
             doomed |= _find_unplanned(folder, plan)
         for path in sorted(doomed):
             path.unlink(missing_ok=True)
-    # Read again, since another rank may have begun meanwhile.
-    recorded = recall_stamps(folder)
+    # Once more, since another rank may have begun meanwhile.
+    recorded = state.recordings.recall_again(folder)
     stamps = _choose_stamps(state, recorded)
     if stamps != recorded:
         write_stamps(folder, stamps)
