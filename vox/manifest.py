@@ -18,7 +18,7 @@ _REFUSED_KEYS = frozenset(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One line of a manifest. id: None if the line has none."""
 
