@@ -99,13 +99,23 @@ def build_parts(options: TrainOptions, config: Config, device: torch.device, ran
         recogniser, tokenizer = origin.recogniser, origin.tokenizer
     choose_trainable(recogniser, config, cached=options.cached)
 
-    def label(splits: Collection[str], utterances: list[Utterance], source: Source) -> TrainingSplit:
+    def label(
+        splits: Collection[str], utterances: list[Utterance], source: Source, spare_frames: int = 0
+    ) -> TrainingSplit:
         name, count_frames = join_names(splits), recogniser.extractor.wavlm.num_frames
-        return label_split(name, utterances, source, tokenizer, count_frames, skip_bad=options.skip_bad)
+        return label_split(
+            name,
+            utterances,
+            source,
+            tokenizer,
+            count_frames,
+            skip_bad=options.skip_bad,
+            spare_frames=spare_frames,
+        )
 
     def label_train(splits: Collection[str], utterances: list[Utterance], source: Source) -> TrainingSplit:
         kept, left_out = leave_out_by_length(join_names(splits), utterances, config.data)
-        return replace(label(splits, kept, source), left_out=left_out)
+        return replace(label(splits, kept, source, bool(config.data.concatenate)), left_out=left_out)
 
     train = repeat_utterances(label_train(weights, train_utterances, train_source), weights)
     dev = label(config.data.dev_split, dev_utterances, dev_source)

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator
-from functools import partial
+from itertools import chain
 from typing import NoReturn
 
 from tqdm import tqdm
@@ -11,6 +11,7 @@ from tqdm import tqdm
 from train.judge.best import record
 from train.judge.validate import Stopped, validate_weights
 from train.memory import halve_micro_batch
+from train.plan import plan_run_epoch
 from train.save import save_run
 from train.signals import Interrupted
 from train.splits import TrainingSplit
@@ -19,10 +20,9 @@ from train.update.schedule import ctc_weight_at, learning_rate_at, set_learning_
 from train.update.step import LabelTotals, MicroBatchTooLargeError, StepSettings, run_update
 from vox.config import switch_is_on
 from vox.data.batch import AudioBatch, FeatureBatch, LabelBatch
-from vox.data.plan import Update, plan_epoch, plan_mixed_epoch, positions_of
+from vox.data.concatenate import RowUpdate, concatenate_batch, count_in_rows
 from vox.errors import AudioError
 from vox.runs.layout import checkpoint_name
-from vox.units import SAMPLE_RATE
 
 log = logging.getLogger(__name__)
 
@@ -101,29 +101,19 @@ def _run_updates(run: Run, bar: "tqdm[NoReturn]") -> bool:
     return True
 
 
-def _plan_epoch(run: Run) -> list[Update]:
-    data, split = run.parts.config.data, run.parts.train
-    if split.num_replayed:
-        source_lengths, ratio = split.lengths[split.num_target :], run.parts.config.adapt.replay
-        plan = partial(plan_mixed_epoch, source_lengths=source_lengths, ratio=ratio)
-    else:
-        plan = partial(plan_epoch)
-    return plan(
-        split.lengths[: split.num_target],
-        seed=run.parts.config.train.seed,
-        epoch=run.progress.epoch,
-        utterances_per_update=data.utterances_per_update,
-        micro_batch_utterances=run.progress.micro_batch_utterances,
-        micro_batch_length=(
-            None if data.micro_batch_seconds is None else int(data.micro_batch_seconds * SAMPLE_RATE)
-        ),
+def _plan_epoch(run: Run) -> list[RowUpdate]:
+    progress = run.progress
+    return plan_run_epoch(
+        run.parts,
+        progress.epoch,
+        micro_batch_utterances=progress.micro_batch_utterances,
         world_size=run.ranks.world_size,
     )
 
 
 def _update(
     run: Run,
-    update: Update,
+    update: RowUpdate,
     totals: LabelTotals,
     batches: Iterator[tuple[AudioBatch | FeatureBatch, LabelBatch]],
 ) -> None:
@@ -164,28 +154,35 @@ def step_settings(run: Run, ctc_weight: float) -> StepSettings:
 
 
 def _read_updates(
-    run: Run, plan: list[Update]
+    run: Run, plan: list[RowUpdate]
 ) -> Iterator[tuple[LabelTotals, Iterator[tuple[AudioBatch | FeatureBatch, LabelBatch]]]]:
     """Yield each update's totals, over all ranks, and this rank's micro-batches, read ahead."""
     split = run.parts.train
     ids = split.ids
-    mine = [[[ids[position] for position in micro] for micro in update[run.ranks.rank]] for update in plan]
-    stream = split.source.read([micro for update in mine for micro in update])
+    mine = [
+        [[[ids[position] for position in row] for row in micro] for micro in update[run.ranks.rank]]
+        for update in plan
+    ]
+    stream = split.source.read([list(chain.from_iterable(micro)) for update in mine for micro in update])
     for update, my_share in zip(plan, mine, strict=True):
-        labels = [split.labels[ids[position]] for position in positions_of(update)]
-        num_labels = sum(len(row) for row in labels)
-        totals = LabelTotals(num_labels, num_labels + len(labels))
-        yield totals, _take(split, stream, sum(map(bool, my_share)), pin=run.device.type == "cuda")
+        positions, num_rows = count_in_rows(update)
+        num_labels = sum(len(split.labels[ids[position]]) for position in positions)
+        totals = LabelTotals(num_labels, num_labels + num_rows)
+        yield totals, _take(split, stream, list(filter(None, my_share)), pin=run.device.type == "cuda")
 
 
 def _take(
-    split: TrainingSplit, stream: Iterator[AudioBatch | FeatureBatch], count: int, *, pin: bool
+    split: TrainingSplit,
+    stream: Iterator[AudioBatch | FeatureBatch],
+    micros: list[list[list[str]]],
+    *,
+    pin: bool,
 ) -> Iterator[tuple[AudioBatch | FeatureBatch, LabelBatch]]:
-    for _ in range(count):
-        batch = next(stream)
+    for rows in micros:
+        batch, there = concatenate_batch(next(stream), rows)
         if batch.ids:  # empty when none of its recordings could be read
-            labels = split.label_batch(batch.ids)
-            yield batch, labels.pin() if pin else labels
+            labels = split.label_batch(there)
+            yield (batch.pin(), labels.pin()) if pin else (batch, labels)
 
 
 def _validate_if_due(run: Run, epoch_updates: int) -> None:

@@ -15,11 +15,12 @@ from train.state import Run
 from train.update.step import StepSettings
 from vox.config import MAX_COUNT
 from vox.data.batch import AudioBatch, FeatureBatch, LabelBatch, make_label_batch
+from vox.data.concatenate import MOST_IN_A_ROW
 from vox.data.sources import CachedSource
 from vox.device import available_memory_gb, peak_memory_gb
 from vox.errors import DeviceError, name_count
 from vox.text import UNK_ID
-from vox.units import FRAME_RATE, SAMPLE_RATE, samples_to_frames
+from vox.units import FRAME_RATE, SAMPLE_RATE, samples_to_frames, seconds_to_samples
 
 log = logging.getLogger(__name__)
 
@@ -133,13 +134,18 @@ def make_worst_batch(run: Run) -> tuple[AudioBatch | FeatureBatch, LabelBatch]:
     """Make a silent micro-batch as large as the plan of any epoch can make one."""
     split, data = run.parts.train, run.parts.config.data
     longest = max(split.lengths)
+    most_labels = max(map(len, split.labels.values()))
     count = run.progress.micro_batch_utterances
     if data.micro_batch_seconds is not None:
         count = max(1, int(data.micro_batch_seconds * SAMPLE_RATE) // longest)
     share = -(-data.utterances_per_update // run.ranks.world_size)
     count = min(count, share, len(split.lengths))
+    in_row = min(count, MOST_IN_A_ROW) if data.concatenate else 1
+    if in_row > 1:  # as much audio, in fewer and longer rows: attention takes most with them
+        row = max(longest, min(in_row * longest, seconds_to_samples(data.concatenate_seconds)))
+        count, most_labels = -(-count * longest // row), in_row * most_labels
+        longest = row
     ids = [""] * count
-    most_labels = max(map(len, split.labels.values()))
     labels = make_label_batch([[UNK_ID, UNK_ID + 1] * (-(-most_labels // 2))] * count)
     if isinstance(split.source, CachedSource):
         num_frames = samples_to_frames(longest)

@@ -18,7 +18,7 @@ from train.record.heartbeat import Heartbeat, measure_gpu
 from train.record.metrics import MetricsLog
 from train.splits import TrainingSplit
 from train.update.step import UpdateResult
-from vox.data.plan import Update, positions_of
+from vox.data.concatenate import RowUpdate, count_in_rows
 from vox.device import peak_memory_gb
 from vox.errors import TrainingError, name_first
 from vox.progress import format_duration
@@ -48,7 +48,7 @@ class Meter:
     run_dir: Path
     total_updates: int
     is_scaled: bool  # float16: the loss is scaled, and an overflow lowers the scale
-    _unread: list[tuple[int, Update, float, UpdateResult]] = field(default_factory=list)
+    _unread: list[tuple[int, RowUpdate, float, UpdateResult]] = field(default_factory=list)
     _window_start: float = 0.0  # of the line under way, on the monotonic clock
     _last_line: float = 0.0  # when progress was last logged, on the same
     _timed_updates: int = 0  # of the line under way
@@ -58,7 +58,7 @@ class Meter:
         """Begin to measure rates."""
         self._window_start = time.monotonic()
 
-    def add(self, update: Update, learning_rate: float, result: UpdateResult) -> None:
+    def add(self, update: RowUpdate, learning_rate: float, result: UpdateResult) -> None:
         """Note an update that is under way; call it when progress has counted the update."""
         self._unread.append((self.progress.update, update, learning_rate, result))
 
@@ -117,12 +117,12 @@ class Meter:
         if self.metrics is not None:
             self.metrics.write(kind, update, values)
 
-    def _count_skipped(self, number: int, update: Update) -> None:
+    def _count_skipped(self, number: int, update: RowUpdate) -> None:
         """Record an update whose gradient is not finite; raise TrainingError after too many in a row."""
         progress = self.progress
         progress.skipped_updates += 1
         progress.skipped_in_a_row += 1
-        ids = [self.split.ids[position] for position in positions_of(update)]
+        ids = [self.split.ids[position] for position in count_in_rows(update)[0]]
         self._write("skipped", number, {"ids": ids})
         limit = MAX_SKIPPED_IN_A_ROW
         if self.is_scaled:

@@ -25,7 +25,7 @@ class Progress:
     dev: dict[str, Any] | None = None  # the newest dev result
     weights: Weights = "raw"  # which weights it is of, and the checkpoint stands for
     micro_batch_utterances: int = 0  # what data.micro_batch_utterances came to; 0: not known yet
-    longest_train_samples: int = 0  # the longest utterance trained on, in this stage or before
+    longest_train_samples: int = 0  # the longest row trained on, in this stage or before
     cache_weights: str | None = None  # sha256 of the WavLM that made the cache that is read
     handoff: dict[str, float] | None = None
     promise: dict[str, float] | None = None  # stage 3: the source's dev WER before, and its limit (T15)

@@ -14,6 +14,7 @@ from train.loop import report_failures, step_settings, train_epochs
 from train.memory import settle_micro_batch
 from train.meter import Meter
 from train.options import TrainOptions, resolve_config, resume_options, save_options
+from train.plan import plan_run_epoch
 from train.progress import Progress
 from train.ranks import Ranks, join_ranks, refuse_shared_gpu
 from train.record.backup import Backup, start_backup
@@ -218,9 +219,14 @@ def _build_run(
 
 
 def _find_longest(parts: Parts) -> int:
-    """Return the samples of the longest utterance trained on, in this stage and those before it."""
+    """Return the samples of the longest row trained on, in this stage and those before it."""
     before = 0 if parts.origin is None else parts.origin.state.get("longest_train_samples", 0)
-    return max(before, *parts.train.lengths)
+    lengths = parts.train.lengths
+    if not parts.config.data.concatenate:
+        return max(before, *lengths)
+    plan = plan_run_epoch(parts, 0, micro_batch_utterances=len(lengths), world_size=1)
+    rows = (row for update in plan for micro in update[0] for row in micro)
+    return max(before, *(sum(lengths[position] for position in row) for row in rows))
 
 
 def _announce(run: Run) -> None:

@@ -69,9 +69,9 @@ class TrainingSplit:
         """Whether batches are cached features rather than waveforms."""
         return isinstance(self.source, CachedSource)
 
-    def label_batch(self, ids: Sequence[str]) -> LabelBatch:
-        """Return the labels of some utterances, padded."""
-        return make_label_batch([self.labels[name] for name in ids])
+    def label_batch(self, rows: Sequence[Sequence[str]]) -> LabelBatch:
+        """Return the labels of rows of utterances, padded."""
+        return make_label_batch([[label for name in row for label in self.labels[name]] for row in rows])
 
     def digest(self, only: Collection[str] | None = None) -> str:
         """Return a sha256 over ids, lengths and texts: equal digests, equal split.
@@ -134,9 +134,12 @@ def label_split(
     count_frames: Callable[[int], int],
     *,
     skip_bad: bool,
+    spare_frames: int = 0,
 ) -> TrainingSplit:
     """Encode the transcripts and refuse, by name, what CTC cannot align or the tokenizer cannot spell (T4).
 
+    spare_frames: that CTC needs beside an utterance's own: 1 if utterances are concatenated, because equal
+        labels on both sides of a seam have a blank between them.
     Raises CorpusError unless skip_bad, which leaves such utterances out and lists them.
     """
     labels = {utterance.id: tokenizer.encode(utterance.text) for utterance in utterances}
@@ -144,7 +147,7 @@ def label_split(
     too_long = [
         utterance.id
         for utterance in utterances
-        if min_ctc_frames(labels[utterance.id]) > count_frames(utterance.num_samples or 0)
+        if min_ctc_frames(labels[utterance.id]) + spare_frames > count_frames(utterance.num_samples or 0)
     ]
     for names, problem in (
         (unknown, "characters that the tokenizer lacks"),

@@ -199,6 +199,15 @@ class DataConfig(_Section):
     speeds: tuple[_Speed, ...] = Field(
         default=(1.0,), min_length=1, description="the train split is heard at each of these speeds"
     )
+    concatenate: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of the updates whose utterances stand 2 to 4 in a row, one after the other",
+    )
+    concatenate_seconds: float = Field(
+        default=30.0, gt=0, description="the longest row of several utterances"
+    )
     min_seconds: float | None = Field(
         default=None, gt=0, description="shorter utterances are left out of training, and listed"
     )

@@ -28,9 +28,9 @@ from vox.wavlm.measure import Measured
 DEFAULT_LONGEST_SAMPLES = 30 * 16_000  # if the checkpoint does not record the longest training recording
 
 # Length of a window, context included: that of the longest training recording, within these bounds.
-MIN_WINDOW_FRAMES = 16 * FRAME_RATE
+MIN_WINDOW_FRAMES = 8 * FRAME_RATE
 MAX_WINDOW_FRAMES = 32 * FRAME_RATE
-CONTEXT_FRAMES = 4 * FRAME_RATE  # on each side: docs/log.md, "long recordings"
+MAX_CONTEXT_FRAMES = 4 * FRAME_RATE  # on each side: docs/log.md, "long recordings"
 
 ENCODER_STEP = 4  # frames: the encoder's lowest rate is a quarter of WavLM's
 MIN_PIECE_SHARE = 1 / 3  # of the longest piece: an earlier cut would make the piece too short
@@ -46,11 +46,14 @@ class Window:
     end: int
 
 
-def plan_windows(num_frames: int, window_frames: int, context_frames: int = CONTEXT_FRAMES) -> list[Window]:
+def plan_windows(num_frames: int, window_frames: int, context_frames: int | None = None) -> list[Window]:
     """Divide a recording into windows of at most `window_frames`; each frame is owned by exactly one.
 
+    context_frames: on each side; a quarter of the window, at most MAX_CONTEXT_FRAMES, if None.
     Windows begin at multiples of 4 frames, so the encoder's downsampled frames are the same in all windows.
     """
+    if context_frames is None:
+        context_frames = min(MAX_CONTEXT_FRAMES, window_frames // 4 // ENCODER_STEP * ENCODER_STEP)
     assert context_frames % ENCODER_STEP == 0, "a window would not begin where the encoder's steps do"
     step = (window_frames - 2 * context_frames) // ENCODER_STEP * ENCODER_STEP
     assert step > 0, "a window of context only"

@@ -38,6 +38,7 @@ from vox.demo.run import (
     clear_folder,
     format_outcome,
     plan_steps,
+    run_lanes,
     run_step,
 )
 from vox.demo.synthesize import NAME_COUNTS, SPLIT_VOICES, Synthesizer, write_lines
@@ -171,6 +172,26 @@ def test_failed_step_ends_the_demo_with_its_own_error_and_status(
     assert capfd.readouterr().err.count("\n") == 1
 
 
+def test_a_failed_lane_ends_while_the_other_goes_on_and_its_status_is_the_demos(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    failing = ("vox.demo.synthesize", "--root", str(tmp_path / "file"), "--train", "1")
+    steps = [
+        Step("b1", ("this",), "b"),
+        Step("a1", failing, "a"),
+        Step("a2", ("this",), "a"),
+        Step("b2", ("this",), "b"),
+    ]
+    with pytest.raises(SystemExit) as stopped:
+        run_lanes(steps, CHECKOUT)
+    assert stopped.value.code == 2
+    shown = capfd.readouterr().out
+    assert shown.count("Namespaces are one honking great idea") == 2  # python -m this
+    assert all(line.startswith(("a | ", "b | ")) for line in shown.splitlines() if line)
+    assert "[a2]" not in shown
+
+
 def test_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(VoxError, match="something else than a demo"):
@@ -209,6 +230,8 @@ def _synthesize(root: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("best_update", [0, 120])
 def test_the_table_claims_no_more_for_stage_2_than_the_demo_shows(best_update: int) -> None:
     wer = {title: {"ctc": 0.02, "attention": 0.01} for title, _ in ROWS}
-    text = format_outcome(Outcome(dict.fromkeys(STAGES, wer), 0.0, best_update, {"train stage 2": 35.0}))
+    text = format_outcome(
+        Outcome(dict.fromkeys(STAGES, wer), 0.0, best_update, {"train stage 2": 35.0}, 35.0)
+    )
     assert ("did not improve" in text) == (best_update == 0)
     assert "this WavLM was never trained" in text

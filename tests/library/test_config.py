@@ -145,13 +145,14 @@ def test_reading_yaml_executes_no_code(tmp_path):
 
 
 MAY_BE_ZERO = {
-    *("model.dropout", "data.workers", "augment.time_masks", "augment.time_mask_fraction"),
+    *("model.dropout", "data.workers", "data.concatenate"),
+    *("augment.time_masks", "augment.time_mask_fraction"),
     *("augment.channel_masks", "augment.channel_mask_fraction", "optimizer.weight_decay"),
     *("train.ctc_weight", "train.ctc_weight_start", "train.label_smoothing", "train.seed"),
     *("train.keep_checkpoints", "train.average_checkpoints", "adapt.replay", "adapt.tolerance"),
 }
 SHARES = {
-    *("model.dropout", "augment.time_mask_fraction", "augment.channel_mask_fraction"),
+    *("model.dropout", "data.concatenate", "augment.time_mask_fraction", "augment.channel_mask_fraction"),
     *("optimizer.warmup_fraction", "train.ctc_weight", "train.ctc_weight_start"),
     *("train.label_smoothing", "train.ema_decay"),
 }

@@ -30,7 +30,7 @@ from train.progress import Progress
 from train.ranks import Ranks
 from train.run import run_training
 from vox.checkpoint.files import load_recogniser
-from vox.data.plan import positions_of
+from vox.data.concatenate import count_in_rows
 from vox.errors import CacheError, CheckpointError, ConfigError, CorpusError
 from vox.features.cache import open_cache
 from vox.runs.layout import BEFORE, BEST
@@ -185,7 +185,7 @@ def test_an_update_hears_target_and_source_by_seconds(
     plan = train.loop._plan_epoch(SimpleNamespace(parts=parts, progress=progress, ranks=Ranks()))
     assert len(plan) == 2
     seconds = {True: 0, False: 0}
-    for position in (position for update in plan for position in positions_of(update)):
+    for position in (position for update in plan for position in count_in_rows(update)[0]):
         seconds[split.ids[position].startswith("train-tiny/")] += split.lengths[position]
     assert abs(seconds[True] - ratio * seconds[False]) <= max(split.lengths) / 2
     ours, theirs = split.utterances[0].id, f"train-tiny/{split.utterances[0].id}"

@@ -305,7 +305,8 @@ def test_a_run_of_two_ranks_goes_on_with_one(two_ranks, tmp_path, caplog):
 
 def test_torchrun_starts_it(stage1, tmp_path):
     """The user's command, from a cache: two ranks train the same as one."""
-    one = replace(stage1, run=tmp_path / "one", overrides=(*stage1.overrides, *CALM, "train.epochs=1"))
+    changes = (*CALM, "train.epochs=1", "data.concatenate=1.0")
+    one = replace(stage1, run=tmp_path / "one", overrides=(*stage1.overrides, *changes))
     run_training(one)
     arguments = ["--stage", "1", "--cached", "--root", one.root, "--features", one.features]
     arguments += ["--train-split", "train-tiny", "--dev-split", "dev-tiny", "--wavlm", one.wavlm]

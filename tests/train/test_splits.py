@@ -15,17 +15,24 @@ SPELLING: Any = SimpleNamespace(encode=lambda text: [4 + ord(letter) - ord("a") 
 SOURCE: Any = None
 
 
-def label(frames: dict[str, int], *, skip_bad: bool = False) -> list[str]:
+def label(frames: dict[str, int], *, skip_bad: bool = False, spare_frames: int = 0) -> list[str]:
     """Label utterances named by their spelling, with given frames; return the names that are kept."""
     utterances = [
         Utterance(text, Path("none"), text, "", num_samples=count) for text, count in frames.items()
     ]
-    split = label_split("train", utterances, SOURCE, SPELLING, lambda samples: samples, skip_bad=skip_bad)
-    return split.ids
+    settings = {"skip_bad": skip_bad, "spare_frames": spare_frames}
+    return label_split("train", utterances, SOURCE, SPELLING, lambda samples: samples, **settings).ids
 
 
 def test_exactly_as_many_frames_as_ctc_needs_are_enough():
     assert label({"abc": 3, "aab": 4}) == ["abc", "aab"]
+
+
+def test_concatenated_utterances_need_a_frame_more():
+    """Between "aab" and "bca" stands a blank, for which neither has a frame."""
+    with pytest.raises(CorpusError, match="2 transcripts with more labels than"):
+        label({"aab": 4, "bca": 3}, spare_frames=1)
+    assert label({"aab": 5, "bca": 4}, spare_frames=1) == ["aab", "bca"]
 
 
 @pytest.mark.parametrize(("text", "frames"), [("abc", 2), ("aab", 3)])

@@ -228,7 +228,7 @@ def _add_batch(
     precision: torch.dtype,
     cached_layer: int | None,
 ) -> None:
-    batch, labels = cpu_batch.to(device), split.label_batch(cpu_batch.ids).to(device)
+    batch, labels = cpu_batch.to(device), split.label_batch([[name] for name in cpu_batch.ids]).to(device)
     with autocast(device, precision):
         encoded = hear(recogniser, batch, cached_layer)
         host_frames_B = count_frames(recogniser, cpu_batch)

@@ -49,7 +49,7 @@ def plan_epoch(
             cut += size
     shuffled = generator.permutation(len(updates))
     limits = (None if micro_batch_length else micro_batch_utterances, micro_batch_length)
-    return [_share_update(updates[index], lengths, world_size, *limits) for index in shuffled]
+    return [share_update(updates[index], lengths, world_size, *limits) for index in shuffled]
 
 
 def plan_mixed_epoch(
@@ -92,7 +92,7 @@ def plan_mixed_epoch(
             missing -= lengths[following]
             following = next(drawn)
         positions.sort(key=lambda position: lengths[position])
-        updates.append(_share_update(positions, lengths, world_size, *limits))
+        updates.append(share_update(positions, lengths, world_size, *limits))
     return updates
 
 
@@ -123,17 +123,21 @@ def plan_by_length(lengths: Sequence[int], max_length: int) -> list[MicroBatch]:
     return [tuple(batch) for batch in batches]
 
 
-def _share_update(
+def share_update(
     positions: list[int],
     lengths: Sequence[int],
     world_size: int,
     max_utterances: int | None,
     max_length: int | None,
+    counts: Sequence[int] | None = None,
 ) -> Update:
-    """Share an update among ranks, and each share among equally many micro-batches within the limits."""
+    """Share an update among ranks, and each share among equally many micro-batches within the limits.
+
+    positions: sorted by length. counts: how many utterances stand at each position; None: one.
+    """
     by_rank = [positions[rank::world_size] for rank in range(world_size)]  # sorted: ranks get like lengths
     num_micro = 1
-    while not all(_fits(share, num_micro, lengths, max_utterances, max_length) for share in by_rank):
+    while not all(_fits(share, num_micro, lengths, max_utterances, max_length, counts) for share in by_rank):
         num_micro += 1
     return tuple(tuple(tuple(group) for group in _cut(share, num_micro)) for share in by_rank)
 
@@ -144,9 +148,11 @@ def _fits(
     lengths: Sequence[int],
     max_utterances: int | None,
     max_length: int | None,
+    counts: Sequence[int] | None,
 ) -> bool:
     for group in _cut(share, num_micro):
-        if max_utterances is not None and len(group) > max_utterances:
+        num_utterances = len(group) if counts is None else sum(counts[position] for position in group)
+        if max_utterances is not None and len(group) > 1 and num_utterances > max_utterances:
             return False
         padded_length = len(group) * max((lengths[position] for position in group), default=0)
         if max_length is not None and len(group) > 1 and padded_length > max_length:

@@ -11,8 +11,10 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ class Step:
 
     title: str
     arguments: tuple[str, ...]  # of `python -m`
+    lane: str = ""  # neighbouring steps of two lanes run at once, each lane in its order
 
     def __str__(self) -> str:
         command = "vox" if self.arguments[0] == "vox" else f"python -m {self.arguments[0]}"
@@ -63,6 +66,7 @@ class Outcome:
     handoff: float  # relative difference of the dev loss: stage 2 before its first update, and stage 1
     stage2_best_update: int  # 0: where stage 2 began, with stage 1's weights
     seconds: dict[str, float]  # by step
+    total_seconds: float  # less than their sum: stages 2 and 3 run at once
 
 
 def run_demo(out: Path, seed: int) -> Outcome:
@@ -74,10 +78,15 @@ def run_demo(out: Path, seed: int) -> Outcome:
     checkout = find_checkout()
     clear_folder(out)
     steps = plan_steps(out, seed, checkout / "configs")
-    seconds = {}
-    for number, step in enumerate(steps, start=1):
-        click.echo(f"\n[{number}/{len(steps)}] {step.title}\n{step}")
-        seconds[step.title] = run_step(step, checkout)
+    start = time.monotonic()
+    seconds: dict[str, float] = {}
+    for is_shared, some in groupby(steps, key=lambda step: step.lane != ""):
+        if is_shared:
+            seconds |= run_lanes(list(some), checkout)
+        else:
+            for step in some:
+                click.echo(f"\n[{step.title}]\n{step}")
+                seconds[step.title] = run_step(step, checkout)
     return Outcome(
         wer={
             stage: {title: _read_wer(out / f"test-stage{stage}", is_counted) for title, is_counted in ROWS}
@@ -85,7 +94,8 @@ def run_demo(out: Path, seed: int) -> Outcome:
         },
         handoff=_read_handoff(out / "stage2" / METRICS),
         stage2_best_update=_read_state(out / "stage2" / BEST / STATE)["update"],
-        seconds=seconds,
+        seconds={step.title: seconds[step.title] for step in steps},
+        total_seconds=time.monotonic() - start,
     )
 
 
@@ -96,15 +106,16 @@ def plan_steps(out: Path, seed: int, configs: Path) -> list[Step]:
     seeding = ("--seed", str(seed))
     training = ("--root", data, "--set", f"train.seed={seed}", *ON_CPU)
 
-    def vox_step(title: str, *arguments: object) -> Step:
-        return Step(title, ("vox", *map(str, arguments)))
+    def vox_step(title: str, *arguments: object, lane: str = "") -> Step:
+        return Step(title, ("vox", *map(str, arguments)), lane)
 
-    def evaluation(stage: int, run: Path) -> Step:
+    def evaluation(stage: int, run: Path, lane: str) -> Step:
         return vox_step(
             f"evaluate stage {stage}",
             *("evaluate", "--split", "demo-test", "--split", "names-test", "--root", data),
             *(*ON_CPU, *DECODERS),
             *("--checkpoint", run / BEST, "--out", out / f"test-stage{stage}"),
+            lane=lane,
         )
 
     return [
@@ -120,19 +131,21 @@ def plan_steps(out: Path, seed: int, configs: Path) -> list[Step]:
             *("train", "--stage", 1, "--cached", "--config", configs / "demo-stage1.yaml"),
             *("--wavlm", wavlm, "--run", stage1, *training),
         ),
-        evaluation(1, stage1),
+        evaluation(1, stage1, "stage 2"),
         vox_step(
             "train stage 2",
             *("train", "--stage", 2, "--config", configs / "demo-stage2.yaml"),
             *("--from", stage1 / BEST, "--run", stage2, *training),
+            lane="stage 2",
         ),
-        evaluation(2, stage2),
+        evaluation(2, stage2, "stage 2"),
         vox_step(
             "train stage 3",
             *("train", "--stage", 3, "--cached", "--config", configs / "demo-stage3.yaml"),
             *("--wavlm", wavlm, "--from", stage1 / BEST, "--run", stage3, *training),
+            lane="stage 3",
         ),
-        evaluation(3, stage3),
+        evaluation(3, stage3, "stage 3"),
     ]
 
 
@@ -160,7 +173,7 @@ def format_outcome(outcome: Outcome) -> str:
     lines.append("About 600 words of a synthesizer: the table says nothing about other speech.")
     lines.append("")
     lines += [f"{title:<20}{seconds:>9.0f} s" for title, seconds in outcome.seconds.items()]
-    lines.append(f"{'all':<20}{sum(outcome.seconds.values()):>9.0f} s")
+    lines.append(f"{'all':<20}{outcome.total_seconds:>9.0f} s (stages 2 and 3 run at once)")
     return "\n".join(lines)
 
 
@@ -195,17 +208,51 @@ def clear_folder(out: Path) -> None:
     )
 
 
+def run_lanes(steps: Sequence[Step], checkout: Path) -> dict[str, float]:
+    """Run the steps of each lane in order, and the lanes at once; return the seconds of each step.
+
+    Each line of output has its lane before it. A lane ends with its first failed step; when the other has
+    ended too, SystemExit is raised with that step's exit status.
+    """
+
+    def run_lane(lane: str) -> dict[str, float]:
+        seconds = {}
+        for step in (step for step in steps if step.lane == lane):
+            click.echo(f"\n{lane} | [{step.title}]\n{lane} | {step}")
+            seconds[step.title] = run_step(step, checkout)
+        return seconds
+
+    lanes = list(dict.fromkeys(step.lane for step in steps))
+    with ThreadPoolExecutor(len(lanes)) as pool:
+        running = [pool.submit(run_lane, lane) for lane in lanes]
+    return {title: each for lane in running for title, each in lane.result().items()}
+
+
 def run_step(step: Step, checkout: Path) -> float:
-    """Run a step to its end, its output shown as it comes; return the seconds that it took."""
+    """Run a step to its end, its output shown as it comes; return the seconds that it took.
+
+    The output of a step in a lane is shown line by line, with the lane before each. Raises SystemExit with
+    the step's exit status if that is not 0.
+    """
     sys.stdout.flush()
     paths = [str(checkout), *filter(None, [os.environ.get("PYTHONPATH")])]
     # The demo's models are too small to share among threads: 11 updates a second with one, 8 with two.
     environment = {"OMP_NUM_THREADS": "1"} | os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-m", *step.arguments]
     start = time.monotonic()
-    process = subprocess.run([sys.executable, "-m", *step.arguments], env=environment, check=False)
-    if process.returncode != 0:
+    if step.lane:
+        with subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                click.echo(f"{step.lane} | {line.rstrip()}")
+        status = process.returncode
+    else:
+        status = subprocess.run(command, env=environment, check=False).returncode
+    if status != 0:
         # Its error stands above already. Ended by a signal: the status that a shell would give.
-        raise SystemExit(process.returncode if process.returncode > 0 else 128 - process.returncode)
+        raise SystemExit(status if status > 0 else 128 - status)
     return time.monotonic() - start
 
 
