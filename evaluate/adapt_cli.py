@@ -121,6 +121,12 @@ def adapt(
         )
     place = pick_device(device)
     loaded = load_recogniser(folder, place)
+    if not loaded.tokenizer.has_words:
+        raise ConfigError(
+            "vox adapt is about words, and the checkpoint's alphabet has none (characters)",
+            where=loaded.folder,
+            remedy="make a language model of the text with vox lm, and give it to --lm",
+        )
     if synthesize is not None:
         check_synthesis(root, synthesize, loaded.config.text)
     before = replace(plan_search(loaded.folder, []).options, beam=beam)

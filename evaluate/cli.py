@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from evaluate.standard import STANDARDS, UNCHANGED, load_standard
 from vox.errors import CorpusError, name_count, name_first
 from vox.options import (
     BEAM_OPTION,
@@ -65,6 +66,12 @@ from vox.options import (
     metavar="DIR",
     help="The report of an earlier evaluation of this split, to compare with.",
 )
+@click.option(
+    "--normalise",
+    type=click.Choice(STANDARDS),
+    help="Change the transcripts, as they are written, and the hypotheses alike before they are scored: by "
+    "Whisper's rules, to compare with its published figures. [default: the transcripts as for training]",
+)
 def evaluate(
     splits: tuple[str, ...],
     checkpoint: Path | None,
@@ -85,6 +92,7 @@ def evaluate(
     skip_bad: bool,
     whole: bool,
     against: Path | None,
+    normalise: str | None,
 ) -> None:
     """Measure WER and CER on a split, or on several.
 
@@ -113,13 +121,14 @@ def evaluate(
         prepare_out_dir,
         write_report,
     )
-    from evaluate.run import add_words, evaluate_split, load_splits
+    from evaluate.run import add_words, check_words, evaluate_split, load_splits
     from evaluate.whole import evaluate_whole, join_segments
     from evaluate.word_table import read_words
     from vox.additions import plan_search
     from vox.checkpoint.files import load_recogniser
     from vox.decode import VALIDATION_DECODERS
     from vox.device import pick_device
+    from vox.text import accept_any_text
 
     # Check everything before the work: names, folders, headers of the recordings, weights.
     place = pick_device(device)
@@ -145,7 +154,11 @@ def evaluate(
         listed = read_words(words, loaded.normaliser)
     splits = tuple(dict.fromkeys(splits))
     title = "+".join(splits)
-    utterances, left_out = load_splits(root, splits, skip_bad=skip_bad, normalise=loaded.normaliser)
+    standard = UNCHANGED if normalise is None else load_standard(normalise, loaded.normaliser)
+    # Whisper's rules want punctuation, digits and symbols, which the checkpoint's alphabet would refuse.
+    read = loaded.normaliser if normalise is None else accept_any_text
+    utterances, left_out = load_splits(root, splits, skip_bad=skip_bad, normalise=read)
+    check_words(utterances, standard)
     if whole:
         if left_out:
             raise CorpusError(
@@ -157,13 +170,20 @@ def evaluate(
             f"{title}-whole",
             join_segments(utterances, " " if loaded.tokenizer.has_words else ""),
         )
-    earlier = None if against is None else read_earlier(against, names, utterances)
+    earlier = None if against is None else read_earlier(against, names, utterances, standard)
     out_dir = prepare_out_dir(out or default_out_dir(folder, title))
 
     given = plan.additions.hotwords
     if whole:
         evaluation = evaluate_whole(
-            loaded, utterances, title, names, options, hotwords=given, temperature=plan.temperature
+            loaded,
+            utterances,
+            title,
+            names,
+            options,
+            hotwords=given,
+            temperature=plan.temperature,
+            standard=standard,
         )
     else:
         evaluation = evaluate_split(
@@ -177,6 +197,7 @@ def evaluate(
             batch_seconds=batch_seconds,
             workers=workers,
             left_out=left_out,
+            standard=standard,
         )
     if listed:
         evaluation = add_words(evaluation, listed, loaded.tokenizer, loaded.normaliser)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluate.run import Evaluation
+from evaluate.standard import UNCHANGED, Standard
 from vox.bootstrap import LEVEL, NUM_DRAWS, Difference, Rate, compare_rates, measure_rates
 from vox.corpus import Utterance
 from vox.errors import ReportError
@@ -61,21 +62,33 @@ class Intervals:
     earlier_folder: Path | None  # of the earlier report
 
 
-def read_earlier(folder: Path, decoders: Sequence[str], utterances: Sequence[Utterance]) -> EarlierReport:
+def read_earlier(
+    folder: Path,
+    decoders: Sequence[str],
+    utterances: Sequence[Utterance],
+    standard: Standard = UNCHANGED,
+) -> EarlierReport:
     """Read the report of an earlier evaluation from its folder.
 
-    Raises ReportError if it is missing or damaged, or if it shares no decoder or no utterance (with the same
-    reference) with this evaluation.
+    Raises ReportError if it is missing or damaged, if it was scored by another standard, or if it shares no
+    decoder or no utterance (with the same reference) with this evaluation.
     """
     remedy = "name a folder that `vox evaluate` wrote"
     if not (folder / "report.json").is_file():
         raise ReportError("no report.json of an earlier evaluation", where=folder, remedy=remedy)
     try:
-        there = json.loads((folder / "report.json").read_text(encoding="utf-8"))["decoders"]
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        there, normalise = report["decoders"], report.get("normalise") or ""
         names = [name for name in decoders if name in there]
         texts = {name: _read_texts(folder / f"hypotheses-{name}.jsonl") for name in names}
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ReportError("a report that cannot be read", where=folder, remedy=remedy) from None
+    if normalise != standard.name:
+        raise ReportError(
+            f"the earlier report was made {_describe(normalise)}, this one is {_describe(standard.name)}",
+            where=folder,
+            remedy="evaluate both alike",
+        )
     if not names:
         shown = ", ".join(map(str, there)) or "none"
         raise ReportError(f"the earlier report has no decoder in common (it has {shown})", where=folder)
@@ -84,6 +97,10 @@ def read_earlier(folder: Path, decoders: Sequence[str], utterances: Sequence[Utt
             what = f"the earlier report has no utterance in common ({name})"
             raise ReportError(what, where=folder, remedy="compare reports of the same split")
     return EarlierReport(folder, texts)
+
+
+def _describe(normalise: str) -> str:
+    return f"with --normalise {normalise}" if normalise else "without --normalise"
 
 
 def _read_texts(path: Path) -> dict[str, tuple[str, str]]:
@@ -147,9 +164,9 @@ def _compare_with_earlier(
         references = dict(zip(evaluation.ids, evaluation.references, strict=True))
         # Compare only utterances that are in both, with the same reference.
         ids = [i for i in evaluation.ids if i in texts and texts[i][0] == references[i]]
-        if not ids:  # the shared recordings could not be read this time
+        pairs = [tuple(map(evaluation.standard.apply, texts[i])) for i in ids]
+        if not any(said for said, _ in pairs):  # the shared recordings could not be read this time
             continue
-        pairs = [texts[i] for i in ids]
         by_character = evaluation.rate == "CER"
         then = score(
             [said for said, _ in pairs], [found for _, found in pairs], by_character=by_character

@@ -49,11 +49,12 @@ def render_page(
     return template.substitute(
         title=escape(f"{evaluation.split}: Vox evaluation"),
         split=escape(evaluation.split),
+        unit=evaluation.unit,
         facts=_render_facts(evaluation, recordings, checkpoint),
         decoders="".join(
             _render_decoder(name, result, intervals) for name, result in evaluation.decoders.items()
         ),
-        how=_explain_intervals(intervals),
+        how=_explain_intervals(intervals, evaluation.rate),
         comparisons=_render_comparisons(intervals),
         confusions="".join(
             _render_confusions(name, result.score.utterances) for name, result in evaluation.decoders.items()
@@ -84,12 +85,14 @@ def _render_facts(
         ("utterances", f"{len(recordings):,}"),
         ("audio", f"{evaluation.audio_seconds / 60:.1f} min"),
         (
-            "words" if evaluation.rate == "WER" else "characters",
+            f"{evaluation.unit}s",
             f"{next(iter(evaluation.decoders.values())).score.num_words:,}",
         ),
         ("speakers", f"{len(speakers):,}" if speakers else "unknown"),
         ("computed in", f"{evaluation.precision} on {checkpoint.get('device', 'an unknown device')}"),
     ]
+    if evaluation.standard.name:
+        facts.append(("texts scored after", f"--normalise {evaluation.standard.name}"))
     return "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
 
 
@@ -142,10 +145,13 @@ def _render_whisker(value: float, interval: Interval, start: float, end: float) 
     )
 
 
-def _explain_intervals(intervals: Intervals) -> str:
+def _explain_intervals(intervals: Intervals, rate: str) -> str:
+    kinds = "substitutions, deletions and insertions of the whole split over its"
+    rates = f"WER: {kinds} words; CER the same with characters."
+    if rate == "CER":
+        rates = f"CER: {kinds} characters."
     text = (
-        f"WER: substitutions, deletions and insertions of the whole split over its words; CER the same with "
-        f"characters. Intervals: {100 * LEVEL:.0f} %, by bootstrap, {NUM_DRAWS:,} draws of "
+        f"{rates} Intervals: {100 * LEVEL:.0f} %, by bootstrap, {NUM_DRAWS:,} draws of "
         f"{intervals.num_units:,} {intervals.over}."
     )
     if intervals.over == "speakers" and intervals.num_units < FEW_SPEAKERS:
@@ -218,7 +224,7 @@ def _render_groups(evaluation: Evaluation, recordings: Sequence[Utterance]) -> s
     if any(utterance.speaker for utterance in recordings):
         tables.append(_render_group_table("By speaker", _group_by_speaker(recordings), evaluation))
     tables.append(_render_group_table("By length", split_evenly(seconds, "{:.1f} to {:.1f} s"), evaluation))
-    by_rate = split_evenly(rates, "{:.1f} to {:.1f} words/s")
+    by_rate = split_evenly(rates, f"{{:.1f}} to {{:.1f}} {evaluation.unit}s/s")
     tables.append(_render_group_table("By speaking rate", by_rate, evaluation))
     return "".join(tables)
 
@@ -278,7 +284,7 @@ def _render_bar(share: float) -> str:
 def _rate_of(scores: Sequence[UtteranceScore]) -> tuple[float, int, int]:
     """Return the WER of some utterances, the number of errors and the number of words."""
     errors, words = sum(one.num_errors for one in scores), sum(one.num_words for one in scores)
-    return errors / words, errors, words
+    return errors / max(words, 1), errors, words
 
 
 def _render_excluded(excluded: Mapping[str, str]) -> str:

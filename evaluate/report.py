@@ -28,10 +28,10 @@ from vox.disk import remove_leftovers, write_whole
 from vox.errors import name_count
 from vox.hear import device_of
 from vox.runs.layout import CHECKPOINTS, CHECKSUMS, MODEL
-from vox.score import Score
+from vox.score import Score, UtteranceScore
 from vox.score_hotwords import HotwordScore
 
-VERSIONS_OF = ("torch", "transformers", "sentencepiece", "jiwer")
+VERSIONS_OF = ("torch", "transformers", "sentencepiece", "jiwer", "whisper-normalizer")
 
 
 def default_out_dir(checkpoint: Path, split: str) -> Path:
@@ -66,6 +66,8 @@ def format_table(evaluation: Evaluation) -> str:
         f"{evaluation.split}: {name_count(len(evaluation.ids), 'utterance')}, "
         f"{evaluation.audio_seconds / 60:.1f} min"
     )
+    if evaluation.standard.name:
+        lines.append(f"scored after --normalise {evaluation.standard.name}, transcripts as written")
     lines += _split_lines(evaluation)
     lines += _hotword_lines(evaluation)
     lines += format_words(evaluation)
@@ -181,6 +183,7 @@ def _make_report(
         "audio_seconds": evaluation.audio_seconds,
         "precision": evaluation.precision,
         "rate": evaluation.rate,  # CER: `wer` and `words` count characters
+        "normalise": evaluation.standard.name or None,  # of the texts, before they were scored
         "decoders": {
             name: _decoder_figures(name, result)
             | _search_figures(name, evaluation.options)
@@ -269,9 +272,17 @@ def _hypothesis_rows(evaluation: Evaluation, result: DecoderResult) -> list[dict
             "words": counts.num_words,
             "alignment": counts.alignment,
             "confidence": confidence,
+            **_scored_texts(evaluation, counts),
         }
         for utterance_id, reference, hypothesis, counts, confidence in rows
     ]
+
+
+def _scored_texts(evaluation: Evaluation, counts: UtteranceScore) -> dict[str, str]:
+    """Return what was scored, where that is not what was written and heard."""
+    if not evaluation.standard.name:
+        return {}
+    return {"scored_reference": counts.reference, "scored_hypothesis": counts.hypothesis}
 
 
 def _find_versions() -> dict[str, str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from evaluate.standard import UNCHANGED, Standard
 from vox.checkpoint.files import Checkpoint
 from vox.corpus import Utterance, load_split_and_problems
 from vox.data.batch import AudioBatch, AudioFailure
@@ -51,7 +52,7 @@ class Evaluation:
 
     split: str  # the names of several are joined by +
     ids: list[str]  # of the utterances scored, sorted
-    references: list[str]
+    references: list[str]  # as the transcripts have them
     excluded: dict[str, str]  # id: why it cannot be used; excluded from all figures
     audio_seconds: float  # of the utterances scored
     precision: str  # of the computation: float32, bfloat16 or float16
@@ -59,11 +60,17 @@ class Evaluation:
     options: SearchOptions  # of the searches; greedy decoders ignore them
     by_split: dict[str, dict[str, Score]] = field(default_factory=dict)  # by decoder; empty for one split
     word_pieces: dict[str, str] = field(default_factory=dict)  # of the words to list: how they are spelled
+    standard: Standard = UNCHANGED  # that references and hypotheses were brought to before they were scored
 
     @property
     def rate(self) -> str:
         """What leads: WER, or CER in scripts without words."""
         return next(iter(self.decoders.values())).score.rate
+
+    @property
+    def unit(self) -> str:
+        """What that rate counts: word or character."""
+        return "word" if self.rate == "WER" else "character"
 
 
 @dataclass
@@ -80,9 +87,10 @@ class Tally:
     temperature: float = 1.0
     by_character: bool = False
     normalise: Callable[[str], str] = ENGLISH
+    standard: Standard = UNCHANGED
 
     @classmethod
-    def begin(cls, loaded: Checkpoint, decoders: Sequence[str]) -> "Tally":
+    def begin(cls, loaded: Checkpoint, decoders: Sequence[str], standard: Standard = UNCHANGED) -> "Tally":
         """Return an empty tally of a checkpoint's results."""
         return cls(
             texts={name: {} for name in decoders},
@@ -90,6 +98,7 @@ class Tally:
             precision=pick_precision("auto", device_of(loaded.recogniser)),
             by_character=not loaded.tokenizer.has_words,
             normalise=loaded.normaliser,
+            standard=standard,
         )
 
 
@@ -110,6 +119,17 @@ def load_splits(
     return utterances, left_out
 
 
+def check_words(utterances: Sequence[Utterance], standard: Standard) -> None:
+    """Raise CorpusError naming a split of which the standard leaves no word to score against."""
+    with_words = {each.split for each in utterances if standard.apply(each.text)}
+    if without := sorted({each.split for each in utterances} - with_words):
+        raise CorpusError(
+            f"no transcript has a word left after --normalise {standard.name}",
+            where=without[0] or None,
+            remedy="leave the option out",
+        )
+
+
 def evaluate_split(
     loaded: Checkpoint,
     utterances: Sequence[Utterance],
@@ -122,6 +142,7 @@ def evaluate_split(
     batch_seconds: float = 120.0,
     workers: int = 0,
     left_out: Mapping[str, str] | None = None,
+    standard: Standard = UNCHANGED,
 ) -> Evaluation:
     """Decode and score utterances (probed) on the recogniser's device.
 
@@ -129,11 +150,13 @@ def evaluate_split(
     options: of the searches; None for the defaults. hotwords: get figures of their own, for every decoder; in
     the hypotheses their spellings are replaced by their phrases, normalised. left_out: other utterances of
     the split, and why they are not in `utterances`; they are only listed. Recordings that cannot be decoded
-    are added to them and excluded from all figures.
+    are added to them and excluded from all figures. standard: that all texts are brought to before they are
+    scored.
 
-    Raises CorpusError if no recording can be read, and ConfigError for an unknown decoder.
+    Raises CorpusError if no recording can be read or nothing is left to score against, and ConfigError for an
+    unknown decoder.
     """
-    tally = Tally.begin(loaded, decoders)
+    tally = Tally.begin(loaded, decoders, standard)
     tally.temperature = temperature
     options = options or SearchOptions()
     searches = {name: make_search(name, options, loaded.tokenizer) for name in decoders}
@@ -200,17 +223,25 @@ def score_tally(
     options: SearchOptions,
     hotwords: Sequence[Hotword] = (),
 ) -> Evaluation:
-    """Score what was decoded. left_out: other utterances of the split, and why; they are only listed."""
+    """Score what was decoded. left_out: other utterances of the split, and why; they are only listed.
+
+    Raises CorpusError if no word is left in the references of a split.
+    """
     scored = sorted(
         (utterance for utterance in utterances if utterance.id not in tally.excluded),
         key=lambda utterance: utterance.id,
     )
+    check_words(scored, tally.standard)
+    standardise = tally.standard.apply
     references = [utterance.text for utterance in scored]
+    to_score = [standardise(text) for text in references]
     audio_seconds = samples_to_seconds(tally.num_samples)
     results = {}
     in_transcripts = as_in_transcripts(hotwords, tally.normalise)
     matcher = HotwordMatcher(in_transcripts)
-    phrases = [Hotword(phrase, (phrase,)) for phrase in dict.fromkeys(h.phrase for h in in_transcripts)]
+    phrases = [
+        Hotword(phrase, (standardise(phrase),)) for phrase in dict.fromkeys(h.phrase for h in in_transcripts)
+    ]
     for name, texts in tally.texts.items():
         hypotheses = [matcher.replace_spellings(texts[utterance.id]) for utterance in scored]
         if tally.truncated[name]:
@@ -219,9 +250,10 @@ def score_tally(
                 name,
                 name_count(len(tally.truncated[name]), "hypothesis", "hypotheses"),
             )
+        heard = [standardise(text) for text in hypotheses]
         results[name] = DecoderResult(
-            score=score(references, hypotheses, by_character=tally.by_character),
-            hotwords=score_hotwords(references, hypotheses, phrases) if hotwords else None,
+            score=score(to_score, heard, by_character=tally.by_character),
+            hotwords=score_hotwords(to_score, heard, phrases) if hotwords else None,
             hypotheses=hypotheses,
             confidences=[tally.confidences.get(name, {}).get(utterance.id) for utterance in scored],
             truncated_ids=sorted(tally.truncated[name]),
@@ -236,7 +268,8 @@ def score_tally(
         precision=str(tally.precision).removeprefix("torch."),
         decoders=results,
         options=options,
-        by_split=_score_splits(scored, results, by_character=tally.by_character),
+        by_split=_score_splits(scored, results, tally.standard, by_character=tally.by_character),
+        standard=tally.standard,
     )
 
 
@@ -248,14 +281,19 @@ def add_words(
 ) -> Evaluation:
     """Return an evaluation with the counts of each phrase, for every decoder, and its pieces."""
     phrases = dict.fromkeys(word.phrase for word in as_in_transcripts(words, normalise))
-    listed = [Hotword(phrase, (phrase,)) for phrase in phrases]
+    standardise = evaluation.standard.apply
+    listed = [Hotword(phrase, (standardise(phrase),)) for phrase in phrases]
+    references = [standardise(text) for text in evaluation.references]
     pieces = tokenizer.pieces
     return replace(
         evaluation,
         word_pieces={phrase: " ".join(pieces[k] for k in tokenizer.encode(phrase)) for phrase in phrases},
         decoders={
             name: replace(
-                result, words=score_hotwords(evaluation.references, result.hypotheses, listed).by_phrase
+                result,
+                words=score_hotwords(
+                    references, [standardise(text) for text in result.hypotheses], listed
+                ).by_phrase,
             )
             for name, result in evaluation.decoders.items()
         },
@@ -263,7 +301,11 @@ def add_words(
 
 
 def _score_splits(
-    scored: Sequence[Utterance], results: Mapping[str, DecoderResult], *, by_character: bool
+    scored: Sequence[Utterance],
+    results: Mapping[str, DecoderResult],
+    standard: Standard,
+    *,
+    by_character: bool,
 ) -> dict[str, dict[str, Score]]:
     """Score each split by itself; return nothing where there is one only."""
     positions: dict[str, list[int]] = {}
@@ -274,8 +316,8 @@ def _score_splits(
     return {
         split: {
             name: score(
-                [scored[k].text for k in some],
-                [result.hypotheses[k] for k in some],
+                [standard.apply(scored[k].text) for k in some],
+                [standard.apply(result.hypotheses[k]) for k in some],
                 by_character=by_character,
             )
             for name, result in results.items()

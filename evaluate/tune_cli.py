@@ -77,9 +77,9 @@ def tune(
         batch_seconds=batch_seconds,
         workers=workers,
     )
-    rate = "WER" if loaded.tokenizer.has_words else "CER"
     for name, wer in tuned.wer.items():
-        click.echo(f"{name:<12}{100 * wer:>8.2f} % {rate}{'  <- chosen' if name == tuned.decoder else ''}")
+        chosen = "  <- chosen" if name == tuned.decoder else ""
+        click.echo(f"{name:<12}{100 * wer:>8.2f} % {loaded.tokenizer.rate}{chosen}")
     lm_weight = f", language model {tuned.lm_weight:g}" if lm is not None else ""
     click.echo(
         f"rescore: CTC weight {tuned.ctc_weight:g}, {tuned.length_bonus:g} a label{lm_weight}; "

@@ -33,44 +33,60 @@ def render_cards(evaluation: Evaluation, recordings: Sequence[Utterance], out_di
     cards = []
     for index, utterance in enumerate(recordings):
         scores = [evaluation.decoders[name].score.utterances[index] for name in decoders]
+        originals = _render_originals(evaluation, index) if evaluation.standard.name else ""
         num_errors = sum(one.num_errors for one in scores)
         source = _embed(utterance) if embeds else None
-        card = _render_card(utterance, decoders, scores, source or _link(utterance, out_dir))
+        card = _render_card(
+            utterance, decoders, scores, source or _link(utterance, out_dir), originals, evaluation.unit
+        )
         cards.append((-num_errors, utterance.id, card))
     return "\n".join(card for _, _, card in sorted(cards))
 
 
 def _render_card(
-    utterance: Utterance, decoders: Sequence[str], scores: Sequence[UtteranceScore], source: str
+    utterance: Utterance,
+    decoders: Sequence[str],
+    scores: Sequence[UtteranceScore],
+    source: str,
+    originals: str,
+    unit: str,
 ) -> str:
     seconds = samples_to_seconds(utterance.num_samples or 0)
     by_text: dict[tuple[WordPair, ...], list[str]] = {}
     for name, one in zip(decoders, scores, strict=True):
         by_text.setdefault(one.pairs, []).append(name)
     score_of = {one.pairs: one for one in scores}
-    texts = "".join(_render_text(names, score_of[pairs]) for pairs, names in by_text.items())
+    texts = "".join(_render_text(names, score_of[pairs], unit) for pairs, names in by_text.items())
     facts = [f"speaker {utterance.speaker}"] if utterance.speaker else []
-    facts += [f"{seconds:.1f} s", f"{scores[0].num_words / seconds:.1f} words/s"]
+    facts += [f"{seconds:.1f} s", f"{scores[0].num_words / seconds:.1f} {unit}s/s"]
     # Text that the page's search reads: the plain texts, and the texts with errors marked.
     found = [utterance.id, *facts[:1], utterance.text]
     for pairs in by_text:
         if score_of[pairs].num_errors:
-            found += [" ".join(word for _, word in pairs if word is not None), score_of[pairs].alignment]
+            found += [score_of[pairs].hypothesis, score_of[pairs].alignment]
     errors = " ".join(str(one.num_errors) for one in scores)
     return (
         f'<article class="card" data-id="{escape(utterance.id)}" data-errors="{errors}" '
         f'data-seconds="{seconds:.3f}" data-text="{escape(chr(10).join(found))}">'
         f"<header><h3>{escape(utterance.id)}</h3>{''.join(f'<span>{escape(fact)}</span>' for fact in facts)}"
         f'</header><audio controls preload="none" src="{escape(source)}" '
-        f'aria-label="recording of {escape(utterance.id)}"></audio>{texts}</article>'
+        f'aria-label="recording of {escape(utterance.id)}"></audio>{texts}{originals}</article>'
     )
 
 
-def _render_text(names: Sequence[str], one: UtteranceScore) -> str:
+def _render_originals(evaluation: Evaluation, index: int) -> str:
+    """Render the texts before they were brought to the standard that they are scored by."""
+    texts = [("as written", evaluation.references[index])]
+    texts += [(name, result.hypotheses[index]) for name, result in evaluation.decoders.items()]
+    lines = "".join(f"<p>{escape(name)}: {escape(text)}</p>" for name, text in texts)
+    return f"<details><summary>before {escape(evaluation.standard.name)}</summary>{lines}</details>"
+
+
+def _render_text(names: Sequence[str], one: UtteranceScore, unit: str) -> str:
     counts = "no error"
     if one.num_errors:
         kinds = f"{one.substitutions} sub, {one.deletions} del, {one.insertions} ins"
-        counts = f"{kinds} of {name_count(one.num_words, 'word')}"
+        counts = f"{kinds} of {name_count(one.num_words, unit)}"
     words = " ".join(_render_pair(pair) for pair in one.pairs)
     return (
         f'<div class="text" data-decoders="{escape(" ".join(names))}"><p class="who">'

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 
 from evaluate.run import Evaluation, Tally, score_tally
+from evaluate.standard import UNCHANGED, Standard
 from vox.audio import read_audio, read_header
 from vox.checkpoint.files import Checkpoint
 from vox.corpus import Utterance
@@ -66,13 +67,15 @@ def evaluate_whole(
     *,
     hotwords: Sequence[Hotword] = (),
     temperature: float = 1.0,
+    standard: Standard = UNCHANGED,
 ) -> Evaluation:
     """Transcribe each recording of `join_segments` with each decoder, and score it against its whole text.
 
     What is said outside the segments, and recognised, counts as insertions. The real-time factor of a decoder
-    is that of `vox transcribe`. Raises CorpusError if no recording can be read.
+    is that of `vox transcribe`. standard: as in `evaluate_split`. Raises CorpusError if no recording can be
+    read or nothing is left to score against.
     """
-    tally = Tally.begin(loaded, decoders)
+    tally = Tally.begin(loaded, decoders, standard)
     tally.seconds[""] = 0.0
     options = options or SearchOptions()
     transcribers = {name: Transcriber(loaded, name, options, temperature=temperature) for name in decoders}

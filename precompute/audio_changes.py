@@ -10,7 +10,7 @@ from vox.audio import hash_recording, read_audio
 from vox.corpus import Utterance
 from vox.errors import AudioError, CacheError, name_count, name_first
 from vox.features.shard import Shard
-from vox.features.stamps import Recorded, Stamp, read_stamps, take_stamp
+from vox.features.stamps import STAMPS_NAME, Recorded, Stamp, read_stamps, take_stamp
 
 log = logging.getLogger(__name__)
 
@@ -20,15 +20,21 @@ READING_THREADS = 4
 class Recordings:
     """Stamps of a split's recordings, taken before any is read, and what a cache has recorded of them."""
 
-    def __init__(self, recorded: dict[str, Recorded], root: Path) -> None:
+    def __init__(self, recorded: dict[str, Recorded], root: Path, version: object = None) -> None:
         self.recorded = recorded  # by utterance
         self.stamps: dict[str, Stamp] = {}
         self._root = root
+        self._version = version  # of the file that `recorded` was read from
 
     @classmethod
     def recall(cls, folder: Path, root: Path) -> "Recordings":
         """Read what a cache's folder has recorded of a corpus: nothing where it is new or damaged."""
-        return cls(recall_stamps(folder), root)
+        version = _find_version(folder)  # first: what is written later is another version
+        return cls(recall_stamps(folder), root, version)
+
+    def recall_again(self, folder: Path) -> dict[str, Recorded]:
+        """Return what the folder has recorded by now; it is read again only if another rank wrote it."""
+        return self.recorded if _find_version(folder) == self._version else recall_stamps(folder)
 
     def known_length(self, utterance: Utterance) -> int | None:
         """Take an utterance's stamp; return its length if that is as recorded, so that no header is read."""
@@ -49,6 +55,15 @@ def recall_stamps(folder: Path) -> dict[str, Recorded]:
         return read_stamps(folder)
     except CacheError:
         return {}
+
+
+def _find_version(folder: Path) -> tuple[int, int, int] | None:
+    """Return what tells two versions of a cache's stamps apart: the file is replaced, never rewritten."""
+    try:
+        status = (folder / STAMPS_NAME).stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def may_be_repaired(skipped: str) -> bool:

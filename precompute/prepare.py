@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from precompute.audio_changes import Recordings, recall_stamps, refuse_changed
+from precompute.audio_changes import Recordings, refuse_changed
 from precompute.plan import CacheWork, is_as_planned, share_shards
 from vox.corpus import Problem
 from vox.disk import check_space, format_gb, free_bytes, nearest_folder, remove_leftovers
 from vox.errors import CacheError, name_count
 from vox.features.cache import missing_shards, open_planned
 from vox.features.plan import CachePlan, read_plan, read_utterances, write_plan
-from vox.features.shard import FEATURE_BYTES
+from vox.features.shard import FEATURE_BYTES, Shard
 from vox.features.stamps import Recorded, write_stamps
 from vox.units import SAMPLE_RATE
 
@@ -67,9 +67,11 @@ def inspect_cache(
     rank: int,
     world_size: int,
     rebuild: bool = False,
+    opened: Mapping[str, Shard] | None = None,
 ) -> CacheState:
     """Compare what is on disk with the plan, changing nothing.
 
+    opened: shards that `keep_shards` has opened and that need not be opened again.
     Raises CacheError when a recording has changed since the cache was begun (unless it is to be rebuilt), or
     when a shard of this rank is damaged.
     """
@@ -81,7 +83,12 @@ def inspect_cache(
     elif (old := read_plan(folder)) is not None:  # a file that it does not name was about to be removed
         missing |= {shard.name for shard in plan.shards} - {shard.name for shard in old.shards}
     present = [plan.shards[number] for number in mine if plan.shards[number].name not in missing]
-    shards = [open_planned(folder, plan, planned) for planned in present]
+    shards = []
+    for planned in present:
+        if (shard := (opened or {}).get(planned.name)) is None:
+            shard = open_planned(folder, plan, planned)
+        shard.retired = frozenset(planned.retired)  # more of them than when it was opened
+        shards.append(shard)
     refuse_changed(folder, shards, recordings, work)
     skipped = [
         Problem(name, why)
@@ -125,8 +132,8 @@ def prepare_folder(state: CacheState, *, rank: int, rebuild: bool = False) -> No
             doomed |= _find_unplanned(folder, plan)
         for path in sorted(doomed):
             path.unlink(missing_ok=True)
-    # Read again, since another rank may have begun meanwhile.
-    recorded = recall_stamps(folder)
+    # Once more, since another rank may have begun meanwhile.
+    recorded = state.recordings.recall_again(folder)
     stamps = _choose_stamps(state, recorded)
     if stamps != recorded:
         write_stamps(folder, stamps)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from precompute.audio_changes import Recordings
-from precompute.extend import keep_shards
+from precompute.extend import Opened, find_refused, keep_shards
 from precompute.pace import choose_pace
 from precompute.plan import plan_cache
 from precompute.prepare import (
@@ -24,7 +24,7 @@ from precompute.prepare import (
     inspect_cache,
     prepare_folder,
 )
-from vox.corpus import Problem, find_split, load_split
+from vox.corpus import Problem, find_split, load_split_and_problems
 from vox.errors import CacheError, DeviceError, name_count
 from vox.features.cache import cache_dir
 from vox.features.fingerprint import Fingerprint, ModelIdentity, identify_model
@@ -180,7 +180,7 @@ def _inspect_variant(
     fingerprint = fingerprint.at_speed(speed)
     folder = cache_dir(options.features, split, fingerprint)
     recordings = Recordings.recall(folder, options.root)
-    corpus = load_split(
+    corpus, problems = load_split_and_problems(
         options.root,
         split,
         skip_bad=options.skip_bad,
@@ -196,8 +196,12 @@ def _inspect_variant(
         feature_dim=feature_dim,
         shard_gb=options.shard_gb,
     )
+    opened: Opened = {}
     if not options.rebuild:
-        work = keep_shards(folder, work, options.shard_gb)
+        refused = []
+        if problems and folder.exists():
+            refused = find_refused(options.root, split, problems, speed, recordings.known_length)
+        work = keep_shards(folder, work, options.shard_gb, refused, opened)
     return inspect_cache(
         folder,
         work,
@@ -205,6 +209,7 @@ def _inspect_variant(
         rank=options.rank,
         world_size=options.world_size,
         rebuild=options.rebuild,
+        opened=opened,
     )
 
 

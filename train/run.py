@@ -235,7 +235,7 @@ def _find_longest(parts: Parts) -> int:
 
 
 def _announce(run: Run) -> None:
-    parts, config = run.parts, run.parts.config
+    parts, config, rate = run.parts, run.parts.config, run.parts.tokenizer.rate
     log.info(
         "stage %d on %s, %s: %.2f h of %s (%s), dev %s (%s); %s parameters learn; %d updates",
         config.train.stage,
@@ -251,15 +251,18 @@ def _announce(run: Run) -> None:
     )
     warn_if_all_frozen(config)
     if both := config.data.train_weights.keys() & set(config.data.dev_split):
-        log.warning("%s is the train split and the dev split: its WER will say nothing", join_names(both))
+        log.warning(
+            "%s is the train split and the dev split: its %s will say nothing", join_names(both), rate
+        )
     for dev in (parts.dev, parts.source_dev):
         if dev is None or both or not (shared := find_shared_recordings(parts.train, dev)):
             continue
         log.warning(
-            "%s of %s are in %s too, which makes its WER too good: %s",
+            "%s of %s are in %s too, which makes its %s too good: %s",
             name_count(len(shared), "recording"),
             dev.name,
             parts.train.name,
+            rate,
             name_first([f"{name} is {trained_on}" for name, trained_on in shared.items()]),
         )
 

@@ -116,8 +116,7 @@ def open_source(
     }
     corpus = load_split(options.root, split, probe=False, skip_bad=options.skip_bad, normalise=normalise)
     for speed, cache in caches.items():
-        matched = _match_cache(corpus, cache, split, prints[speed], options)
-        utterances += _name_variants([replace(each, speed=speed) for each in matched], split, speed)
+        utterances += _match_cache(corpus, cache, split, prints[speed], options)
     merged = merge_caches({variant_prefix(speed): cache for speed, cache in caches.items()})
     return _refuse_duplicates(utterances, split), CachedSource(merged, pin=pin)
 
@@ -205,9 +204,14 @@ def _match_cache(
     fingerprint: Fingerprint,
     options: TrainOptions,
 ) -> list[Utterance]:
-    """Give utterances the lengths their shards recorded; refuse a cache of another corpus."""
+    """Give utterances the lengths their shards recorded, and their variant's name and speed.
+
+    Refuse a cache of another corpus.
+    """
+    speed = fingerprint.speed
+    prefix = variant_prefix(speed)
     command = f"`{command_for(options, split, fingerprint)}`"
-    title = split if fingerprint.speed == 1 else f"{split} at speed {fingerprint.speed}"
+    title = split if speed == 1 else f"{split} at speed {speed}"
     if cache.skipped:
         log.warning(
             "%s: precompute skipped %s: %s",
@@ -218,7 +222,9 @@ def _match_cache(
     matched, missing = [], []
     for utterance in utterances:
         if utterance.id in cache.num_samples and utterance.id not in cache.skipped:
-            matched.append(replace(utterance, num_samples=cache.num_samples[utterance.id]))
+            num_samples = cache.num_samples[utterance.id]
+            name = prefix + utterance.id
+            matched.append(replace(utterance, id=name, num_samples=num_samples, speed=speed, split=split))
         elif utterance.id not in cache.skipped:
             missing.append(utterance.id)
     known = {utterance.id for utterance in utterances}

@@ -53,14 +53,16 @@ def measure_rates(
     """Return every system's error rate with its draws; the draws are the same for all systems.
 
     errors: by system, the errors of each utterance. lengths_N: words (or characters) in each reference, at
-    least 1. units_N: the unit that each utterance belongs to.
+    least 1 in all. units_N: the unit that each utterance belongs to. A draw without a word has no rate and is
+    left out.
     """
-    assert min(lengths_N) > 0, "a unit without words could be drawn alone"
+    assert sum(lengths_N) > 0, "no word to measure a rate against"
     columns_NC = np.array([lengths_N, *errors.values()], dtype=np.float64).T
     numbers = {unit: number for number, unit in enumerate(dict.fromkeys(units_N))}
     sums_UC = np.zeros((len(numbers), columns_NC.shape[1]))
     np.add.at(sums_UC, [numbers[unit] for unit in units_N], columns_NC)
     drawn_RC = _draw_sums(sums_UC, num_draws, seed)
+    drawn_RC = drawn_RC[drawn_RC[:, 0] > 0]
     totals_C = sums_UC.sum(axis=0)
     return {
         name: Rate(float(totals_C[column] / totals_C[0]), drawn_RC[:, column] / drawn_RC[:, 0])

@@ -18,7 +18,7 @@ _REFUSED_KEYS = frozenset(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One line of a manifest. id: None if the line has none."""
 
@@ -77,6 +77,8 @@ def parse_entry(line: str) -> Entry:
 
 def _parse_segment(entry: dict[str, Any]) -> Segment | None:
     """Return the segment of a line; None for the whole recording."""
+    if entry.keys().isdisjoint(("offset", "duration", "channel")):
+        return None
     given = {key: entry[key] for key in ("offset", "duration", "channel") if entry.get(key) is not None}
     for key in given.keys() - {"channel"}:
         if type(given[key]) not in (int, float) or not math.isfinite(given[key]) or given[key] < 0:

@@ -45,6 +45,16 @@ class UtteranceScore:
         return sum(spoken != recognised for spoken, recognised in self.pairs)
 
     @property
+    def reference(self) -> str:
+        """The reference's words."""
+        return " ".join(spoken for spoken, _ in self.pairs if spoken is not None)
+
+    @property
+    def hypothesis(self) -> str:
+        """The hypothesis's words."""
+        return " ".join(recognised for _, recognised in self.pairs if recognised is not None)
+
+    @property
     def alignment(self) -> str:
         """Write the alignment in one line: `go {left>lift} {-up} {+now}`."""
         return " ".join(draw_pair(pair) for pair in self.pairs)
@@ -75,7 +85,8 @@ def score(references: Sequence[str], hypotheses: Sequence[str], *, by_character:
     """Compare hypotheses with references, pair by pair.
 
     by_character: in all that is counted in words, count characters (without spaces) instead.
-    A hypothesis may be empty (all words are deletions). The references must contain at least one word.
+    A hypothesis may be empty (all words are deletions), and so may a reference (all are insertions). The
+    references must contain at least one word.
     """
     assert len(references) == len(hypotheses), f"{len(references)} references, {len(hypotheses)} hypotheses"
     assert any(reference.split() for reference in references), "no word to score against"

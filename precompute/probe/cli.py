@@ -8,6 +8,7 @@ import click
 from vox.errors import ConfigError
 from vox.options import (
     PositiveFloat,
+    add_text_options,
     batch_seconds_option,
     device_option,
     features_option,
@@ -56,6 +57,7 @@ from vox.options import (
 @workers_option("one less than cores, at most 8 with a GPU, else 4")
 @click.option("--dry-run", is_flag=True, help="Print how large it will be, and stop.")
 @skip_bad_option
+@add_text_options
 def probe(
     split: str,
     dev_split: str,
@@ -72,6 +74,8 @@ def probe(
     workers: int | None,
     dry_run: bool,
     skip_bad: bool,
+    config_path: Path | None,
+    overrides: tuple[str, ...],
 ) -> None:
     """Measure which WavLM layers hold the words, before caching them.
 
@@ -90,6 +94,7 @@ def probe(
     check_layers_fit(wavlm, compared or (1,))
 
     from precompute.probe.run import ProbeOptions, run_probe
+    from vox.text import load_normaliser
 
     run_probe(
         ProbeOptions(
@@ -108,5 +113,6 @@ def probe(
             workers=workers,
             dry_run=dry_run,
             skip_bad=skip_bad,
+            normalise=load_normaliser(config_path, overrides),
         )
     )

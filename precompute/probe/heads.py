@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from precompute.probe.layers import LayerFeatures
-from precompute.probe.select import NUM_LABELS, labels_to_text
 from vox.data.batch import make_feature_batch, make_label_batch
 from vox.data.plan import plan_by_length, plan_epoch
 from vox.data.sources import read_ahead
@@ -51,7 +50,7 @@ class HeadResult:
     spec: HeadSpec
     loss: float  # CTC, nats a character
     cer: float
-    wer: float
+    wer: float  # in scripts without words the CER
     mix_weights: tuple[float, ...] | None  # of a learned mix: of its layers, in their order; they sum to 1
 
 
@@ -61,12 +60,12 @@ class ProbeHead(nn.Module):
     mean_GC: Tensor  # G: one for the pooled layers, or one for each layer of a learned mix
     deviation_GC: Tensor
 
-    def __init__(self, spec: HeadSpec, mean_GC: Tensor, deviation_GC: Tensor) -> None:
+    def __init__(self, spec: HeadSpec, mean_GC: Tensor, deviation_GC: Tensor, num_labels: int) -> None:
         super().__init__()
         self.spec = spec
         self.register_buffer("mean_GC", mean_GC)
         self.register_buffer("deviation_GC", deviation_GC)
-        self.linear = nn.Linear(mean_GC.shape[1], NUM_LABELS)
+        self.linear = nn.Linear(mean_GC.shape[1], num_labels)
         # A linear head needs no random start: all begin at the same point.
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
@@ -128,7 +127,7 @@ def fit_heads(
 @torch.no_grad()
 def evaluate_heads(heads: Sequence[ProbeHead], features: LayerFeatures) -> list[HeadResult]:
     """Return each head's CTC loss and greedy error rates on a split."""
-    labels = features.labels
+    labels, characters = features.labels, features.characters
     planned = plan_by_length(features.num_frames, MICRO_BATCH_FRAMES)
     total_H = torch.zeros(len(heads), dtype=torch.float64)
     references: list[str] = []
@@ -143,11 +142,11 @@ def evaluate_heads(heads: Sequence[ProbeHead], features: LayerFeatures) -> list[
         total_H += losses_H.cpu()
         references += [features.texts[row] for row in rows]
         for said, logits_BTV in zip(hypotheses, logits_HBTV, strict=True):
-            said += map(labels_to_text, greedy_ctc(logits_BTV, num_frames_B))
+            said += map(characters.decode, greedy_ctc(logits_BTV, num_frames_B))
     num_labels = sum(map(len, labels))
     results = []
     for head, total, said in zip(heads, total_H.tolist(), hypotheses, strict=True):
-        counted = score(references, said)
+        counted = score(references, said, by_character=not characters.has_words)
         weights = head.mix_weights
         mix = None if weights is None else tuple(weights.tolist())
         results.append(HeadResult(head.spec, total / num_labels, counted.cer, counted.wer, mix))
@@ -179,7 +178,9 @@ def _build_heads(features: LayerFeatures, specs: Sequence[HeadSpec], device: tor
     heads = []
     for spec, wanted in zip(specs, groups_of, strict=True):
         rows = [groups.index(group) for group in wanted]
-        heads.append(ProbeHead(spec, mean_GC[rows], deviation_GC[rows]).to(device))
+        heads.append(
+            ProbeHead(spec, mean_GC[rows], deviation_GC[rows], features.characters.num_labels).to(device)
+        )
     return heads
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from precompute.plan import probed_samples
-from precompute.probe.select import Selection, text_to_labels
+from precompute.probe.select import ENGLISH_CHARACTERS, Characters, Selection
 from vox.corpus import Problem
 from vox.data.batch import AudioBatch
 from vox.data.plan import plan_by_length
@@ -37,6 +37,7 @@ class LayerFeatures:
     spans: list[tuple[int, int]]  # of each utterance: its first frame, and the one after its last
     ids: list[str]
     texts: list[str]
+    characters: Characters = ENGLISH_CHARACTERS
 
     @property
     def num_layers(self) -> int:
@@ -51,7 +52,7 @@ class LayerFeatures:
     @cached_property
     def labels(self) -> list[list[int]]:
         """Return each utterance's characters as labels."""
-        return [text_to_labels(text) for text in self.texts]
+        return [self.characters.encode(text) for text in self.texts]
 
     def read(self, row: int) -> np.ndarray:
         """Return an utterance's frames, [T, L, C] float16."""
@@ -86,13 +87,15 @@ def compute_layers(
     wavlm: WavLM,
     device: torch.device,
     frames_NLC: np.ndarray,
+    characters: Characters = ENGLISH_CHARACTERS,
     *,
     batch_seconds: float,
     workers: int,
 ) -> tuple[LayerFeatures, list[Problem]]:
     """Run WavLM once over a selection and fill frames_NLC with the output of every transformer layer.
 
-    Returns the features and the utterances that are not in them: unreadable, or beyond float16's range.
+    characters: of the labels. Returns the features and the utterances that are not in them: unreadable, or
+    beyond float16's range.
     """
     utterances = selection.utterances
     lengths = [probed_samples(utterance) for utterance in utterances]
@@ -121,7 +124,7 @@ def compute_layers(
     missing = {problem.name for problem in problems}
     kept = [utterance for utterance in utterances if utterance.id not in missing]
     ids, texts = [utterance.id for utterance in kept], [utterance.text for utterance in kept]
-    return LayerFeatures(frames_NLC, [spans[name] for name in ids], ids, texts), problems
+    return LayerFeatures(frames_NLC, [spans[name] for name in ids], ids, texts, characters), problems
 
 
 def _compute_batch(wavlm: WavLM, batch: AudioBatch, device: torch.device) -> Iterator[tuple[str, np.ndarray]]:

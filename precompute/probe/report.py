@@ -42,18 +42,22 @@ def find_best(results: Sequence[HeadResult]) -> HeadResult:
     return min(_single_layers(results), key=lambda result: (result.cer, result.loss))
 
 
-def format_results(results: Sequence[HeadResult]) -> str:
-    """Write the table, a line for each head, with the mix weights beside the layers if there is a mix."""
+def format_results(results: Sequence[HeadResult], *, has_words: bool = True) -> str:
+    """Write the table, a line for each head, with the mix weights beside the layers if there is a mix.
+
+    has_words: False leaves the WER out.
+    """
     mix = next((result for result in results if result.mix_weights is not None), None)
     shares: dict[tuple[int, ...], float] = {}
     if mix is not None and mix.mix_weights is not None:
         shares = {(layer,): weight for layer, weight in zip(mix.spec.layers, mix.mix_weights, strict=True)}
     width = max(len("layers"), *(len(result.spec.name) for result in results))
-    lines = [f"{'layers':<{width}}  CTC loss    CER    WER  weight in the mix"]
+    lines = [f"{'layers':<{width}}  CTC loss    CER{'    WER' if has_words else ''}  weight in the mix"]
     for result in results:
         share = shares.get(result.spec.layers)
+        wer = f"  {result.wer:5.1%}" if has_words else ""
         lines.append(
-            f"{result.spec.name:<{width}}  {result.loss:8.3f}  {result.cer:5.1%}  {result.wer:5.1%}"
+            f"{result.spec.name:<{width}}  {result.loss:8.3f}  {result.cer:5.1%}{wer}"
             + ("" if share is None else f"  {share:.3f}")
         )
     return "\n".join(lines)

@@ -22,12 +22,13 @@ from precompute.probe.report import (
     recommend_layers,
     results_to_json,
 )
-from precompute.probe.select import Selection, select_utterances
+from precompute.probe.select import Characters, Selection, choose_characters, select_utterances
 from vox.corpus import load_split
 from vox.device import pick_device
 from vox.disk import check_space, format_gb, free_bytes, remove_leftovers, write_whole
 from vox.errors import CacheError, ConfigError, CorpusError, name_count
 from vox.features.fingerprint import join_layers, make_fingerprint
+from vox.text import ENGLISH, Normaliser
 from vox.wavlm.extractor import build_extractor
 from vox.wavlm.model import WavLM
 
@@ -55,6 +56,7 @@ class ProbeOptions:
     workers: int | None
     dry_run: bool
     skip_bad: bool
+    normalise: Normaliser = ENGLISH
 
 
 def run_probe(options: ProbeOptions) -> None:
@@ -72,6 +74,8 @@ def run_probe(options: ProbeOptions) -> None:
     device = pick_device(options.device)
     train = _select(options, split, options.hours)
     dev = _select(options, options.dev_split, min(options.hours, MAX_DEV_HOURS))
+    texts = [utterance.text for part in (train, dev) for utterance in part.utterances]
+    characters = choose_characters(options.normalise, texts)
     wavlm = build_extractor(options.wavlm, options.layers or (1,)).wavlm
     _check_size(options, (train, dev), wavlm)
     if options.dry_run:
@@ -83,7 +87,15 @@ def run_probe(options: ProbeOptions) -> None:
     stem = options.features / f"probe-{split}-{prefix}"
     with ExitStack() as stack:
         features = [
-            _compute(options, selection, wavlm, device, stem.with_name(f"{stem.name}.{role}.npy"), stack)
+            _compute(
+                options,
+                selection,
+                characters,
+                wavlm,
+                device,
+                stem.with_name(f"{stem.name}.{role}.npy"),
+                stack,
+            )
             for selection, role in ((train, "train"), (dev, "dev"))
         ]
         results, layers = measure_layers(
@@ -108,7 +120,7 @@ def run_probe(options: ProbeOptions) -> None:
         }
     report_path = stem.with_name(f"{stem.name}.json")
     write_whole(report_path, results_to_json(results, layers, about))
-    click.echo(format_results(results))
+    click.echo(format_results(results, has_words=characters.has_words))
     click.echo(format_recommendation(layers, wavlm.num_layers))
     click.echo(f"report: {report_path}")
 
@@ -150,9 +162,8 @@ def measure_layers(
 
 
 def _select(options: ProbeOptions, split: str, hours: float) -> Selection:
-    selection = select_utterances(
-        split, load_split(options.root, split, skip_bad=options.skip_bad), hours, options.seed
-    )
+    utterances = load_split(options.root, split, skip_bad=options.skip_bad, normalise=options.normalise)
+    selection = select_utterances(split, utterances, hours, options.seed)
     if selection.too_short:
         count = name_count(len(selection.too_short), "utterance")
         log.warning("%s: %s left out, too short:", split, count)
@@ -184,6 +195,7 @@ def _check_size(options: ProbeOptions, selections: tuple[Selection, ...], wavlm:
 def _compute(
     options: ProbeOptions,
     selection: Selection,
+    characters: Characters,
     wavlm: WavLM,
     device: torch.device,
     path: Path,
@@ -196,6 +208,7 @@ def _compute(
         wavlm,
         device,
         stack.enter_context(open_scratch(path, shape, keep=options.keep)),
+        characters,
         batch_seconds=pace.batch_seconds,
         workers=pace.workers,
     )

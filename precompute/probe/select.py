@@ -1,7 +1,6 @@
 """Which utterances the probe looks at, and their characters as CTC labels."""
 
-import string
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,14 +9,40 @@ from precompute.plan import probed_samples
 from vox.corpus import Problem, Utterance
 from vox.decode.ctc import min_ctc_frames
 from vox.errors import CorpusError
-from vox.text import BLANK_ID
+from vox.text import BLANK_ID, ENGLISH, Normaliser
 from vox.units import SAMPLE_RATE, samples_to_frames
 
-ALPHABET = f"{string.ascii_lowercase}' "  # what vox.text leaves of a transcript
-NUM_LABELS = 1 + len(ALPHABET)  # and the blank
 
-_CHARACTER_TO_ID = {character: BLANK_ID + 1 + index for index, character in enumerate(ALPHABET)}
-_ID_TO_CHARACTER = {label: character for character, label in _CHARACTER_TO_ID.items()}
+class Characters:
+    """The characters of transcripts as CTC labels.
+
+    has_words: False where characters are what errors are counted in.
+    """
+
+    def __init__(self, letters: Iterable[str], *, has_words: bool = True) -> None:
+        """Number the letters in their order, and the space after them."""
+        self.has_words = has_words
+        every = dict.fromkeys([*letters, " "] if has_words else letters)
+        self._label_of = {character: BLANK_ID + 1 + index for index, character in enumerate(every)}
+        self._character_of = {label: character for character, label in self._label_of.items()}
+        self.num_labels = 1 + len(self._label_of)  # and the blank
+
+    def encode(self, text: str) -> list[int]:
+        """Return the labels of a normalised transcript, one a character."""
+        return [self._label_of[character] for character in text]
+
+    def decode(self, labels: Sequence[int]) -> str:
+        """Return the transcript of labels without blanks, its words apart by single spaces."""
+        return " ".join("".join(self._character_of[label] for label in labels).split())
+
+
+ENGLISH_CHARACTERS = Characters(ENGLISH.letters)
+
+
+def choose_characters(normaliser: Normaliser, texts: Iterable[str]) -> Characters:
+    """Return the alphabet's characters; where only the texts tell, those of the texts."""
+    letters = normaliser.letters or sorted(set().union(*texts) - {" "})
+    return Characters(letters, has_words=normaliser.has_words)
 
 
 @dataclass(frozen=True)
@@ -39,16 +64,6 @@ class Selection:
         return sum(map(probed_samples, self.utterances)) / SAMPLE_RATE / 3600
 
 
-def text_to_labels(text: str) -> list[int]:
-    """Return the labels of a normalised transcript, one a character."""
-    return [_CHARACTER_TO_ID[character] for character in text]
-
-
-def labels_to_text(labels: Sequence[int]) -> str:
-    """Return the transcript of labels without blanks, its words apart by single spaces."""
-    return " ".join("".join(_ID_TO_CHARACTER[label] for label in labels).split())
-
-
 def select_utterances(split: str, utterances: Sequence[Utterance], hours: float, seed: int) -> Selection:
     """Choose utterances at random until the next would exceed the hours, one at least.
 
@@ -59,7 +74,7 @@ def select_utterances(split: str, utterances: Sequence[Utterance], hours: float,
     kept, too_short = [], []
     for utterance in chosen:
         num_frames = samples_to_frames(probed_samples(utterance))
-        needed = min_ctc_frames(text_to_labels(utterance.text))
+        needed = min_ctc_frames(list(map(ord, utterance.text)))
         if num_frames < needed:
             reason = f"its {len(utterance.text)} characters need {needed} frames, and it has {num_frames}"
             too_short.append(Problem(utterance.id, reason))

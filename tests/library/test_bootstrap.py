@@ -36,6 +36,14 @@ def test_a_rate_is_a_sum_over_a_sum_in_every_draw() -> None:
     assert set(rate.draws_R) == {0.0, 0.1, 1.0}
 
 
+def test_a_draw_without_a_word_is_left_out() -> None:
+    # Nothing was said, and a word inserted: that unit can be drawn alone, and then there is no rate.
+    rates = measure_rates({"a": [1, 0], "b": [0, 1]}, [0, 2], ["silent", "spoken"])
+    assert (rates["a"].value, rates["b"].value) == (0.5, 0.5)
+    assert len(rates["a"].draws_R) == len(rates["b"].draws_R) < 1000
+    assert set(rates["a"].draws_R) == {0.0, 0.5}
+
+
 def test_a_speakers_utterances_are_drawn_together() -> None:
     errors, speakers = [0] * 50 + [1] * 50, ["right"] * 50 + ["wrong"] * 50
     by_speaker = measure_rates({"a": errors}, [1] * 100, speakers)["a"]

@@ -13,7 +13,7 @@ from vox.errors import ConfigError
 from vox.features.cache import precompute_command
 from vox.features.fingerprint import Fingerprint
 from vox.options import parse_layers
-from vox.runs.lenient import read_train_config
+from vox.runs.lenient import read_config_sections
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -139,7 +139,7 @@ def test_reading_yaml_executes_no_code(tmp_path):
         with pytest.raises(ConfigError, match="not valid YAML"):
             load(path)
     faults: list[str] = []
-    read_train_config(tmp_path, faults)
+    read_config_sections(tmp_path, faults)
     assert len(faults) == 1
     assert not (tmp_path / "executed").exists()
 

@@ -19,9 +19,9 @@ from vox.units import SAMPLE_RATE
 SPLIT = "train-tiny"
 
 
-def precompute(root: Path, wavlm: Path, *more: str) -> int:
+def precompute(root: Path, wavlm: Path, *more: str, shard_gb: float = 0.000008) -> int:
     """Cache the split in several small shards, under ROOT/features."""
-    line = f"precompute --split {SPLIT} --layers 3,4 --shard-gb 0.000008 --batch-seconds 2.5 --workers 0"
+    line = f"precompute --split {SPLIT} --layers 3,4 --shard-gb {shard_gb:f} --batch-seconds 2.5 --workers 0"
     return main([*line.split(), "--root", str(root), "--wavlm", str(wavlm), *more])
 
 
@@ -108,15 +108,15 @@ def test_the_shards_named_may_be_made_anew_alone(
 def test_a_recording_that_was_truncated_is_tried_again_when_it_is_whole(
     root: Path, tiny_wavlm_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The content differs from the shard's sha256; only that recording is computed again."""
+    """The content differs from the shard's sha256; the shard's other recordings stay."""
     path = audio_path(root, 3)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])  # its header is as it was
     shutil.rmtree(root / "features")
-    assert precompute(root, tiny_wavlm_dir) == 0
+    assert precompute(root, tiny_wavlm_dir, shard_gb=1) == 0
     assert "skipped 7-1-0003" in capsys.readouterr().err
     path.write_bytes(content)
-    assert precompute(root, tiny_wavlm_dir) == 0
+    assert precompute(root, tiny_wavlm_dir, shard_gb=1) == 0
     told = capsys.readouterr().err
     assert "1 recording skipped before can be read now: 7-1-0003" in told and "skipped 7" not in told
     assert "train-tiny: 1 s of audio in" in told

@@ -3,12 +3,14 @@
 import json
 import random
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
+import vox.features.cache
 from tests.support.precomputing import LAYERS, SPLIT, command
 from tests.support.processes import run_ranks
 from tests.support.speech import make_speech
@@ -41,9 +43,12 @@ def fingerprint(tiny_wavlm_dir: Path) -> Fingerprint:
     return make_fingerprint(build_extractor(str(tiny_wavlm_dir), LAYERS).wavlm, LAYERS)
 
 
-def write_manifest(root: Path, content: dict[int, int]) -> None:
-    """List recordings, number to version."""
-    rows = [{"audio": f"{n:02d}.{v}.wav", "text": "go", "id": f"u{n:02d}"} for n, v in content.items()]
+def write_manifest(root: Path, content: dict[int, int], cyrillic: Sequence[int] = ()) -> None:
+    """List recordings, number to version; some with a text that English refuses."""
+    rows = [
+        {"audio": f"{n:02d}.{v}.wav", "text": "да" if n in cyrillic else "go", "id": f"u{n:02d}"}
+        for n, v in content.items()
+    ]
     (root / f"{SPLIT}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
@@ -146,6 +151,33 @@ def test_what_changed_is_listed_and_computed_alone(
     assert Shard(path).ids == ["u02", "u08"]
     verify = ["cache", "verify", "--audio", "--root", str(root), "--features", str(tmp_path / "features")]
     assert main(verify) == 0
+
+
+def test_a_text_that_is_refused_costs_no_features(
+    root: Path,
+    tiny_wavlm_dir: Path,
+    fingerprint: Fingerprint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As where --set text.alphabet was forgotten. Each shard is opened once."""
+    line = command(root, tiny_wavlm_dir, tmp_path / "features")
+    write_manifest(root, dict.fromkeys(range(6), 0), cyrillic=(1, 4))
+    assert main([*line, "--set", "text.alphabet=letters"]) == 0
+    before = list_shards(tmp_path / "features")
+    opened: list[Path] = []
+    monkeypatch.setattr(vox.features.cache, "Shard", lambda path: opened.append(path) or Shard(path))
+    write_manifest(root, dict.fromkeys(range(7), 0), cyrillic=(1, 4, 6))
+    assert main([*line, "--skip-bad"]) == 0
+    told = capsys.readouterr()
+    assert "nothing to do" in told.out and "the features of 2 utterances stay" in told.err
+    assert list_shards(tmp_path / "features") == before
+    assert sorted(path.name for path in opened) == sorted(before)
+    assert read_all(tmp_path / "features", fingerprint).keys() == {f"u{number:02d}" for number in range(6)}
+    write_manifest(root, dict.fromkeys([0, 2, 3, 4, 5], 0), cyrillic=(4,))
+    assert main([*line, "--skip-bad"]) == 0
+    assert "u01" not in read_all(tmp_path / "features", fingerprint)
 
 
 def test_a_split_of_other_recordings_is_refused(

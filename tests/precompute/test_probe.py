@@ -16,18 +16,24 @@ from precompute.probe.heads import HeadResult, HeadSpec, evaluate_heads, fit_hea
 from precompute.probe.layers import LayerFeatures, open_scratch
 from precompute.probe.report import recommend_layers
 from precompute.probe.run import measure_layers, plan_heads
-from precompute.probe.select import NUM_LABELS, labels_to_text, select_utterances, text_to_labels
+from precompute.probe.select import ENGLISH_CHARACTERS, choose_characters, select_utterances
 from tests.support.precomputing import override
 from tests.support.speech import make_text
 from vox.audio import read_audio
 from vox.cli import main
+from vox.config import TextConfig
 from vox.corpus import Utterance, load_split
 from vox.errors import CorpusError
+from vox.text import Normaliser
 from vox.wavlm.load import load_wavlm
 
 NUM_LAYERS = 4
 TELLING_LAYER = 2
+NUM_LABELS = ENGLISH_CHARACTERS.num_labels
 CHANNELS = NUM_LABELS + 3
+
+
+encode, decode = ENGLISH_CHARACTERS.encode, ENGLISH_CHARACTERS.decode
 
 
 def make_layers(num_utterances: int, first_seed: int) -> LayerFeatures:
@@ -36,7 +42,7 @@ def make_layers(num_utterances: int, first_seed: int) -> LayerFeatures:
     parts, spans, texts, start = [], [], [], 0
     for seed in range(first_seed, first_seed + num_utterances):
         texts.append(make_text(seed).lower())
-        labels_T = [label for character in text_to_labels(texts[-1]) for label in (character, character, 0)]
+        labels_T = [label for character in encode(texts[-1]) for label in (character, character, 0)]
         layers_TLC = generator.standard_normal((len(labels_T), NUM_LAYERS, CHANNELS))
         layers_TLC[:, TELLING_LAYER - 1] *= 0.03
         layers_TLC[:, TELLING_LAYER - 1] += np.eye(CHANNELS)[labels_T] + 2
@@ -146,9 +152,14 @@ def test_layers_whose_mean_says_nothing_are_not_recommended_together() -> None:
 
 def test_labels_spell_the_text() -> None:
     text = "the quick brown fox's jump over a lazy dog"
-    assert labels_to_text(text_to_labels(text)) == text
-    assert sorted(set(text_to_labels(text))) == list(range(1, NUM_LABELS))
-    assert labels_to_text(text_to_labels(" a  b ")) == "a b"
+    assert NUM_LABELS == 1 + 26 + 2
+    assert decode(encode(text)) == text
+    assert sorted(set(encode(text))) == list(range(1, NUM_LABELS))
+    assert decode(encode(" a  b ")) == "a b"
+    letters = choose_characters(Normaliser(TextConfig(alphabet="letters")), ["über", "ß ü"])
+    assert letters.encode("beü ß") == [1, 2, 5, 6, 4]
+    characters = choose_characters(Normaliser(TextConfig(alphabet="characters")), ["北京"])
+    assert (characters.num_labels, characters.decode([1, 2])) == (3, "京北")
 
 
 def make_utterance(name: str, text: str, num_frames: int) -> Utterance:
@@ -206,6 +217,25 @@ def test_the_command_prints_every_layer_and_leaves_only_its_report(
     before = report_path.read_bytes()
     assert main(command(tiny_root, tiny_wavlm_dir, tmp_path)) == 0
     assert report_path.read_bytes() == before
+
+
+@pytest.mark.parametrize(("alphabet", "text"), [("letters", "ГРОМ и ёж"), ("characters", "我 爱 北京。")])
+def test_transcripts_of_another_alphabet_are_spelled_in_it(
+    alphabet: str,
+    text: str,
+    tiny_root: Path,
+    tiny_wavlm_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(tiny_root / "LibriSpeech", tmp_path / "LibriSpeech")
+    for path in tmp_path.rglob("*.trans.txt"):
+        names = [line.split()[0] for line in path.read_text().splitlines()]
+        path.write_text("".join(f"{name} {text}\n" for name in names), encoding="utf-8")
+    setting = ("--set", f"text.alphabet={alphabet}")
+    assert main(command(tmp_path, tiny_wavlm_dir, tmp_path / "features", "--hours", "0.002", *setting)) == 0
+    said = capsys.readouterr()
+    assert ("WER" in said.out) == (alphabet == "letters")
 
 
 def test_kept_frames_are_the_layers_of_each_utterance_alone(

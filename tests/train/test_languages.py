@@ -1,6 +1,7 @@
 """From transcripts in other alphabets to a checkpoint that keeps its alphabet, and its evaluation."""
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from train.run import run_training
 from vox.checkpoint.files import load_recogniser
 from vox.cli import main
 from vox.config import TextConfig
-from vox.corpora.check import check_split
+from vox.corpora.check import check_split, describe
+from vox.corpora.check_page import render_check
 from vox.errors import CheckpointError, CorpusError
 from vox.text import Normaliser
 
@@ -49,8 +51,12 @@ def test_a_checkpoint_keeps_its_alphabet(tiny_wavlm_dir: Path, tmp_path: Path) -
 
 
 def test_characters_lead_in_what_is_reported(
-    tiny_wavlm_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_wavlm_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.INFO)
     root = write_corpus(tmp_path / "data", TEXTS["characters"])
     options = stage1_options(root, tiny_wavlm_dir, tmp_path / "run", overrides=settings("characters"))
     run_training(options)
@@ -62,7 +68,17 @@ def test_characters_lead_in_what_is_reported(
     )
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["rate"] == "CER" and report["decoders"]["ctc"]["words"] == 2 * 4
-    assert "WER" not in (tmp_path / "report.txt").read_text()
+    assert "CER ctc" in caplog.text and "WER" not in (tmp_path / "report.txt").read_text() + caplog.text
+    page = (tmp_path / "report.html").read_text()
+    assert "WER" not in page and "words/s" not in page and "Most confused characters" in page
+    capsys.readouterr()
+    assert main(["status", str(tmp_path / "run")]) == 0
+    status = capsys.readouterr().out
+    assert "best dev CER" in status and "WER" not in status
+    text = tmp_path / "domain.txt"
+    text.write_text("北京\n", encoding="utf-8")
+    assert main(["adapt", "--text", str(text), "--out", str(tmp_path / "d"), "--checkpoint", str(best)]) == 2
+    assert "vox adapt is about words" in capsys.readouterr().err
     assert main(["transcribe", __file__, "--checkpoint", str(best), "--hotword", "北京"]) == 2
     assert "hotwords are words" in capsys.readouterr().err
 
@@ -73,6 +89,8 @@ def test_a_script_without_words_has_not_too_few(tmp_path: Path, monkeypatch: pyt
     for alphabet, expected in (("characters", False), ("letters", True)):
         checked = check_split(root, "dev-tiny", 1, Normaliser(TextConfig(alphabet=alphabet)))
         assert ("too few words" in {finding.kind for finding in checked.findings}) == expected
+        assert ("words/s" in dict(describe(checked))) == expected
+        assert ("words a second" in render_check([checked], [])) == expected
 
 
 def test_a_corpus_in_another_script_is_refused_with_the_remedy(

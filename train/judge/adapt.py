@@ -32,8 +32,9 @@ def begin_adaptation(run: Run) -> None:
     assert result.source is not None
     run.progress.promise = make_promise(result.source, run.parts.config.adapt.tolerance)
     log.info(
-        "before training: %s WER %.2f %%; it may rise to %.2f %%",
+        "before training: %s %s %.2f %%; it may rise to %.2f %%",
         result.source.split,
+        result.rate,
         100 * run.progress.promise["wer"],
         100 * run.progress.promise["limit"],
     )
@@ -93,7 +94,10 @@ def interpolate_at_the_end(run: Run) -> None:
     kept = {alpha: each for alpha, each in found.items() if keeps_promise(run.progress.promise, each)}
     best = min(kept, key=lambda alpha: kept[alpha].rank, default=None)
     if best is None:
-        log.warning("no weights between the old and the new ones are within the limit of the source's WER")
+        rate = run.parts.tokenizer.rate
+        log.warning(
+            "no weights between the old and the new ones are within the limit of the source's %s", rate
+        )
         return
     log.info("the best weights between old (0) and new (1) are at alpha %.1f", best)
     put_between(learning, old, new, best)
@@ -125,4 +129,4 @@ def _write_point(run: Run, alpha: float, result: DevResult) -> None:
     assert result.source is not None
     target, source = min(result.wer.values()), min(result.source.wer.values())
     run.write("interpolation", run.progress.update, {"alpha": alpha, "wer": target, "source_wer": source})
-    log.info("alpha %.1f: WER %.2f %%, source %.2f %%", alpha, 100 * target, 100 * source)
+    log.info("alpha %.1f: %s %.2f %%, source %.2f %%", alpha, result.rate, 100 * target, 100 * source)

@@ -1,4 +1,4 @@
-"""Validation: always both losses and both greedy decoders' word error rates."""
+"""Validation: always both losses and both greedy decoders' error rates."""
 
 import math
 import time
@@ -191,7 +191,7 @@ def validate(
         first.add(other)
     score_texts = partial(score, by_character=not tokenizer.has_words)
     result = _summarise(split, first, score_texts, time.monotonic() - started)
-    result = replace(result, rate="WER" if tokenizer.has_words else "CER")
+    result = replace(result, rate=tokenizer.rate)
     if not with_intervals:
         return result
     return replace(result, wer_upper=_find_upper_ends(split, first, score_texts))

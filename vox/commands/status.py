@@ -22,7 +22,7 @@ LABEL_WIDTH = 15
 @click.command()
 @click.argument("run", required=False, type=click.Path(path_type=Path), metavar="[RUN]")
 @click.option(
-    "--json", "as_json", is_flag=True, help="The same as JSON: times are unix times, WERs fractions."
+    "--json", "as_json", is_flag=True, help="The same as JSON: times are unix times, error rates fractions."
 )
 @click.option("--watch", type=PositiveFloat(), metavar="SECONDS", help="Redraw so often, until Ctrl-C.")
 def status(run: Path | None, as_json: bool, watch: float | None) -> None:
@@ -77,8 +77,8 @@ def _list_rows(status: RunStatus, now: float) -> Iterator[tuple[str, str]]:
     yield "learning rate", _figure(status.learning_rate, ".3g")
     yield "gradient norm", _figure(status.grad_norm, ".3g")
     for dev in status.dev or (None,):
-        yield "dev WER", _say_wer(dev)
-    yield "best dev WER", _say_wer(status.best_dev)
+        yield f"dev {status.error_rate}", _say_rates(dev)
+    yield f"best dev {status.error_rate}", _say_rates(status.best_dev)
     rate = f"{_figure(status.updates_per_second, '.3g')} updates/s, "
     yield "rate", f"{rate}{_figure(status.audio_seconds_per_second, '.3g')} s of audio a second"
     yield "time left", UNKNOWN if status.seconds_left is None else format_duration(status.seconds_left)
@@ -105,7 +105,7 @@ def _say_state(status: RunStatus, now: float) -> str:
     return f"died in {status.state}; dead since {since}"
 
 
-def _say_wer(dev: DevFigures | None) -> str:
+def _say_rates(dev: DevFigures | None) -> str:
     if dev is None:
         return UNKNOWN
     rates = ", ".join(f"{name} {100 * wer:.2f} %" for name, wer in dev.wer.items())

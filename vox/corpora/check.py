@@ -44,8 +44,20 @@ class Checked:
     """A split: its usable utterances with their measurements, and the findings."""
 
     split: str
+    has_words: bool = True  # False: speaking rates are in characters
     measured: list[Measured] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def unit(self) -> str:
+        """What speaking rates count."""
+        return "words" if self.has_words else "characters"
+
+    def list_speeds(self) -> list[float]:
+        """Return the speaking rate of each utterance, in units a second."""
+        return [
+            each.words_per_second if self.has_words else each.characters_per_second for each in self.measured
+        ]
 
 
 # What to check, in the order of the table: the kind, and a test that returns the detail.
@@ -90,7 +102,7 @@ def check_split(root: Path, split: str, workers: int, normalise: Normaliser = EN
     """Read a whole split; raise CorpusError if it is missing or nothing in it can be used."""
     utterances, problems = read_split(root, split, normalise)
     probed, unreadable = probe_audio(utterances, workers)
-    checked = Checked(split)
+    checked = Checked(split, normalise.has_words)
     measured = _measure_all(probed, workers, f"checking {split}")
     for utterance, found in zip(probed, measured, strict=True):
         if isinstance(found, str):
@@ -158,7 +170,7 @@ def find_shared(splits: Sequence[Checked], workers: int) -> Iterator[Finding]:
 def describe(checked: Checked) -> list[tuple[str, str]]:
     """Return what is in a split, as rows of a table."""
     seconds = np.array([each.seconds for each in checked.measured])
-    speeds = np.array([each.words_per_second for each in checked.measured])
+    speeds = np.array(checked.list_speeds())
     speakers = Counter(each.utterance.speaker for each in checked.measured)
     unknown = speakers.pop("", 0)
     nameless = name_count(unknown, "utterance")
@@ -169,8 +181,8 @@ def describe(checked: Checked) -> list[tuple[str, str]]:
         ("utterances", f"{len(seconds)} ({seconds.sum() / 3600:.2f} hours)"),
         ("speakers", f"{len(speakers)}{f' ({nameless} without one)' if unknown else ''}"),
         ("seconds", _spread(seconds)),
-        ("words/s", _spread(speeds)),
-        ("words", f"{words.total()} ({len(words)} different)"),
+        (f"{checked.unit}/s", _spread(speeds)),
+        *([("words", f"{words.total()} ({len(words)} different)")] if checked.has_words else []),
         ("characters", " ".join(f"{letter}:{count}" for letter, count in sorted(letters.items()))),
         ("recorded as", ", ".join(f"{n} at {rate} Hz x {c}" for (rate, c), n in kinds.most_common())),
     ]

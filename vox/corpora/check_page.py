@@ -15,10 +15,9 @@ from vox.corpora.measure import Measured
 NUM_BINS = 30
 MAX_ROWS = 200  # findings shown of each kind; --out writes all
 
-# Each histogram: a title, and the value of an utterance.
+# Each histogram but that of speaking rates: a title, and the value of an utterance.
 HISTOGRAMS: tuple[tuple[str, Callable[[Measured], float]], ...] = (
     ("seconds", lambda each: each.seconds),
-    ("words a second", lambda each: each.words_per_second),
     ("level of the loudest channel, dB of full scale", lambda each: _decibels(each.rms)),
     ("peak, dB of full scale", lambda each: _decibels(each.peak)),
 )
@@ -70,7 +69,8 @@ def _render_split(checked: Checked) -> str:
     rows = "".join(
         f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in describe(checked)
     )
-    histograms = "".join(
+    histograms = _render_histogram(f"{checked.unit} a second", checked.list_speeds())
+    histograms += "".join(
         _render_histogram(title, [value(each) for each in checked.measured]) for title, value in HISTOGRAMS
     )
     return f'<h2>{escape(checked.split)}</h2><table>{rows}</table><div class="histograms">{histograms}</div>'

@@ -40,6 +40,11 @@ class Measured:
         return len(self.utterance.text.split()) / self.seconds
 
     @property
+    def characters_per_second(self) -> float:
+        """The speaking rate of a script without words."""
+        return len(self.utterance.text) / self.seconds
+
+    @property
     def is_too_long_for_ctc(self) -> bool:
         """Whether the letters do not fit into WavLM's frames, even at one letter a frame.
 

@@ -96,6 +96,8 @@ def join_caches(caches: Sequence[tuple[str, FeatureCache]]) -> FeatureCache:
 
     The ids must differ with that.
     """
+    if len(caches) == 1 and not caches[0][0]:
+        return caches[0][1]
     assert len({cache.feature_dim for _, cache in caches}) == 1
     shards = [shard for _, cache in caches for shard in cache.shards]
     prefixes = [first + prefix for first, cache in caches for prefix in cache.prefixes]
@@ -104,6 +106,8 @@ def join_caches(caches: Sequence[tuple[str, FeatureCache]]) -> FeatureCache:
 
 def _refuse_other_recordings(caches: Sequence[FeatureCache]) -> None:
     first, *others = caches
+    if not others:
+        return
     hashes = {name: shard.audio_sha256(row) for shard in first.shards for row, name in shard.live_rows()}
     for cache in others:
         different = [

@@ -19,7 +19,7 @@ from vox.segment import Segment
 STAMPS_NAME = "audio.jsonl"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Stamp:
     """What the file system says of a recording."""
 
@@ -29,7 +29,7 @@ class Stamp:
     segment: str = ""  # `Segment` written out; empty for the whole recording
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Recorded:
     """A recording as it was when its cache was begun."""
 

@@ -30,20 +30,24 @@ def read_json(path: Path, faults: list[str]) -> Tree:
     return tree
 
 
-def read_train_config(run: Path, faults: list[str]) -> Tree:
-    """Read the `train` part of a config of any version: its keys are not checked."""
+def read_config_sections(run: Path, faults: list[str]) -> tuple[Tree, Tree]:
+    """Read the sections `train` and `text` of a config of any version: their keys are not checked.
+
+    Older configs have no `text`: it is empty then.
+    """
     path = run / CONFIG
     try:
         tree = yaml.safe_load(path.read_bytes())
-        section = tree["train"]
+        sections = tree["train"], tree.get("text", {})
     except FileNotFoundError:
-        return {}
+        return {}, {}
     except (OSError, yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
-        section = None
-    if not isinstance(section, dict):
+        sections = None, None
+    train, text = sections
+    if not isinstance(train, dict) or not isinstance(text, dict):
         faults.append(f"{path.name} cannot be read")
-        return {}
-    return section
+        return {}, {}
+    return train, text
 
 
 def read_metrics(path: Path, faults: list[str]) -> tuple[Tree, Tree, list[Tree]]:

@@ -25,9 +25,9 @@ from vox.runs.lenient import (
     Tree,
     modification_time,
     number_in,
+    read_config_sections,
     read_json,
     read_metrics,
-    read_train_config,
     text_in,
     whole_number_in,
 )
@@ -38,7 +38,7 @@ SEARCH_DEPTH = 3  # folders below the one that is searched: runs/demo/stage1 is 
 
 @dataclass(frozen=True)
 class DevFigures:
-    """One dev result. WERs are fractions, by decoder; losses are nats a label.
+    """One dev result. `wer` is by decoder, in fractions; losses are nats a label.
 
     weights: "raw", or the average of weights that was validated: "ema", "average".
     """
@@ -75,7 +75,8 @@ class RunStatus:
     since: when the process started (alive), wrote its last heartbeat (dead), or the folder
     last grew (unknown).
     heard: when the training loop last reported; a hung loop does not.
-    epoch: the one under way, counted from 1. dev: the newest result of each set of weights that is validated.
+    epoch: the one under way, counted from 1. error_rate: what `wer` in the dev results is, WER or CER.
+    dev: the newest result of each set of weights that is validated.
     seconds_left: None unless the run is alive.
     """
 
@@ -98,6 +99,7 @@ class RunStatus:
     attention: float | None
     learning_rate: float | None
     grad_norm: float | None
+    error_rate: str
     dev: tuple[DevFigures, ...]
     best_dev: DevFigures | None
     updates_per_second: float | None
@@ -148,7 +150,7 @@ def read_status(run: Path, now: float) -> RunStatus:
     alive = read_json(run / ALIVE, faults)
     last = _find_last(run)
     saved = read_json(last / STATE, faults) if last else {}
-    options, train_config = read_json(run / OPTIONS, faults), read_train_config(run, faults)
+    options, (train_config, text_config) = read_json(run / OPTIONS, faults), read_config_sections(run, faults)
     newest, train, devs = read_metrics(run / METRICS, faults)
     best = next((event for event in devs if event.get("is_best")), None)
     liveness = judge_liveness(alive, now)
@@ -177,6 +179,7 @@ def read_status(run: Path, now: float) -> RunStatus:
         attention=number_in(train, "attention"),
         learning_rate=number_in(train, "learning_rate"),
         grad_norm=number_in(train, "grad_norm"),
+        error_rate="CER" if text_config.get("alphabet") == "characters" else "WER",
         dev=_newest_dev_figures(devs),
         best_dev=_dev_figures(best) if best else None,
         updates_per_second=rate,

@@ -34,7 +34,7 @@ class Tokenizer:
     """A SentencePiece model over normalised text.
 
     vocab_size: pieces, the four special tokens included. has_words: False where no piece begins a word, so
-    that each piece is a unit by itself.
+    that each piece is a unit by itself. rate: the error rate that leads, WER or CER.
     model_bytes: the model as it is stored; equal bytes, equal tokenizer.
     """
 
@@ -54,6 +54,7 @@ class Tokenizer:
         self._processor = processor
         self.vocab_size: int = processor.vocab_size()
         self.has_words = any(piece.startswith(WORD_MARK) for piece in self.pieces)
+        self.rate = "WER" if self.has_words else "CER"
 
     @property
     def pieces(self) -> list[str]:
