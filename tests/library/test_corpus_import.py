@@ -239,6 +239,19 @@ def test_ids_stay_when_a_corpus_grows(tmp_path: Path) -> None:
     assert set(after) == {*before, "bert-a", "wav-talk-000000-000500"}
 
 
+def test_a_second_recording_of_an_id_is_left_out_and_listed(tmp_path: Path) -> None:
+    folder = tmp_path / "f"
+    write_audio(folder / "x.flac", folder / "x.wav", folder / "a" / "b-c.wav", folder / "a-b" / "c.wav")
+    for path in (folder / "x.txt", folder / "a" / "b-c.txt", folder / "a-b" / "c.txt"):
+        write_lines(path, ["GO"])
+    taken, left_out = take_over(folder, tmp_path / "data")
+    assert [row[:2] for row in taken] == [("a-b-c", "b-c.wav"), ("x", "x.flac")]
+    assert {Path(name).name: reason.split(":")[0] for name, reason in left_out.items()} == {
+        "c.wav": f"its id a-b-c is also that of {folder / 'a' / 'b-c.wav'}",
+        "x.wav": f"its id x is also that of {folder / 'x.flac'}",
+    }
+
+
 def test_librispeech_at_any_depth(tmp_path: Path) -> None:
     folder = tmp_path / "train"
     write_audio(folder / "7" / "1" / "7-1-0.flac", folder / "7" / "1" / "7-1-1.wav", folder / "9-0.flac")

@@ -107,8 +107,9 @@ def import_corpus(
 
 
 def _find_usable(imported: Imported, normalise: Callable[[str], str]) -> Iterator[Entry]:
-    """Yield the entries with an existing recording and a usable text, with absolute paths and ids."""
+    """Yield the entries with an existing recording and a usable text, absolute paths, and different ids."""
     folder = os.path.abspath(imported.folder)  # noqa: PTH100 - keeps links
+    audio_of: dict[str, str] = {}  # by id
     for entry in imported.entries:
         path = os.path.abspath(imported.folder / entry.audio)  # noqa: PTH100
         name = entry.id or entry.audio
@@ -123,7 +124,12 @@ def _find_usable(imported: Imported, normalise: Callable[[str], str]) -> Iterato
             imported.leave_out(name, reason)
         else:
             entry = replace(entry, audio=path)
-            yield entry if entry.id is not None else replace(entry, id=_name_by_path(entry, folder))
+            unique = _name_by_path(entry, folder) if entry.id is None else entry.id
+            if unique in audio_of:  # talk.flac beside talk.wav, a/b-c.wav beside a-b/c.wav
+                imported.leave_out(name, f"its id {unique} is also that of {audio_of[unique]}: rename one")
+                continue
+            audio_of[unique] = path
+            yield replace(entry, id=unique)
 
 
 def _name_by_path(entry: Entry, folder: str) -> str:
