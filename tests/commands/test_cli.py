@@ -226,6 +226,6 @@ def test_an_option_given_twice_is_refused(line: str, capsys: pytest.CaptureFixtu
 
 
 def test_an_option_that_may_be_repeated_is_not_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    decoders = ["--decoder", "ctc", "--decoder", "nothing"]
+    decoders = ["--decoder", "ctc", "--decoder", "attention"]
     assert main(["evaluate", "--split", "a", *decoders, "--checkpoint", "nowhere"]) == 2
     assert "no checkpoint: nowhere" in capsys.readouterr().err

@@ -315,7 +315,7 @@ def test_validation(kind: str) -> None:
             label_batch=lambda ids: make_labels(len(ids), 9),
             digest=lambda ids: "",
         )
-        tokenizer = SimpleNamespace(has_words=True, decode=lambda ids: "go")
+        tokenizer = SimpleNamespace(has_words=True, rate="WER", decode=lambda ids: "go")
         gpu.start_again()
         result = validate(recogniser, split, tokenizer, device=CUDA, precision=torch.bfloat16, ranks=Ranks())  # type: ignore[arg-type]
     assert result.wer == {"ctc": 0.0, "attention": 0.0}

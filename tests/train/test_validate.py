@@ -81,7 +81,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         return lambda *arguments: [[found] for found in make_decoder(name)(*arguments)]
 
     monkeypatch.setattr("train.judge.validate.make_search", make_search)
-    return SimpleNamespace(has_words=True, decode=lambda ids: " ".join(WORDS[i] for i in ids))
+    return SimpleNamespace(has_words=True, rate="WER", decode=lambda ids: " ".join(WORDS[i] for i in ids))
 
 
 def run_validation(tokenizer: Any, split: TrainingSplit, ranks: Ranks) -> DevResult:

@@ -30,19 +30,19 @@ def read_shape(folder: Path) -> Shape | None:
     return shape if all(type(number) is int and number > 0 for number in shape) else None
 
 
-def check_config_fits(config: Config) -> None:
+def check_config_fits(vox_config: Config) -> None:
     """Raise one ConfigError with all settings that the shape of the config's WavLM makes necessary.
 
     Obtains the WavLM's folder, from the hub if need be, but reads no weights. Raises WavLMError as
     `obtain_folder` does.
     """
-    shape = read_shape(obtain_folder(config.features.wavlm))
+    shape = read_shape(obtain_folder(vox_config.features.wavlm))
     if shape is None:
         return
-    settings = _find_settings(shape, config.model)
-    if max(config.features.layers) > shape.num_layers:
+    settings = _find_settings(shape, vox_config.model)
+    if max(vox_config.features.layers) > shape.num_layers:
         settings.insert(0, f"features.layers=[{_upper_layers(shape)}]")
-    _refuse(shape, settings, config.features.wavlm)
+    _refuse(shape, settings, vox_config.features.wavlm)
 
 
 def check_layers_fit(wavlm: str, layers: Sequence[int]) -> None:
