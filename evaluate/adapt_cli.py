@@ -128,7 +128,7 @@ def adapt(
             remedy="make a language model of the text with vox lm, and give it to --lm",
         )
     if synthesize is not None:
-        check_synthesis(root, synthesize, loaded.config.text)
+        check_synthesis(root, synthesize, loaded.normaliser)
     before = replace(plan_search(loaded.folder, []).options, beam=beam)
     splits: tuple[DevSplit, DevSplit] | None = None
     if dev_split is not None:

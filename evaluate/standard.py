@@ -38,9 +38,8 @@ def load_standard(name: str, normaliser: Normaliser) -> Standard:
     """
     assert name == WHISPER_ENGLISH, name
     config = normaliser.config
-    language = config.language or "en"
-    if not normaliser.has_words or language.split("-")[0] != "en":
-        given = f"text.language={language}" if normaliser.has_words else f"text.alphabet={config.alphabet}"
+    if not normaliser.is_english:
+        given = f"text.alphabet={config.alphabet}, text.language={config.language or 'null'}"
         raise ConfigError(
             f"--normalise {name} is for English, and the checkpoint has {given}", remedy="leave it out"
         )

@@ -7,20 +7,21 @@ from pathlib import Path
 import click
 
 import vox
-from vox.config import TextConfig
 from vox.corpora.convert import refuse_existing_split
 from vox.demo.run import Step, run_step
 from vox.demo.synthesize import find_espeak
 from vox.errors import ConfigError
+from vox.text import Normaliser
 
 
-def check_synthesis(root: Path, split: str, text: TextConfig) -> None:
+def check_synthesis(root: Path, split: str, normaliser: Normaliser) -> None:
     """Raise VoxError if espeak-ng is not installed, the split exists, or the recogniser is not of English."""
     find_espeak()
     refuse_existing_split(root, split)
-    if text.alphabet != "english" and (text.language or "").lower()[:2] != "en":
+    if not normaliser.is_english:
+        language = normaliser.config.language or "unknown"
         raise ConfigError(
-            f"the synthesizer speaks English, and the checkpoint's language is {text.language or 'unknown'}",
+            f"the synthesizer speaks English, and the checkpoint's language is {language}",
             remedy="leave --synthesize out",
         )
 

@@ -15,7 +15,7 @@ from train.state import Run
 from train.update.step import StepSettings
 from vox.config import MAX_COUNT
 from vox.data.batch import AudioBatch, FeatureBatch, LabelBatch, make_label_batch
-from vox.data.concatenate import MOST_IN_A_ROW
+from vox.data.concatenate import MOST_IN_A_ROW, longest_row
 from vox.data.sources import CachedSource
 from vox.device import available_memory_gb, peak_memory_gb
 from vox.errors import DeviceError, name_count
@@ -133,18 +133,17 @@ def rehearse(run: Run, settings: StepSettings) -> None:
 def make_worst_batch(run: Run) -> tuple[AudioBatch | FeatureBatch, LabelBatch]:
     """Make a silent micro-batch as large as the plan of any epoch can make one."""
     split, data = run.parts.train, run.parts.config.data
-    longest = max(split.lengths)
+    utterance = longest = max(split.lengths)
     most_labels = max(map(len, split.labels.values()))
-    count = run.progress.micro_batch_utterances
+    if data.concatenate:  # as much audio, in fewer and longer rows: attention takes most with them
+        longest = longest_row(split.lengths, seconds_to_samples(data.concatenate_seconds))
+        most_labels *= MOST_IN_A_ROW
+    share = -(-data.utterances_per_update // run.ranks.world_size)
     if data.micro_batch_seconds is not None:
         count = max(1, int(data.micro_batch_seconds * SAMPLE_RATE) // longest)
-    share = -(-data.utterances_per_update // run.ranks.world_size)
+    else:
+        count = -(-run.progress.micro_batch_utterances * utterance // longest)
     count = min(count, share, len(split.lengths))
-    in_row = min(count, MOST_IN_A_ROW) if data.concatenate else 1
-    if in_row > 1:  # as much audio, in fewer and longer rows: attention takes most with them
-        row = max(longest, min(in_row * longest, seconds_to_samples(data.concatenate_seconds)))
-        count, most_labels = -(-count * longest // row), in_row * most_labels
-        longest = row
     ids = [""] * count
     labels = make_label_batch([[UNK_ID, UNK_ID + 1] * (-(-most_labels // 2))] * count)
     if isinstance(split.source, CachedSource):
@@ -167,6 +166,8 @@ def describe_batch(batch: AudioBatch | FeatureBatch) -> str:
 def name_setting(run: Run) -> str:
     """Name the setting that makes micro-batches smaller; an update stays what it is."""
     data, count = run.parts.config.data, run.progress.micro_batch_utterances
+    if data.concatenate and (count <= 1 or data.micro_batch_seconds is not None):
+        return f"start another run with a lower data.concatenate_seconds (now {data.concatenate_seconds:g})"
     if data.micro_batch_seconds is not None:
         return f"lower data.micro_batch_seconds (now {data.micro_batch_seconds:g}), also with --resume"
     if count <= 1:

@@ -74,9 +74,11 @@ def _refuse_changes(run_dir: Path, parts: Parts, before: Progress, now: Progress
             remedy="restore it, or start another run with --run",
         )
     if before.dev_digest not in ("", now.dev_digest):
-        changes = describe_changes(run_dir, splits) or "ids, lengths or transcripts"
+        changed = {use: describe_changes(run_dir, {use: splits[use]}) for use in splits}
+        names = [parts.splits[use].name for use in splits if changed[use]] or [parts.dev.name]
+        changes = "; ".join(filter(None, changed.values())) or "ids, lengths or transcripts"
         raise CheckpointError(
-            f"{parts.dev.name} has changed since the run began ({changes}), so results could not be compared",
+            f"{', '.join(names)} has changed since the run began ({changes}): results cannot be compared",
             where=run_dir,
             remedy="restore it, cached or live as it was, or start another run with --run",
         )

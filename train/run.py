@@ -15,7 +15,6 @@ from train.loop import report_failures, step_settings, train_epochs
 from train.memory import settle_micro_batch
 from train.meter import Meter
 from train.options import TrainOptions, resolve_config, resume_options, save_options, warn_if_all_frozen
-from train.plan import plan_run_epoch
 from train.progress import Progress
 from train.ranks import Ranks, join_ranks, refuse_shared_gpu
 from train.record.backup import Backup, start_backup
@@ -34,11 +33,13 @@ from train.update.schedule import build_optimizer, count_updates
 from train.update.step import settle_buckets, wrap_losses
 from vox.checkpoint.files import load_averaged, load_trainer_state
 from vox.config import Config, dump_config, load_saved_config
+from vox.data.concatenate import longest_row
 from vox.data.plan import num_updates
 from vox.device import local_device, pick_device, pick_precision
 from vox.disk import write_whole
 from vox.errors import name_count, name_first
 from vox.runs.layout import BEST, CONFIG, UTTERANCES, checkpoint_name
+from vox.units import seconds_to_samples
 
 log = logging.getLogger(__name__)
 
@@ -226,12 +227,10 @@ def _build_run(
 def _find_longest(parts: Parts) -> int:
     """Return the samples of the longest row trained on, in this stage and those before it."""
     before = 0 if parts.origin is None else parts.origin.state.get("longest_train_samples", 0)
-    lengths = parts.train.lengths
-    if not parts.config.data.concatenate:
+    data, lengths = parts.config.data, parts.train.lengths
+    if not data.concatenate:
         return max(before, *lengths)
-    plan = plan_run_epoch(parts, 0, micro_batch_utterances=len(lengths), world_size=1)
-    rows = (row for update in plan for micro in update[0] for row in micro)
-    return max(before, *(sum(lengths[position] for position in row) for row in rows))
+    return max(before, longest_row(lengths, seconds_to_samples(data.concatenate_seconds)))
 
 
 def _announce(run: Run) -> None:

@@ -7,7 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vox.data.batch import AudioBatch, FeatureBatch, make_audio_batch, make_feature_batch
-from vox.data.concatenate import MOST_IN_A_ROW, concatenate, concatenate_batch, count_in_rows, keep_apart
+from vox.data.concatenate import (
+    MOST_IN_A_ROW,
+    concatenate,
+    concatenate_batch,
+    count_in_rows,
+    group_rows,
+    keep_apart,
+    longest_row,
+)
 from vox.data.plan import plan_epoch, positions_of
 
 MAX_LENGTH = 900
@@ -38,9 +46,11 @@ def test_rows_hold_each_update_and_do_not_depend_on_ranks_or_micro_batches(
         all_rows = sorted(row for share in update for group in share for row in group)
         assert all_rows == sorted(row for group in same[0] for row in group) and len(all_rows) == num_rows
         sizes = [len(row) for row in all_rows]
-        assert max(sizes) <= MOST_IN_A_ROW and max(sizes) - min(sizes) <= 1
+        several = [size for size in sizes if size > 1]
+        assert max(sizes) <= MOST_IN_A_ROW and max(several, default=0) - min(several, default=0) <= 1
         row_lengths = {row: sum(lengths[position] for position in row) for row in all_rows}
         assert all(length <= MAX_LENGTH or len(row) == 1 for row, length in row_lengths.items())
+        assert max(row_lengths.values()) <= longest_row(lengths, MAX_LENGTH)
         assert len({len(share) for share in update}) == 1  # equally many micro-batches on all ranks
         for group in (group for share in update for group in share if len(group) > 1):
             if limit is None:
@@ -57,6 +67,12 @@ def test_the_share_of_updates_and_the_lengths_of_rows_are_drawn_for_each_epoch()
     assert set(most) == {1, 2, 3, 4}
     assert rows == plan(lengths, 0.4, 1, 12, None)[1] != plan(lengths, 0.4, 1, 12, None, epoch=4)[1]
     assert sum(count_in_rows(update)[1] for update in keep_apart(apart)) == len(lengths)
+
+
+def test_a_long_utterance_stands_alone_and_the_others_do_not() -> None:
+    assert group_rows([0, 1, 2, 3, 4], [4, 4, 4, 5, 28], 2, 30) == [(0, 2), (1, 3), (4,)]
+    assert group_rows([0, 1], [20, 28], 2, 30) == [(0,), (1,)]
+    assert longest_row([4, 5, 28], 30) == 28 and longest_row([4, 5, 18], 30) == 20
 
 
 def test_what_was_read_is_concatenated_and_what_was_not_is_missing() -> None:

@@ -36,7 +36,7 @@ from vox.lm.arpa import BOS
 from vox.lm.make import make_mixture
 from vox.lm.text import piece_vocabulary
 from vox.runs.layout import CHECKSUMS, MODEL, TOKENIZER, WORDS
-from vox.text import ENGLISH
+from vox.text import ENGLISH, Normaliser
 from vox.units import SAMPLE_RATE
 
 DOMAIN_TEXT = "go zarn\n\nzarn quilp stop\nZarn, go!\n2 zarns\n"
@@ -293,10 +293,10 @@ def test_what_cannot_be_spoken_is_refused_before_any_work(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for name, found in (("tr", None), ("en-GB", "en"), (None, None)):
-        text = TextConfig(alphabet="letters", language=name)
+    for name, found in (("tr", None), ("enm", None), ("en_GB", "en"), (None, None)):
+        normaliser = Normaliser(TextConfig(alphabet="letters", language=name))
         with nullcontext() if found else pytest.raises(ConfigError, match="speaks English"):
-            check_synthesis(tmp_path, "spoken", text)
+            check_synthesis(tmp_path, "spoken", normaliser)
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)
     assert adapt(checkpoint, root, tmp_path / "out", "--synthesize", "spoken") == 2
     error = capsys.readouterr().err

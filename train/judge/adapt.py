@@ -62,6 +62,11 @@ def start_l2_sp(run: Run, *, is_resumed: bool) -> L2Sp | None:
         return None
     learning = find_learning(run.parts.recogniser)
     if not is_resumed:
+        if run.backup is not None:
+            log.warning(
+                "adapt.l2_sp: a backup has no old weights (%s): no run can be resumed from it",
+                BEFORE,
+            )
         return L2Sp(learning, strength)
     before = run.run_dir / BEFORE
     damage = find_damage(before) if before.exists() else "a backup has none"

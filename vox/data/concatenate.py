@@ -47,7 +47,8 @@ def concatenate(
 
     share: of the updates, from 0 to 1. In each of them 2 to MOST_IN_A_ROW utterances of like length stand
         in a row, as many in all rows, give or take one.
-    max_length: of a row of several utterances, in the unit of `lengths`.
+    max_length: of a row of several utterances, in the unit of `lengths`; an utterance of which so many would
+        be longer stands alone.
     Other arguments as in `plan_epoch`; a micro-batch's utterances are counted, not its rows.
     """
     planned = []
@@ -67,11 +68,20 @@ def concatenate(
 
 
 def group_rows(positions: Sequence[int], lengths: Sequence[int], most: int, max_length: int) -> list[Row]:
-    """Group an update's utterances, sorted by length, into rows of at most `most`, and of max_length."""
-    longest = max((lengths[position] for position in positions), default=1)
-    most = max(1, min(most, max_length // max(1, longest)))
-    num_rows = -(-len(positions) // most)
-    return [tuple(positions[first::num_rows]) for first in range(num_rows)]
+    """Group an update's utterances into rows of at most `most`; long ones stand alone.
+
+    positions: sorted by length.
+    """
+    short = [position for position in positions if most * lengths[position] <= max_length]
+    num_rows = -(-len(short) // most)
+    rows = [tuple(short[first::num_rows]) for first in range(num_rows)]
+    return rows + [(position,) for position in positions[len(short) :]]
+
+
+def longest_row(lengths: Sequence[int], max_length: int) -> int:
+    """Return a length that no row of any epoch exceeds, and that rows of equal utterances reach."""
+    fitting = (most * length for length in set(lengths) for most in range(2, MOST_IN_A_ROW + 1))
+    return max(*lengths, *(length for length in fitting if length <= max_length), 0)
 
 
 def count_in_rows(update: RowUpdate) -> tuple[list[int], int]:

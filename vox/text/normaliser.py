@@ -50,6 +50,12 @@ class Normaliser:
         return 0 if self._spell is None else count_numbers(text)
 
     @property
+    def is_english(self) -> bool:
+        """Whether the texts are in English words; `letters` without a language may be in any."""
+        language = (self.config.language or "").lower().replace("_", "-").split("-")[0]
+        return self.has_words and (language == "en" or (not language and self.config.alphabet == "english"))
+
+    @property
     def name(self) -> str:
         """Return a name for files that depend on the alphabet, as `letters-tr`; "" for English."""
         config = self.config
