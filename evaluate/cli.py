@@ -1,5 +1,7 @@
 """`vox evaluate`: error rates of a checkpoint on a split, for each decoder."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import click
@@ -121,7 +123,7 @@ def evaluate(
         prepare_out_dir,
         write_report,
     )
-    from evaluate.run import add_words, check_words, evaluate_split, load_splits
+    from evaluate.run import Evaluation, add_words, check_words, evaluate_split, load_splits
     from evaluate.whole import evaluate_whole, join_segments
     from evaluate.word_table import read_words
     from vox.additions import plan_search
@@ -173,32 +175,21 @@ def evaluate(
     earlier = None if against is None else read_earlier(against, names, utterances, standard)
     out_dir = prepare_out_dir(out or default_out_dir(folder, title))
 
-    given = plan.additions.hotwords
-    if whole:
-        evaluation = evaluate_whole(
-            loaded,
-            utterances,
-            title,
-            names,
-            options,
-            hotwords=given,
-            temperature=plan.temperature,
-            standard=standard,
+    decode_and_score: Callable[..., Evaluation] = evaluate_whole
+    if not whole:
+        decode_and_score = partial(
+            evaluate_split, batch_seconds=batch_seconds, workers=workers, left_out=left_out
         )
-    else:
-        evaluation = evaluate_split(
-            loaded,
-            utterances,
-            title,
-            names,
-            options,
-            hotwords=given,
-            temperature=plan.temperature,
-            batch_seconds=batch_seconds,
-            workers=workers,
-            left_out=left_out,
-            standard=standard,
-        )
+    evaluation = decode_and_score(
+        loaded,
+        utterances,
+        title,
+        names,
+        options,
+        hotwords=plan.additions.hotwords,
+        temperature=plan.temperature,
+        standard=standard,
+    )
     if listed:
         evaluation = add_words(evaluation, listed, loaded.tokenizer, loaded.normaliser)
     click.echo(format_table(evaluation))

@@ -140,7 +140,7 @@ def make_worst_batch(run: Run) -> tuple[AudioBatch | FeatureBatch, LabelBatch]:
         most_labels *= MOST_IN_A_ROW
     share = -(-data.utterances_per_update // run.ranks.world_size)
     if data.micro_batch_seconds is not None:
-        count = max(1, int(data.micro_batch_seconds * SAMPLE_RATE) // longest)
+        count = max(1, seconds_to_samples(data.micro_batch_seconds) // longest)
     else:
         count = -(-run.progress.micro_batch_utterances * utterance // longest)
     count = min(count, share, len(split.lengths))

@@ -5,7 +5,7 @@ from typing import Any
 from train.build import Parts
 from vox.data.concatenate import RowUpdate, concatenate, keep_apart
 from vox.data.plan import plan_epoch, plan_mixed_epoch
-from vox.units import SAMPLE_RATE, seconds_to_samples
+from vox.units import seconds_to_samples
 
 
 def plan_run_epoch(
@@ -16,7 +16,7 @@ def plan_run_epoch(
     limits: dict[str, Any] = {
         "micro_batch_utterances": micro_batch_utterances,
         "micro_batch_length": (
-            None if data.micro_batch_seconds is None else int(data.micro_batch_seconds * SAMPLE_RATE)
+            None if data.micro_batch_seconds is None else seconds_to_samples(data.micro_batch_seconds)
         ),
         "world_size": world_size,
     }

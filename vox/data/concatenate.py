@@ -40,7 +40,7 @@ def concatenate(
     seed: int,
     epoch: int,
     world_size: int,
-    micro_batch_utterances: int | None,
+    micro_batch_utterances: int,
     micro_batch_length: int | None,
 ) -> list[RowUpdate]:
     """Concatenate the utterances of some updates.
@@ -59,8 +59,10 @@ def concatenate(
         rows = group_rows(positions, lengths, most, max_length)
         row_lengths = [sum(lengths[position] for position in row) for row in rows]
         order = sorted(range(len(rows)), key=row_lengths.__getitem__)
-        limits = (None if micro_batch_length else micro_batch_utterances, micro_batch_length)
-        shared = share_update(order, row_lengths, world_size, *limits, [len(row) for row in rows])
+        sizes = [len(row) for row in rows]
+        shared = share_update(
+            order, row_lengths, world_size, micro_batch_utterances, micro_batch_length, sizes
+        )
         planned.append(
             tuple(tuple(tuple(rows[index] for index in micro) for micro in rank) for rank in shared)
         )

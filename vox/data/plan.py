@@ -48,7 +48,7 @@ def plan_epoch(
             updates.append(pool[cut : cut + size])
             cut += size
     shuffled = generator.permutation(len(updates))
-    limits = (None if micro_batch_length else micro_batch_utterances, micro_batch_length)
+    limits = (micro_batch_utterances, micro_batch_length)
     return [share_update(updates[index], lengths, world_size, *limits) for index in shuffled]
 
 
@@ -82,7 +82,6 @@ def plan_mixed_epoch(
     lengths = [*target_lengths, *source_lengths]
     drawn = _draw_endlessly(len(target_lengths), len(source_lengths), seed, epoch)
     following = next(drawn)
-    limits = (None if micro_batch_length else micro_batch_utterances, micro_batch_length)
     updates: list[Update] = []
     missing = 0.0  # source length that is due and not yet planned
     for positions in map(positions_of, planned):
@@ -92,7 +91,9 @@ def plan_mixed_epoch(
             missing -= lengths[following]
             following = next(drawn)
         positions.sort(key=lambda position: lengths[position])
-        updates.append(share_update(positions, lengths, world_size, *limits))
+        updates.append(
+            share_update(positions, lengths, world_size, micro_batch_utterances, micro_batch_length)
+        )
     return updates
 
 
@@ -127,13 +128,14 @@ def share_update(
     positions: list[int],
     lengths: Sequence[int],
     world_size: int,
-    max_utterances: int | None,
+    max_utterances: int,
     max_length: int | None,
     counts: Sequence[int] | None = None,
 ) -> Update:
     """Share an update among ranks, and each share among equally many micro-batches within the limits.
 
-    positions: sorted by length. counts: how many utterances stand at each position; None: one.
+    positions: sorted by length. max_length: padded; when given, it replaces max_utterances. counts: how many
+    utterances stand at each position; None: one.
     """
     by_rank = [positions[rank::world_size] for rank in range(world_size)]  # sorted: ranks get like lengths
     num_micro = 1
@@ -146,16 +148,19 @@ def _fits(
     share: list[int],
     num_micro: int,
     lengths: Sequence[int],
-    max_utterances: int | None,
+    max_utterances: int,
     max_length: int | None,
     counts: Sequence[int] | None,
 ) -> bool:
     for group in _cut(share, num_micro):
-        num_utterances = len(group) if counts is None else sum(counts[position] for position in group)
-        if max_utterances is not None and len(group) > 1 and num_utterances > max_utterances:
-            return False
-        padded_length = len(group) * max((lengths[position] for position in group), default=0)
-        if max_length is not None and len(group) > 1 and padded_length > max_length:
+        if len(group) <= 1:
+            continue
+        if max_length is not None:
+            is_within = len(group) * max(lengths[position] for position in group) <= max_length
+        else:
+            num_utterances = len(group) if counts is None else sum(counts[position] for position in group)
+            is_within = num_utterances <= max_utterances
+        if not is_within:
             return False
     return True
 
