@@ -62,10 +62,15 @@ def test_rows_hold_each_update_and_do_not_depend_on_ranks_or_micro_batches(
 def test_the_share_of_updates_and_the_lengths_of_rows_are_drawn_for_each_epoch() -> None:
     lengths = [100 + index % 50 for index in range(6000)]
     apart, rows = plan(lengths, 0.4, 1, 12, None)
-    most = [max(len(row) for group in update[0] for row in group) for update in rows]
+    later = plan(lengths, 0.4, 1, 12, None, epoch=4)[1]
+    most, most_later = (
+        [max(len(row) for group in update[0] for row in group) for update in updates]
+        for updates in (rows, later)
+    )
+    assert most != most_later
     assert sum(size > 1 for size in most) / len(most) == pytest.approx(0.4, abs=0.05)
     assert set(most) == {1, 2, 3, 4}
-    assert rows == plan(lengths, 0.4, 1, 12, None)[1] != plan(lengths, 0.4, 1, 12, None, epoch=4)[1]
+    assert rows == plan(lengths, 0.4, 1, 12, None)[1] != later
     assert sum(count_in_rows(update)[1] for update in keep_apart(apart)) == len(lengths)
 
 
