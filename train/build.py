@@ -18,7 +18,7 @@ from train.joined import (
 )
 from train.options import TrainOptions
 from train.ranks import Ranks
-from train.splits import TrainingSplit, label_split
+from train.splits import TrainingSplit, label_split, refuse_without_words
 from train.stages import find_stage
 from vox.checkpoint.files import Checkpoint, load_recogniser, read_words
 from vox.checkpoint.series import find_last
@@ -156,6 +156,8 @@ def build_parts(options: TrainOptions, config: Config, device: torch.device, ran
             options, adapt.source_dev_split, fingerprint, workers=workers, pin=pin, normalise=normalise
         )
         source_dev = label(adapt.source_dev_split, *opened)
+    for each in filter(None, (dev, source_dev)):
+        refuse_without_words(each)
     recogniser = recogniser.to(device)
     if not ranks.is_first:  # the weights are the same everywhere, dropout is not
         torch.manual_seed(config.train.seed + ranks.rank)

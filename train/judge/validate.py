@@ -281,6 +281,8 @@ def _summarise(
         scores = {name: score_texts(said, [found[i] for i in ids]) for name, found in sums.texts.items()}
         return {name: each.wer for name, each in scores.items()}
 
+    # A split in which nothing is spoken has no error rate; its insertions count in that of all splits.
+    with_words = {each: ids for each, ids in by_split.items() if any(references[i] for i in ids)}
     return DevResult(
         split=split.name,
         split_digest=split.digest(set(decoded)),
@@ -293,5 +295,5 @@ def _summarise(
             {"id": i, "reference": references[i], **{name: found[i] for name, found in sums.texts.items()}}
             for i in decoded[:NUM_SAMPLES_SHOWN]
         ],
-        wer_by_split={each: rates(ids) for each, ids in by_split.items()} if len(by_split) > 1 else {},
+        wer_by_split={each: rates(ids) for each, ids in with_words.items()} if len(by_split) > 1 else {},
     )

@@ -54,7 +54,7 @@ class LossSums:
 class LabelTotals:
     """What the sums of one update are divided by."""
 
-    num_labels: int  # CTC's: the labels
+    num_labels: int  # CTC's: the labels; 0 if nothing is spoken in the update's recordings
     num_targets: int  # attention's: the labels and one eos an utterance
 
 
@@ -276,7 +276,7 @@ def _to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def _weigh(sums: LossSums, totals: LabelTotals, settings: StepSettings) -> torch.Tensor:
-    ctc = settings.ctc_weight * sums.ctc / totals.num_labels
+    ctc = settings.ctc_weight * sums.ctc / max(1, totals.num_labels)
     return ctc + (1 - settings.ctc_weight) * sums.attention / totals.num_targets
 
 
