@@ -20,6 +20,7 @@ PEAK_DECIBELS = (-60.0, -10.0)  # of full scale; of a recording to train on, dra
 SECONDS = (1.5, 6.0)  # of such a recording
 NUM_RECORDINGS = {"nonspeech-train": 120, "nonspeech-dev": 40}
 DECODERS = ("ctc", "attention", "rescore")
+JOINED, PAUSE_SECONDS = 5, 2  # recordings in a row, and what is between them
 
 Sound = Callable[[np.random.Generator, int], np.ndarray]
 
@@ -161,17 +162,58 @@ def count_words(checkpoint: Path, seconds: int, seed: int) -> None:
         click.echo(title.ljust(36) + "".join(f"{count:>11}" for count in counts))
 
 
+def count_errors_between(checkpoint: Path, root: Path, split: str, seed: int) -> None:
+    """Print error rates of recordings joined by five, with two seconds of a sound between them."""
+    import torch
+
+    import vox
+    from vox.audio import read_audio
+    from vox.corpus import load_split
+    from vox.score import score
+
+    torch.set_num_threads(1)
+    utterances = load_split(root, split)
+    recordings = [read_audio(utterance.audio_path) for utterance in utterances]
+    references = [
+        " ".join(utterance.text for utterance in utterances[start : start + JOINED])
+        for start in range(0, len(utterances), JOINED)
+    ]
+    click.echo(f"WER %, joined by {JOINED}".ljust(36) + "".join(f"{name:>11}" for name in DECODERS))
+    for kind, (name, make) in enumerate((TRAINED | UNHEARD).items()):
+        generator = np.random.default_rng([seed, 3, kind])
+        joined = []
+        for start in range(0, len(recordings), JOINED):
+            pieces = []
+            for recording_S in recordings[start : start + JOINED]:
+                sound_S = scale(make(generator, PAUSE_SECONDS * SAMPLE_RATE), -30.0)
+                pieces += [recording_S, sound_S]
+            joined.append(np.concatenate(pieces))
+        rates = []
+        for decoder in DECODERS:
+            recogniser = vox.load(str(checkpoint), decoder=decoder, device="cpu")
+            found = [transcript.text for transcript in recogniser.transcribe(joined)]
+            rates.append(100 * score(references, found).wer)
+        title = f"{name}{' (unheard)' if name in UNHEARD else ''}"
+        click.echo(title.ljust(36) + "".join(f"{rate:>11.2f}" for rate in rates))
+
+
 @click.command(help=__doc__)
 @click.argument("checkpoint", type=click.Path(path_type=Path, exists=True), required=False)
 @click.option("--write", type=click.Path(path_type=Path), metavar="ROOT", help="Write the splits there.")
+@click.option("--root", type=click.Path(path_type=Path), default=Path("data"), show_default=True)
+@click.option("--split", metavar="SPLIT", help="Also join its recordings with each sound between them.")
 @click.option("--seconds", default=60, show_default=True, help="Of each kind of sound.")
 @click.option("--seed", default=0, show_default=True)
-def main(checkpoint: Path | None, write: Path | None, seconds: int, seed: int) -> None:
+def main(
+    checkpoint: Path | None, write: Path | None, root: Path, split: str | None, seconds: int, seed: int
+) -> None:
     """Write splits without speech, or count the words that a checkpoint hears in them."""
     if write is not None:
         write_splits(write, seed)
     if checkpoint is not None:
         count_words(checkpoint, seconds, seed)
+        if split is not None:
+            count_errors_between(checkpoint, root, split, seed)
 
 
 if __name__ == "__main__":
