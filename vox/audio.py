@@ -262,7 +262,8 @@ def read_blocks(
     except soundfile.LibsndfileError as error:
         raise name_damage(path, f"decoding fails: {error.error_string}") from None
     if count is not None and num_read < count:
-        raise name_damage(path, f"its header says {count} samples, {num_read} can be decoded")
+        reason = f"its header says {sound.frames} samples, {start + num_read} can be decoded"
+        raise name_damage(path, reason)
     if num_read == 0:
         raise AudioError("an empty recording", where=path, remedy="record it again or leave it out")
 
