@@ -239,9 +239,7 @@ def score_tally(
     results = {}
     in_transcripts = as_in_transcripts(hotwords, tally.normalise)
     matcher = HotwordMatcher(in_transcripts)
-    phrases = [
-        Hotword(phrase, (standardise(phrase),)) for phrase in dict.fromkeys(h.phrase for h in in_transcripts)
-    ]
+    phrases = list_scored(in_transcripts, tally.standard)
     for name, texts in tally.texts.items():
         hypotheses = [matcher.replace_spellings(texts[utterance.id]) for utterance in scored]
         if tally.truncated[name]:
@@ -273,6 +271,23 @@ def score_tally(
     )
 
 
+def list_scored(in_transcripts: Sequence[Hotword], standard: Standard) -> list[Hotword]:
+    """Return each phrase once, to be searched for as the standard writes it.
+
+    Of phrases that become equal only the first is returned, so that it is counted for all of them; a warning
+    names the others. A phrase of which nothing is left is never found.
+    """
+    first: dict[str, str] = {}  # by what is searched for
+    listed = []
+    for phrase in dict.fromkeys(hotword.phrase for hotword in in_transcripts):
+        spelling = standard.apply(phrase)
+        if spelling and first.setdefault(spelling, phrase) != phrase:
+            log.warning("%s is counted as %s: --normalise makes them equal", phrase, first[spelling])
+        else:
+            listed.append(Hotword(phrase, (spelling,)))
+    return listed
+
+
 def add_words(
     evaluation: Evaluation,
     words: Sequence[Hotword],
@@ -280,14 +295,15 @@ def add_words(
     normalise: Callable[[str], str],
 ) -> Evaluation:
     """Return an evaluation with the counts of each phrase, for every decoder, and its pieces."""
-    phrases = dict.fromkeys(word.phrase for word in as_in_transcripts(words, normalise))
+    listed = list_scored(as_in_transcripts(words, normalise), evaluation.standard)
     standardise = evaluation.standard.apply
-    listed = [Hotword(phrase, (standardise(phrase),)) for phrase in phrases]
     references = [standardise(text) for text in evaluation.references]
     pieces = tokenizer.pieces
     return replace(
         evaluation,
-        word_pieces={phrase: " ".join(pieces[k] for k in tokenizer.encode(phrase)) for phrase in phrases},
+        word_pieces={
+            word.phrase: " ".join(pieces[k] for k in tokenizer.encode(word.phrase)) for word in listed
+        },
         decoders={
             name: replace(
                 result,
