@@ -13,7 +13,8 @@ from vox.additions import DEFAULT_HOTWORD_WEIGHT, DEFAULT_LM_WEIGHT, Additions
 from vox.bootstrap import find_upper_ends
 from vox.checkpoint.files import Checkpoint
 from vox.corpus import Utterance
-from vox.decode import DEFAULT_SEARCH, VALIDATION_DECODERS, SearchOptions
+from vox.decode import SearchOptions
+from vox.decoder_names import DEFAULT_SEARCH, VALIDATION_DECODERS
 from vox.errors import DomainError
 from vox.hear import device_of
 from vox.hotword_list import Hotword

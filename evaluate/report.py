@@ -23,7 +23,8 @@ from evaluate.word_table import describe_words, format_words
 from vox.bootstrap import LEVEL
 from vox.checkpoint.files import Checkpoint
 from vox.corpus import Utterance
-from vox.decode import GREEDY_DECODERS, SearchOptions
+from vox.decode import SearchOptions
+from vox.decoder_names import GREEDY_DECODERS
 from vox.disk import remove_leftovers, write_whole
 from vox.errors import name_count
 from vox.hear import device_of

@@ -20,7 +20,6 @@ from vox.decode import (
     Hypothesis,
     Search,
     SearchOptions,
-    check_decoder,
     make_search,
     preferred_decoder,
 )
@@ -29,6 +28,7 @@ from vox.decode.ctc import decode_ctc
 from vox.decode.found import Found
 from vox.decode.scorer import hash_scorer
 from vox.decode.words import time_labels
+from vox.decoder_names import check_decoder
 from vox.device import autocast, pick_precision
 from vox.disk import hash_file
 from vox.errors import AudioError, name_count, name_first
