@@ -7,7 +7,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from evaluate.run import Evaluation, evaluate_split
+from evaluate.results import Evaluation
+from evaluate.run import evaluate_split
 from evaluate.tune import LM_WEIGHTS, collect_lists, count_errors, fit_lists, list_choices, pick_middle
 from vox.additions import DEFAULT_HOTWORD_WEIGHT, DEFAULT_LM_WEIGHT, Additions
 from vox.bootstrap import find_upper_ends

@@ -122,7 +122,10 @@ def evaluate(
         prepare_out_dir,
         write_report,
     )
-    from evaluate.run import Evaluation, add_words, check_words, evaluate_split, load_splits
+    from evaluate.results import Evaluation
+    from evaluate.run import evaluate_split
+    from evaluate.splits import check_words, load_splits
+    from evaluate.tally import add_words
     from evaluate.whole import evaluate_whole, join_segments
     from evaluate.word_table import read_words
     from vox.additions import plan_search

@@ -18,7 +18,7 @@ from typing import Any
 import vox
 from evaluate.intervals import Comparison, EarlierReport, Intervals, describe_intervals, measure_intervals
 from evaluate.page import render_page
-from evaluate.run import DecoderResult, Evaluation
+from evaluate.results import DecoderResult, Evaluation
 from evaluate.word_table import describe_words, format_words
 from vox.bootstrap import LEVEL
 from vox.checkpoint.files import Checkpoint

@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import torch
 
-from evaluate.run import Evaluation, Tally, score_tally
+from evaluate.results import Evaluation
 from evaluate.standard import UNCHANGED, Standard
+from evaluate.tally import Tally, score_tally
 from vox.audio import read_audio, read_header
 from vox.checkpoint.files import Checkpoint
 from vox.corpus import Utterance

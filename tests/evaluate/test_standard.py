@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from evaluate.run import Tally, add_words, score_tally
 from evaluate.standard import WHISPER_ENGLISH, load_standard
+from evaluate.tally import Tally, add_words, score_tally
 from tests.support.speech import write_split
 from tests.support.untrained import make_tokenizer, save_go_checkpoint
 from vox.cli import main
