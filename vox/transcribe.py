@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from vox.audio import hash_recording
+from vox.audio.mapped import map_audio
 from vox.checkpoint.files import Checkpoint
 from vox.data.batch import AudioBatch
 from vox.decode import (
@@ -35,7 +36,6 @@ from vox.errors import AudioError, name_count, name_first
 from vox.hear import device_of, hear
 from vox.hotword_list import Hotword, HotwordMatcher
 from vox.long import DEFAULT_LONGEST_SAMPLES, recognise_long
-from vox.mapped_audio import map_audio
 from vox.model.recogniser import Recogniser
 from vox.partial import PartialFile
 from vox.runs.layout import CHECKSUMS
