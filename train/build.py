@@ -4,25 +4,20 @@ import logging
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
 from train.adapt import add_replay, check_source_dev, name_source
 from train.inputs import find_origin
-from train.joined import (
-    join_names,
-    leave_out_by_length,
-    open_dev_splits,
-    open_splits,
-    repeat_utterances,
-)
+from train.joined import join_names, leave_out_by_length, open_dev_splits, open_splits, repeat_utterances
 from train.options import TrainOptions
 from train.ranks import Ranks
 from train.splits import TrainingSplit, label_split
 from train.stages import find_stage
 from vox.checkpoint.files import Checkpoint, load_recogniser, read_words
 from vox.checkpoint.series import find_last
-from vox.config import Config, TextConfig
+from vox.config import Config, DataConfig, TextConfig
 from vox.corpus import Utterance
 from vox.data.sources import Source
 from vox.errors import CacheError, CheckpointError, ConfigError
@@ -79,83 +74,38 @@ def build_parts(options: TrainOptions, config: Config, device: torch.device, ran
     """
     torch.manual_seed(config.train.seed)
     origin = _load_origin(options, ranks)
-    if origin is None:
-        check_config_fits(config)
-        extractor = build_extractor(config.features.wavlm, config.features.layers)
-    else:
-        extractor, config = origin.recogniser.extractor, _adopt(config, origin.config)
-        log.info("starting from the weights of %s", origin.folder)
-        if find_stage(options.stage).adapts:
-            config = name_source(config, origin.config)
-            check_source_dev(options.root, config.adapt.source_dev_split or ())
-    normalise = Normaliser(config.text)
+    config, extractor = _start_from(origin, options, config)
     options = replace(options, wavlm=config.features.wavlm)  # also where a config or a checkpoint names it
     cached_layer = _cached_layer(config) if options.cached else None
     fingerprint = _wanted_fingerprint(options, config, extractor, origin) if options.cached else None
-    pin = device.type == "cuda"
-    workers = config.data.workers
+    normalise, workers, pin = Normaliser(config.text), config.data.workers, device.type == "cuda"
+    open_train = partial(
+        open_splits, options, fingerprint=fingerprint, workers=workers, pin=pin, normalise=normalise
+    )
+    open_dev = partial(
+        open_dev_splits, options, fingerprint=fingerprint, workers=workers, pin=pin, normalise=normalise
+    )
     weights = config.data.train_weights
-    train_utterances, train_source = open_splits(
-        options,
-        tuple(weights),
-        fingerprint,
-        workers=workers,
-        pin=pin,
-        speeds=config.data.speeds,
-        normalise=normalise,
-    )
-    dev_utterances, dev_source = open_dev_splits(
-        options, config.data.dev_split, fingerprint, workers=workers, pin=pin, normalise=normalise
-    )
+    opened = open_train(tuple(weights), speeds=config.data.speeds)
+    opened_dev = open_dev(config.data.dev_split)
     if origin is None:
         with ranks.first_goes_first():
-            config, tokenizer = _make_tokenizer(options, config, train_utterances, normalise)
+            config, tokenizer = _make_tokenizer(options, config, opened[0], normalise)
         recogniser = Recogniser(config.model, extractor)
     else:
         recogniser, tokenizer = origin.recogniser, origin.tokenizer
     choose_trainable(recogniser, config, cached=options.cached)
-
-    def label(
-        splits: Collection[str], utterances: list[Utterance], source: Source, spare_frames: int = 0
-    ) -> TrainingSplit:
-        name, count_frames = join_names(splits), recogniser.extractor.wavlm.num_frames
-        return label_split(
-            name,
-            utterances,
-            source,
-            tokenizer,
-            count_frames,
-            skip_bad=options.skip_bad,
-            spare_frames=spare_frames,
-        )
-
-    def label_train(splits: Collection[str], utterances: list[Utterance], source: Source) -> TrainingSplit:
-        kept, left_out = leave_out_by_length(join_names(splits), utterances, config.data)
-        return replace(label(splits, kept, source, bool(config.data.concatenate)), left_out=left_out)
-
-    train = repeat_utterances(label_train(weights, train_utterances, train_source), weights)
-    dev = label(config.data.dev_split, dev_utterances, dev_source)
-    source_dev = None
+    label = partial(_label, options, recogniser, tokenizer)
+    label_train = partial(label, data=config.data)
+    train = repeat_utterances(label_train(weights, opened), weights)
+    dev = label(config.data.dev_split, opened_dev)
+    source_dev, adapt = None, config.adapt
     if find_stage(options.stage).adapts:
-        adapt = config.adapt
         assert adapt.replay_split is not None and adapt.source_dev_split is not None
         if adapt.replay:
-            opened = open_splits(
-                options, adapt.replay_split, fingerprint, workers=workers, pin=pin, normalise=normalise
-            )
-            source = label_train(adapt.replay_split, *opened)
-            train = add_replay(train, source)
-            log.info("replaying %s: %g seconds of it per second", source.name, adapt.replay)
-        else:
-            log.warning(
-                "NO REPLAY: nothing of %s is heard, and it may be forgotten; weights that forget it are not "
-                "kept as best",
-                join_names(adapt.replay_split),
-            )
-        opened = open_dev_splits(
-            options, adapt.source_dev_split, fingerprint, workers=workers, pin=pin, normalise=normalise
-        )
-        source_dev = label(adapt.source_dev_split, *opened)
+            train = add_replay(train, label_train(adapt.replay_split, open_train(adapt.replay_split)))
+        _announce_replay(join_names(adapt.replay_split), adapt.replay)
+        source_dev = label(adapt.source_dev_split, open_dev(adapt.source_dev_split))
     recogniser = recogniser.to(device)
     if not ranks.is_first:  # the weights are the same everywhere, dropout is not
         torch.manual_seed(config.train.seed + ranks.rank)
@@ -167,6 +117,57 @@ def build_parts(options: TrainOptions, config: Config, device: torch.device, ran
     return Parts(
         config, recogniser, tokenizer, train, dev, source_dev, words, origin, fingerprint, cached_layer
     )
+
+
+def _start_from(
+    origin: Checkpoint | None, options: TrainOptions, config: Config
+) -> tuple[Config, FeatureExtractor]:
+    """Return the config with what a checkpoint decides, and its WavLM; from scratch the config's."""
+    if origin is None:
+        check_config_fits(config)
+        return config, build_extractor(config.features.wavlm, config.features.layers)
+    config = _adopt(config, origin.config)
+    log.info("starting from the weights of %s", origin.folder)
+    if find_stage(options.stage).adapts:
+        config = name_source(config, origin.config)
+        check_source_dev(options.root, config.adapt.source_dev_split or ())
+    return config, origin.recogniser.extractor
+
+
+def _label(
+    options: TrainOptions,
+    recogniser: Recogniser,
+    tokenizer: Tokenizer,
+    splits: Collection[str],
+    opened: tuple[list[Utterance], Source],
+    data: DataConfig | None = None,
+) -> TrainingSplit:
+    """Label opened splits. data: for splits to train on; it may leave out utterances by length."""
+    utterances, source = opened
+    left_out: dict[str, float] = {}
+    if data is not None:
+        utterances, left_out = leave_out_by_length(join_names(splits), utterances, data)
+    split = label_split(
+        join_names(splits),
+        utterances,
+        source,
+        tokenizer,
+        recogniser.extractor.wavlm.num_frames,
+        skip_bad=options.skip_bad,
+        spare_frames=int(data is not None and bool(data.concatenate)),
+    )
+    return replace(split, left_out=left_out)
+
+
+def _announce_replay(source: str, replay: float) -> None:
+    if replay:
+        log.info("replaying %s: %g seconds of it per second", source, replay)
+    else:
+        log.warning(
+            "NO REPLAY: nothing of %s is heard, and it may be forgotten; weights that forget it are not kept "
+            "as best",
+            source,
+        )
 
 
 def choose_trainable(recogniser: Recogniser, config: Config, *, cached: bool) -> None:
