@@ -7,13 +7,15 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from evaluate.run import Evaluation, evaluate_split
+from evaluate.results import Evaluation
+from evaluate.run import evaluate_split
 from evaluate.tune import LM_WEIGHTS, collect_lists, count_errors, fit_lists, list_choices, pick_middle
 from vox.additions import DEFAULT_HOTWORD_WEIGHT, DEFAULT_LM_WEIGHT, Additions
 from vox.bootstrap import find_upper_ends
 from vox.checkpoint.files import Checkpoint
 from vox.corpus import Utterance
-from vox.decode import DEFAULT_SEARCH, VALIDATION_DECODERS, SearchOptions
+from vox.decode import SearchOptions
+from vox.decoder_names import DEFAULT_SEARCH, VALIDATION_DECODERS
 from vox.errors import DomainError
 from vox.hear import device_of
 from vox.hotword_list import Hotword

@@ -100,7 +100,7 @@ def adapt(
     from evaluate.adapt import DevSplit, default_domain, tune_domain
     from evaluate.domain_report import write_domain_report
     from evaluate.domain_text import read_texts, write_hotwords, write_language_model
-    from evaluate.run import load_splits
+    from evaluate.splits import load_splits
     from evaluate.synthesize import check_synthesis, synthesize_split
     from vox.additions import DEFAULT_HOTWORD_WEIGHT, plan_search, read_additions
     from vox.checkpoint.files import load_recogniser

@@ -103,12 +103,11 @@ def evaluate(
     """
     from vox.checkpoint.series import find_checkpoint
     from vox.corpus import find_split
+    from vox.decoder_names import VALIDATION_DECODERS, check_decoders
 
-    if decoders:
-        from vox.decode import make_options
-
-        make_options(decoders, beam)
     # Before torch is imported, which takes seconds.
+    if decoders:
+        check_decoders(decoders, beam)
     folder = find_checkpoint(checkpoint)
     for split in splits:
         find_split(root, split)
@@ -123,12 +122,14 @@ def evaluate(
         prepare_out_dir,
         write_report,
     )
-    from evaluate.run import Evaluation, add_words, check_words, evaluate_split, load_splits
+    from evaluate.results import Evaluation
+    from evaluate.run import evaluate_split
+    from evaluate.splits import check_words, load_splits
+    from evaluate.tally import add_words
     from evaluate.whole import evaluate_whole, join_segments
     from evaluate.word_table import read_words
     from vox.additions import plan_search
     from vox.checkpoint.files import load_recogniser
-    from vox.decode import VALIDATION_DECODERS
     from vox.device import pick_device
     from vox.text import accept_any_text
 

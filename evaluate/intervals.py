@@ -10,7 +10,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from evaluate.run import Evaluation
+from evaluate.results import Evaluation
 from evaluate.standard import UNCHANGED, Standard
 from vox.bootstrap import LEVEL, NUM_DRAWS, Difference, Rate, compare_rates, measure_rates
 from vox.corpus import Utterance

@@ -14,7 +14,7 @@ from typing import Any
 
 from evaluate.calibration import render_calibration
 from evaluate.intervals import FEW_SPEAKERS, Comparison, Intervals
-from evaluate.run import DecoderResult, Evaluation
+from evaluate.results import DecoderResult, Evaluation
 from evaluate.utterance_cards import render_cards
 from evaluate.word_table import render_words
 from vox.bootstrap import LEVEL, NUM_DRAWS, Interval

@@ -18,12 +18,13 @@ from typing import Any
 import vox
 from evaluate.intervals import Comparison, EarlierReport, Intervals, describe_intervals, measure_intervals
 from evaluate.page import render_page
-from evaluate.run import DecoderResult, Evaluation
+from evaluate.results import DecoderResult, Evaluation
 from evaluate.word_table import describe_words, format_words
 from vox.bootstrap import LEVEL
 from vox.checkpoint.files import Checkpoint
 from vox.corpus import Utterance
-from vox.decode import GREEDY_DECODERS, SearchOptions
+from vox.decode import SearchOptions
+from vox.decoder_names import GREEDY_DECODERS
 from vox.disk import remove_leftovers, write_whole
 from vox.errors import name_count
 from vox.hear import device_of

@@ -21,10 +21,11 @@ from evaluate.run import evaluate_split, read_batches
 from vox.checkpoint.files import Checkpoint
 from vox.corpus import Utterance
 from vox.data.batch import AudioBatch
-from vox.decode import DEFAULT_SEARCH, VALIDATION_DECODERS, Hypothesis, SearchOptions
+from vox.decode import Hypothesis, SearchOptions
 from vox.decode.align import align_labels
 from vox.decode.confidence import fit_temperature, label_rows
 from vox.decode.rescore import rescore_all
+from vox.decoder_names import DEFAULT_SEARCH, VALIDATION_DECODERS
 from vox.device import autocast, pick_precision
 from vox.errors import CorpusError
 from vox.hear import device_of, hear

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import soundfile
 
-from evaluate.run import Evaluation
+from evaluate.results import Evaluation
 from vox.audio import read_audio
 from vox.corpus import Utterance
 from vox.errors import AudioError, name_count

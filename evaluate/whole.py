@@ -8,15 +8,16 @@ from dataclasses import replace
 
 import torch
 
-from evaluate.run import Evaluation, Tally, score_tally
+from evaluate.results import Evaluation
 from evaluate.standard import UNCHANGED, Standard
+from evaluate.tally import Tally, score_tally
 from vox.audio import read_audio, read_header
+from vox.audio.mapped import map_audio
 from vox.checkpoint.files import Checkpoint
 from vox.corpus import Utterance
 from vox.decode import SearchOptions
 from vox.errors import AudioError, CorpusError
 from vox.hotword_list import Hotword
-from vox.mapped_audio import map_audio
 from vox.segment import Segment
 from vox.transcribe import Transcriber
 

@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from evaluate.run import Evaluation
+from evaluate.results import Evaluation
 from vox.errors import TextError
 from vox.hotword_list import Hotword, read_hotwords
 from vox.score_hotwords import PhraseCount

@@ -21,7 +21,7 @@ from precompute.prepare import CacheState
 from vox.corpus import Utterance
 from vox.data.batch import AudioBatch
 from vox.data.plan import plan_by_length
-from vox.data.sources import decode_and_hash_batches
+from vox.data.workers import decode_and_hash_batches
 from vox.device import autocast, synchronize
 from vox.disk import free_bytes, nearest_folder
 from vox.progress import format_duration

@@ -26,7 +26,8 @@ from precompute.write import ComputedBatch, Key, WriterThread
 from vox.corpus import Problem
 from vox.data.batch import AudioBatch, AudioFailure
 from vox.data.plan import plan_by_length
-from vox.data.sources import decode_and_hash_batches, map_ahead
+from vox.data.read_ahead import map_ahead
+from vox.data.workers import decode_and_hash_batches
 from vox.device import autocast
 from vox.errors import DeviceError
 from vox.progress import ProgressBar

@@ -41,13 +41,13 @@ def load(
     TextError, each a VoxError of one line.
     """
     from vox.checkpoint.series import find_checkpoint
+    from vox.decoder_names import check_decoders
 
     names: Sequence[str] = [] if decoder is None else [decoder]
-    if names:  # a typo is found before anything is read
-        from vox.decode import make_options
-
-        make_options(names, beam, others=["--nbest"] * (nbest > 1))
-    folder = find_checkpoint(checkpoint).resolve()  # before torch is imported, which takes seconds
+    # Before torch is imported, which takes seconds.
+    if names:
+        check_decoders(names, beam, others=["--nbest"] * (nbest > 1))
+    folder = find_checkpoint(checkpoint).resolve()
 
     from vox.additions import plan_search
     from vox.checkpoint.files import load_recogniser

@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 
 from vox.checkpoint.files import Checkpoint, read_normaliser
-from vox.decode import DEFAULT_SEARCH, GREEDY_DECODERS, SearchOptions, make_options
+from vox.decode import SearchOptions
 from vox.decode.hotwords import make_hotword_scorer
 from vox.decode.scorer import Scorer
+from vox.decoder_names import DEFAULT_SEARCH, GREEDY_DECODERS, check_decoders
 from vox.domain import HOTWORDS, LM, read_domain
 from vox.errors import ConfigError, TextError
 from vox.hotword_list import Hotword, list_lines, parse_hotwords
@@ -151,7 +152,8 @@ def plan_search(
     if width is None:  # at least as wide as the n-best list
         width = max(nbest, SearchOptions.beam if tuned is None else tuned.beam)
     others = ["--nbest"] * (nbest > 1) + (additions.options if domain is None else ["--domain"])
-    options = replace(make_options(names, beam, others=others), beam=width, nbest=nbest)
+    check_decoders(names, beam, others)
+    options = SearchOptions(beam=width, nbest=nbest)
     if tuned is not None:
         options = replace(options, ctc_weight=tuned.ctc_weight, length_bonus=tuned.length_bonus)
     return SearchPlan(names, options, additions, 1.0 if tuned is None else tuned.temperature)

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 from vox.audio import hash_recording
+from vox.audio.mapped import map_audio
 from vox.checkpoint.files import Checkpoint
 from vox.data.batch import AudioBatch
 from vox.decode import (
     Hypothesis,
     Search,
     SearchOptions,
-    check_decoder,
     make_search,
     preferred_decoder,
 )
@@ -29,13 +29,13 @@ from vox.decode.ctc import decode_ctc
 from vox.decode.found import Found
 from vox.decode.scorer import hash_scorer
 from vox.decode.words import time_labels
+from vox.decoder_names import check_decoder
 from vox.device import autocast, pick_precision
 from vox.disk import hash_file
 from vox.errors import AudioError, name_count, name_first
 from vox.hear import device_of, hear
 from vox.hotword_list import Hotword, HotwordMatcher
 from vox.long import DEFAULT_LONGEST_SAMPLES, recognise_long
-from vox.mapped_audio import map_audio
 from vox.model.recogniser import Recogniser
 from vox.partial import PartialFile
 from vox.runs.layout import CHECKSUMS

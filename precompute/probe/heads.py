@@ -18,7 +18,7 @@ from torch.nn import functional
 from precompute.probe.layers import LayerFeatures
 from vox.data.batch import make_feature_batch, make_label_batch
 from vox.data.plan import plan_by_length, plan_epoch
-from vox.data.sources import read_ahead
+from vox.data.read_ahead import read_ahead
 from vox.decode.ctc import greedy_ctc
 from vox.progress import ProgressBar
 from vox.score import score

@@ -18,7 +18,7 @@ from precompute.probe.select import ENGLISH_CHARACTERS, Characters, Selection
 from vox.corpus import Problem
 from vox.data.batch import AudioBatch
 from vox.data.plan import plan_by_length
-from vox.data.sources import decode_batches
+from vox.data.workers import decode_batches
 from vox.device import autocast
 from vox.disk import create_part, name_os_errors, take_blocks
 from vox.progress import ProgressBar

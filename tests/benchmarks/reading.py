@@ -20,7 +20,8 @@ import torch
 from tests.benchmarks.stores import CHANNELS, Fill, all_stores, open_cache, total_bytes
 from vox.check.reading import Features, make_features
 from vox.data.batch import FeatureBatch, RecycledMemory, empty_feature_batch
-from vox.data.sources import CachedSource, map_ahead
+from vox.data.read_ahead import map_ahead
+from vox.data.sources import CachedSource
 
 BATCH_UTTERANCES = 8
 BASELINE = "bare memory map"

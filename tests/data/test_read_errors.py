@@ -108,7 +108,7 @@ def test_what_was_skipped_and_can_be_read_now_is_computed(
 
     features = tmp_path / "features"
     with monkeypatch.context() as patch:
-        patch.setattr("vox.data.sources.read_audio", fail_once)
+        patch.setattr("vox.data.workers.read_audio", fail_once)
         assert main(command(tmp_path, tiny_wavlm_dir, features)) == 0
     shards = {path.name: path.read_bytes() for path in features.rglob("*.h5")}
     capsys.readouterr()

@@ -21,7 +21,8 @@ from train.run import run_training
 from vox.audio import hash_recording, read_audio
 from vox.corpus import load_split
 from vox.data.batch import AudioBatch, make_feature_batch, make_label_batch
-from vox.data.sources import LiveSource, decode_and_hash_batches
+from vox.data.sources import LiveSource
+from vox.data.workers import decode_and_hash_batches
 
 # Trains; at the fifth update it says so, and waits for a line.
 TRAIN_AND_WAIT = """
@@ -136,7 +137,7 @@ def test_a_recording_of_another_length_than_its_header_is_left_out(difference, t
             return waveform
         return np.resize(waveform, len(waveform) + difference)
 
-    monkeypatch.setattr("vox.data.sources.read_audio", read)
+    monkeypatch.setattr("vox.data.workers.read_audio", read)
     ((batch, failures, _),) = decode_and_hash_batches([utterances])
     assert batch.ids == [each.id for each in utterances if each is not wrong]
     assert [failure.id for failure in failures] == [wrong.id]
@@ -155,6 +156,6 @@ def test_a_recording_is_hashed_before_it_is_decoded(tiny_root, tmp_path, monkeyp
         path.write_bytes(path.read_bytes() + b"replaced")
         return waveform
 
-    monkeypatch.setattr("vox.data.sources.read_audio", read_and_replace)
+    monkeypatch.setattr("vox.data.workers.read_audio", read_and_replace)
     ((_, _, hashes),) = decode_and_hash_batches([[replace(utterance, audio_path=copy)]])
     assert hashes == {utterance.id: before} and hash_recording(copy) != before

@@ -12,20 +12,13 @@ import torch
 
 from tests.support.oracles import PairScorer, WordScorer, all_texts, ctc_forward, teacher_forced
 from tests.support.tiny_model import FEATURE_DIM, encoded_alone, make_recogniser, pad
-from vox.decode import (
-    DECODERS,
-    GREEDY_DECODERS,
-    VALIDATION_DECODERS,
-    Hypothesis,
-    SearchOptions,
-    make_options,
-    make_search,
-)
+from vox.decode import DECODERS, Hypothesis, SearchOptions, make_search
 from vox.decode.attention import greedy_attention
 from vox.decode.ctc import min_ctc_frames
 from vox.decode.label_beam import search_labels
 from vox.decode.rescore import score_texts
 from vox.decode.scorer import LengthBonus, Scorers
+from vox.decoder_names import DECODER_NAMES, GREEDY_DECODERS, VALIDATION_DECODERS, check_decoders
 from vox.errors import ConfigError
 from vox.model.decoder import Decoder
 from vox.model.encoded import Encoded
@@ -407,11 +400,12 @@ def test_impossible_options_are_errors(options: dict[str, Any], words: str) -> N
 
 
 def test_a_beam_without_a_search_and_unknown_names_are_errors() -> None:
-    assert make_options(["ctc"], None) == make_options([], None) == SearchOptions()
-    assert make_options(["ctc", "joint"], 3) == SearchOptions(beam=3)
+    assert set(DECODER_NAMES) == DECODERS.keys()
+    check_decoders(["ctc"], None)
+    check_decoders(["ctc", "joint"], 3)
     with pytest.raises(
         ConfigError, match="these decoders are greedy; add --decoder attention_beam or ctc_beam"
     ):
-        make_options(["ctc"], 3)
+        check_decoders(["ctc"], 3)
     with pytest.raises(ConfigError, match="unknown decoder: beam; use attention or attention_beam or ctc"):
-        make_options(["beam"], None)
+        check_decoders(["beam"], None)

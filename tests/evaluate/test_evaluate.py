@@ -12,7 +12,7 @@ import torch
 
 from evaluate.intervals import read_earlier
 from evaluate.report import default_out_dir
-from evaluate.run import Tally, score_tally
+from evaluate.tally import Tally, score_tally
 from tests.support.speech import write_split
 from tests.support.untrained import save_arbitrary_checkpoint, save_go_checkpoint
 from vox.audio import read_header
@@ -238,7 +238,7 @@ def test_everything_computes_in_the_precision_chosen_for_the_device(
 
         return noted
 
-    for module in ("evaluate.run", "vox.transcribe"):
+    for module in ("evaluate.tally", "vox.transcribe"):
         monkeypatch.setattr(f"{module}.pick_precision", lambda name, device: precision)
     monkeypatch.setattr(Recogniser, "encode", note_precision(Recogniser.encode))
     monkeypatch.setattr("vox.decode.ctc.greedy_ctc", note_precision(greedy_ctc))

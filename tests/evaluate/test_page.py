@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from evaluate.calibration import bin_confidences, calibration_error
 from evaluate.intervals import measure_intervals
 from evaluate.page import render_page, split_evenly
-from evaluate.run import DecoderResult, Evaluation
+from evaluate.results import DecoderResult, Evaluation
 from vox.corpus import Utterance
 from vox.decode import SearchOptions
 from vox.score import score

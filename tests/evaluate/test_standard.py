@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from evaluate.run import Tally, score_tally
 from evaluate.standard import WHISPER_ENGLISH, load_standard
+from evaluate.tally import Tally, add_words, score_tally
 from tests.support.speech import write_split
-from tests.support.untrained import save_go_checkpoint
+from tests.support.untrained import make_tokenizer, save_go_checkpoint
 from vox.cli import main
 from vox.config import TextConfig
 from vox.corpus import Utterance
@@ -130,6 +130,32 @@ def test_a_hypothesis_and_a_hotword_become_what_the_reference_becomes() -> None:
     silent = [replace(each, text="Um") for each in utterances]
     with pytest.raises(CorpusError, match=r"no transcript has a word left.*: a;"):
         score_tally("a+b", silent, tally, {}, SearchOptions())
+
+
+def test_listed_words_that_become_equal_are_counted_together(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pytest.importorskip("whisper_normalizer")
+    words = [Hotword(word, (word,)) for word in ("colour", "color", "um", "uh", "plate")]
+    utterance = Utterance("u", Path(), "colour plate, color, colour", "")
+    tally = Tally(
+        texts={"ctc": {"u": "color plate colour"}},
+        truncated={"ctc": []},
+        seconds={"": 0.0, "ctc": 1.0},
+        num_samples=SAMPLE_RATE,
+        standard=load_standard(WHISPER_ENGLISH, ENGLISH),
+    )
+    evaluation = score_tally("s", [utterance], tally, {}, SearchOptions())
+    listed = add_words(evaluation, words, make_tokenizer(), ENGLISH)
+    counts = listed.decoders["ctc"].words
+    assert {word: (c.num_said, c.num_found, c.num_right) for word, c in counts.items()} == {
+        "colour": (3, 2, 2),
+        "um": (0, 0, 0),
+        "uh": (0, 0, 0),
+        "plate": (1, 1, 1),
+    }
+    assert list(listed.word_pieces) == list(counts)
+    assert "counted as colour" in caplog.text
 
 
 def test_a_split_without_a_word_is_found_before_the_work(

@@ -17,7 +17,8 @@ import torch
 
 from tests.support.caches import flip_byte
 from vox.data.batch import FeatureBatch
-from vox.data.sources import CachedSource, map_ahead
+from vox.data.read_ahead import map_ahead
+from vox.data.sources import CachedSource
 from vox.errors import CacheError
 from vox.features.cache import FeatureCache
 from vox.features.fingerprint import Fingerprint

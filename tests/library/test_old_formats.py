@@ -12,7 +12,8 @@ import torch
 from tests.support.speech import make_speech
 from vox.checkpoint.files import load_recogniser
 from vox.data.batch import AudioBatch
-from vox.decode import VALIDATION_DECODERS, SearchOptions, make_search
+from vox.decode import SearchOptions, make_search
+from vox.decoder_names import VALIDATION_DECODERS
 from vox.hear import hear
 
 OLD = Path(__file__).resolve().parents[1] / "old_formats"

@@ -13,7 +13,8 @@ from tests.support.speech import make_speech
 from tests.support.untrained import save_go_checkpoint
 from vox.checkpoint.files import load_recogniser
 from vox.cli import main
-from vox.decode import DECODERS, VALIDATION_DECODERS, Hypothesis
+from vox.decode import DECODERS, Hypothesis
+from vox.decoder_names import VALIDATION_DECODERS
 from vox.errors import AudioError
 from vox.transcribe import Transcriber
 from vox.units import SAMPLE_RATE

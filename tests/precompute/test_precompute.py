@@ -123,7 +123,7 @@ def test_a_second_run_does_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in features.glob("*/**/*")}
-    monkeypatch.delattr("vox.data.sources.read_audio")  # an attempt to decode would be a NameError
+    monkeypatch.delattr("vox.data.workers.read_audio")  # an attempt to decode would be a NameError
     assert main(command(tiny_root, tiny_wavlm_dir, features)) == 0
     assert "nothing to do" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in features.glob("*/**/*")} == before
@@ -260,7 +260,7 @@ def test_trouble_in_a_worker_is_one_line(
     decode: Callable[[Path], np.ndarray],
     message: str,
 ) -> None:
-    monkeypatch.setattr("vox.data.sources.read_audio", decode)
+    monkeypatch.setattr("vox.data.workers.read_audio", decode)
     assert main(command(tiny_root, tiny_wavlm_dir, tmp_path, "--workers", "1")) == 2
     *_, line = capsys.readouterr().err.splitlines()
     assert re.fullmatch(f"vox: error: {message}.*", line)
@@ -282,8 +282,8 @@ def test_workers_do_without_shared_memory(
             received.append(type(item.waveforms_BS))
             yield item
 
-    monkeypatch.setattr("vox.data.sources._explain_dead_workers", watch)
-    monkeypatch.setattr("vox.data.sources.MIN_SHARED_BYTES", 1 << 60)
+    monkeypatch.setattr("vox.data.workers._explain_dead_workers", watch)
+    monkeypatch.setattr("vox.data.workers.MIN_SHARED_BYTES", 1 << 60)
     assert main(command(tiny_root, tiny_wavlm_dir, tmp_path, "--workers", "1")) == 0
     assert set(received) == {np.ndarray}  # pickled into a pipe, unlike tensors
     assert read_files(tmp_path) == read_files(features)

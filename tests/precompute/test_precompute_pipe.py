@@ -118,7 +118,7 @@ def slowly(call: Callable) -> Callable:
 @pytest.mark.parametrize(
     ("target", "is_slow"),
     [
-        ("vox.data.sources.read_audio", (True, False)),
+        ("vox.data.workers.read_audio", (True, False)),
         ("vox.features.writer.ShardWriter.write", (False, True)),
         ("tests.precompute.test_precompute_pipe.LoudnessFeatures.forward", (False, False)),
     ],

@@ -253,6 +253,23 @@ def test_no_command_imports_torch_before_it_runs() -> None:
     assert not loaded & {"torch", "torchaudio", "transformers", "h5py"}
 
 
+def test_a_wrong_checkpoint_and_a_wrong_decoder_are_found_before_torch_is_imported() -> None:
+    loaded = loaded_modules(
+        "import vox, vox.cli, vox.errors\n"
+        "for checkpoint, decoder in (('nowhere', 'ctc'), (None, 'beam')):\n"
+        "    try:\n"
+        "        vox.load(checkpoint, decoder=decoder)\n"
+        "    except vox.errors.VoxError as error:\n"
+        "        assert (checkpoint or 'unknown decoder') in str(error), error\n"
+        "    else:\n"
+        "        raise AssertionError\n"
+        "sys.stderr = open('/dev/null', 'w')\n"
+        "words = ['evaluate', '--split', 's', '--decoder', 'ctc', '--checkpoint', 'nowhere']\n"
+        "assert vox.cli.main(words) == 2"
+    )
+    assert "vox.checkpoint.series" in loaded and "torch" not in loaded
+
+
 def test_nothing_that_is_read_is_executed() -> None:
     """Checkpoints, configs and caches may come from others: torch.load must be restricted to data."""
     for package in PACKAGES:

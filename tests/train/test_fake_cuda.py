@@ -23,7 +23,8 @@ from train.update.schedule import build_optimizer, set_learning_rate
 from train.update.step import LabelTotals, StepSettings, run_update, wrap_losses
 from vox.config import AugmentConfig, ModelConfig, OptimizerConfig
 from vox.data.batch import AudioBatch, FeatureBatch, LabelBatch, make_label_batch
-from vox.decode import VALIDATION_DECODERS, SearchOptions, make_search
+from vox.decode import SearchOptions, make_search
+from vox.decoder_names import VALIDATION_DECODERS
 from vox.device import autocast, pick_precision
 from vox.model.recogniser import Recogniser
 from vox.text import Tokenizer

@@ -137,7 +137,7 @@ def test_l2_sp_is_a_loss_on_the_way_from_the_start_weights(tiny_wavlm_dir):
     start = {name: p.detach() + 0.1 * torch.randn_like(p) for name, p in learning.items()}
     features, labels = make_split()
     batch, totals = make_batch(features, labels, [0, 1], torch.float64), LabelTotals(9, 11)
-    settings = StepSettings(torch.device("cpu"), torch.float64, 0.3, 0.1, math.inf, augment=None)
+    settings = StepSettings(torch.device("cpu"), torch.float32, 0.3, 0.1, math.inf, augment=None)  # not mixed
     losses, scaler = wrap_losses(recogniser, Ranks()), torch.amp.GradScaler("cpu", enabled=False)
 
     def gradient_with(l2_sp: L2Sp | None) -> torch.Tensor:

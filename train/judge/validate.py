@@ -16,7 +16,8 @@ from train.update.step import compute_losses
 from vox.bootstrap import find_upper_ends
 from vox.data.batch import AudioBatch, FeatureBatch
 from vox.data.plan import plan_by_length
-from vox.decode import VALIDATION_DECODERS, SearchOptions, make_search
+from vox.decode import SearchOptions, make_search
+from vox.decoder_names import VALIDATION_DECODERS
 from vox.device import autocast
 from vox.errors import AudioError
 from vox.hear import count_frames, hear

@@ -15,7 +15,7 @@ import soundfile
 import torch
 
 import vox
-from vox.data.sources import MIN_SHARED_BYTES, SHARED_MEMORY
+from vox.data.workers import MIN_SHARED_BYTES, SHARED_MEMORY
 from vox.disk import free_bytes
 
 GIGABYTE = 1e9

@@ -7,7 +7,7 @@ rescore         CTC's n-best, ordered by CTC and the attention decoder
 joint           beam search with the attention decoder and CTC prefix scores
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,21 +19,16 @@ from vox.decode.label_beam import search_labels
 from vox.decode.options import SearchOptions
 from vox.decode.rescore import rescore
 from vox.decode.scorer import LengthBonus
-from vox.errors import ConfigError
+from vox.decoder_names import VALIDATION_DECODERS, check_decoder
 from vox.model.encoded import Encoded
 from vox.model.recogniser import Recogniser
 from vox.text import Tokenizer
 
 __all__ = [
     "DECODERS",
-    "DEFAULT_SEARCH",
-    "GREEDY_DECODERS",
-    "VALIDATION_DECODERS",
     "Hypothesis",
     "Search",
     "SearchOptions",
-    "check_decoder",
-    "make_options",
     "make_search",
     "preferred_decoder",
 ]
@@ -53,6 +48,7 @@ def _search_labels(
     return search_labels(recogniser.decoder, encoded, limits_B, options, ctc_weight)
 
 
+# Their names are vox/decoder_names.py's.
 DECODERS: dict[str, Callable[[Recogniser, Encoded, SearchOptions], list[list[Hypothesis]]]] = {
     "ctc": lambda recogniser, encoded, _: [[found] for found in decode_ctc(recogniser, encoded)],
     "attention": lambda recogniser, encoded, _: [[found] for found in decode_attention(recogniser, encoded)],
@@ -63,34 +59,6 @@ DECODERS: dict[str, Callable[[Recogniser, Encoded, SearchOptions], list[list[Hyp
         recogniser, encoded, options, options.ctc_weight
     ),
 }
-GREEDY_DECODERS = ("ctc", "attention")  # these take no options
-DEFAULT_SEARCH = "rescore"  # used if an option needs a search and no decoder is named
-# Validation runs these, and they define `best`. Separate from DECODERS: adding a decoder must change neither.
-VALIDATION_DECODERS = ("ctc", "attention")
-
-
-def check_decoder(name: str) -> None:
-    """Raise ConfigError, listing the known decoders, if the name is not one of them."""
-    if name not in DECODERS:
-        raise ConfigError("unknown decoder", where=name, remedy=f"use {' or '.join(sorted(DECODERS))}")
-
-
-def make_options(names: Sequence[str], beam: int | None, others: Sequence[str] = ()) -> SearchOptions:
-    """Return the search options for a command line that names these decoders (empty: the default decoder).
-
-    others: given command-line options that need a search. Raises ConfigError for an unknown decoder, and
-    for a beam or one of `others` if every decoder is greedy.
-    """
-    for name in names:
-        check_decoder(name)
-    given = ["--beam"] * (beam is not None) + [*others]
-    if given and not set(names) - set(GREEDY_DECODERS):
-        searches = " or ".join(sorted(DECODERS.keys() - set(GREEDY_DECODERS)))
-        raise ConfigError(
-            f"{given[0]} is for a search, and these decoders are greedy",
-            remedy=f"add --decoder {searches}",
-        )
-    return SearchOptions() if beam is None else SearchOptions(beam=beam)
 
 
 def make_search(name: str, options: SearchOptions, tokenizer: Tokenizer) -> Search:

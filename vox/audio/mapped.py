@@ -4,7 +4,6 @@ Shape suffixes: S samples, C channels.
 """
 
 import io
-import logging
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,21 +11,12 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from vox.audio import (
-    CANCELLED_ENERGY,
-    UNKNOWN_LENGTH,
-    Source,
-    check_size,
-    open_sound,
-    read_blocks,
-    read_twice,
-)
+from vox.audio.channels import Energies
+from vox.audio.header_sizes import Source, check_size
+from vox.audio.sound_file import UNKNOWN_LENGTH, check_finite, open_sound, read_blocks, read_twice
 from vox.disk import name_os_errors
-from vox.errors import AudioError
 from vox.resample import resample_blocks
 from vox.units import SAMPLE_RATE
-
-log = logging.getLogger(__name__)
 
 MAX_HELD_SAMPLES = 10 * 60 * SAMPLE_RATE  # 38 MB; more are written to a file
 
@@ -47,15 +37,12 @@ def map_audio(path: Path | str) -> np.ndarray:
 
 def _decode(source: Source, path: Path | str) -> tuple[np.ndarray, int]:
     """Return the mean of the channels, or the loudest where they cancel each other; and the file's rate."""
-    energies = _Energies()
+    energies = Energies()
     with open_sound(source, path) as sound:
         mixed_S = _collect(energies.mix(block_SC) for block_SC in _read_checked(sound, source, path))
         num_channels, rate = sound.channels, sound.samplerate
     if num_channels > 1 and energies.cancel():
-        loudest = int(energies.by_channel_C.argmax())
-        log.warning(
-            "%s: its channels cancel each other; channel %d (counted from 0) is used alone", path, loudest
-        )
+        loudest = energies.pick_loudest(path)
         if isinstance(source, io.BytesIO):
             source.seek(0)
         with open_sound(source, path) as sound:
@@ -68,30 +55,8 @@ def _read_checked(sound: soundfile.SoundFile, source: Source, path: Path | str) 
     check_size(sound, source, path)
     count = None if sound.frames >= UNKNOWN_LENGTH else sound.frames
     for block_SC in read_blocks(sound, path, count=count):
-        if not np.isfinite(block_SC).all():
-            raise AudioError("samples that are NaN or infinite", where=path, remedy="write the file again")
+        check_finite(block_SC, path)
         yield block_SC
-
-
-class _Energies:
-    """Sums of squares over the blocks of a recording: of each channel, and of the channels' mean."""
-
-    def __init__(self) -> None:
-        self.by_channel_C: np.ndarray = np.zeros(1)
-        self.of_mean = 0.0
-
-    def mix(self, block_SC: np.ndarray) -> np.ndarray:
-        """Count a block and return the mean of its channels."""
-        if block_SC.shape[1] == 1:
-            return block_SC[:, 0]
-        mixed_S: np.ndarray = block_SC.mean(axis=1)
-        self.of_mean += float(np.square(mixed_S, dtype=np.float64).sum())
-        self.by_channel_C = self.by_channel_C + np.square(block_SC, dtype=np.float64).sum(axis=0)
-        return mixed_S
-
-    def cancel(self) -> bool:
-        """Say what `vox.audio.channels_cancel` says of the whole."""
-        return self.of_mean < CANCELLED_ENERGY * self.by_channel_C.sum() / len(self.by_channel_C) ** 2
 
 
 def _collect(blocks: Iterable[np.ndarray]) -> np.ndarray:

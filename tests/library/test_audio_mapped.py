@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import soundfile
 
-import vox.audio
-import vox.mapped_audio
+import vox.audio.mapped
+import vox.audio.sound_file
 import vox.resample
 from vox.audio import read_audio
+from vox.audio.mapped import map_audio
 from vox.errors import AudioError
-from vox.mapped_audio import map_audio
 from vox.resample import resample, resample_blocks
 from vox.units import SAMPLE_RATE
 
@@ -25,9 +25,9 @@ from vox.units import SAMPLE_RATE
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Make a second of audio long, and return the folder for temporary files."""
-    monkeypatch.setattr(vox.audio, "BLOCK_SAMPLES", 5_000)
+    monkeypatch.setattr(vox.audio.sound_file, "BLOCK_SAMPLES", 5_000)
     monkeypatch.setattr(vox.resample, "BLOCK_SAMPLES", 7_000)
-    monkeypatch.setattr(vox.mapped_audio, "MAX_HELD_SAMPLES", 12_000)
+    monkeypatch.setattr(vox.audio.mapped, "MAX_HELD_SAMPLES", 12_000)
     folder = tmp_path / "tmp"
     folder.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(folder))

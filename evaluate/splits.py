@@ -1,0 +1,38 @@
+"""The utterances of the splits to evaluate on."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from evaluate.standard import Standard
+from vox.corpus import Utterance, load_split_and_problems
+from vox.errors import CorpusError
+from vox.text import ENGLISH
+
+
+def load_splits(
+    root: Path, splits: Sequence[str], *, skip_bad: bool, normalise: Callable[[str], str] = ENGLISH
+) -> tuple[list[Utterance], dict[str, str]]:
+    """List the utterances of splits that can be used, and why others cannot, by id.
+
+    Of several splits an id is `<split>/<id>`. Raises CorpusError as `load_split_and_problems` does.
+    """
+    utterances: list[Utterance] = []
+    left_out: dict[str, str] = {}
+    for split in splits:
+        found, problems = load_split_and_problems(root, split, skip_bad=skip_bad, normalise=normalise)
+        prefix = f"{split}/" if len(splits) > 1 else ""
+        utterances += [replace(each, id=prefix + each.id, split=split) for each in found]
+        left_out |= {prefix + problem.name: problem.reason for problem in problems}
+    return utterances, left_out
+
+
+def check_words(utterances: Sequence[Utterance], standard: Standard) -> None:
+    """Raise CorpusError naming a split of which the standard leaves no word to score against."""
+    with_words = {each.split for each in utterances if standard.apply(each.text)}
+    if without := sorted({each.split for each in utterances} - with_words):
+        raise CorpusError(
+            f"no transcript has a word left after --normalise {standard.name}",
+            where=without[0] or None,
+            remedy="leave the option out",
+        )
