@@ -28,9 +28,19 @@ def load_splits(
 
 
 def check_words(utterances: Sequence[Utterance], standard: Standard) -> None:
-    """Raise CorpusError naming a split of which the standard leaves no word to score against."""
-    with_words = {each.split for each in utterances if standard.apply(each.text)}
-    if without := sorted({each.split for each in utterances} - with_words):
+    """Raise CorpusError if there is no word to score against, or none is left of a split by the standard.
+
+    Nothing needs to be spoken in some of the splits.
+    """
+    spoken = [each for each in utterances if each.text]
+    with_words = {each.split for each in spoken if standard.apply(each.text)}
+    if not spoken:
+        raise CorpusError(
+            "nothing is spoken here, so there is no error rate",
+            where=", ".join(sorted({each.split for each in utterances})) or None,
+            remedy="evaluate it together with a split of speech: another --split",
+        )
+    if without := sorted({each.split for each in spoken} - with_words):
         raise CorpusError(
             f"no transcript has a word left after --normalise {standard.name}",
             where=without[0] or None,
