@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from evaluate.standard import Standard
-from vox.corpus import Utterance, load_split_and_problems
+from vox.corpus import Utterance, load_split_and_problems, refuse_without_words
 from vox.errors import CorpusError
 from vox.text import ENGLISH
 
@@ -32,14 +32,9 @@ def check_words(utterances: Sequence[Utterance], standard: Standard) -> None:
 
     Nothing needs to be spoken in some of the splits.
     """
+    refuse_without_words(", ".join(sorted({each.split for each in utterances})), utterances)
     spoken = [each for each in utterances if each.text]
     with_words = {each.split for each in spoken if standard.apply(each.text)}
-    if not spoken:
-        raise CorpusError(
-            "nothing is spoken here, so there is no error rate",
-            where=", ".join(sorted({each.split for each in utterances})) or None,
-            remedy="evaluate it together with a split of speech: another --split",
-        )
     if without := sorted({each.split for each in spoken} - with_words):
         raise CorpusError(
             f"no transcript has a word left after --normalise {standard.name}",

@@ -168,16 +168,6 @@ def label_split(
     return TrainingSplit(name, utterances, labels, source)
 
 
-def refuse_without_words(dev: TrainingSplit) -> None:
-    """Raise CorpusError if nothing is spoken in a dev split: it has no error rate."""
-    if not dev.word_counts:
-        raise CorpusError(
-            "nothing is spoken in the dev split, so it has no error rate",
-            where=dev.name,
-            remedy="name a split with speech too: another --dev-split",
-        )
-
-
 def command_for(options: TrainOptions, split: str, fingerprint: Fingerprint) -> str:
     """Write the command that makes the cache that a run with these options reads."""
     return precompute_command(

@@ -211,8 +211,9 @@ def test_words_that_are_heard_where_nothing_is_spoken_are_counted(
     assert ["noise", "0", "1", "heard"] in table and ["total", "2", "100.00"] in table
     report = json.loads((own_root / "heard" / "report.json").read_text())
     assert report["splits"]["noise"]["decoders"]["ctc"]["wer"] is None
-    assert main([*arguments, "--split", "noise"]) == 2
-    assert "nothing is spoken here" in capsys.readouterr().err
+    for command in (arguments, ["tune", *arguments[1:5]]):
+        assert main([*command, "--split", "noise"]) == 2
+        assert "nothing is spoken in this split" in capsys.readouterr().err
 
 
 def test_evaluate_and_transcribe_hear_the_same(
