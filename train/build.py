@@ -150,10 +150,16 @@ def _count_words(options: TrainOptions, train: TrainingSplit, origin: Checkpoint
 
 
 def choose_trainable(recogniser: Recogniser, config: Config, *, cached: bool) -> None:
-    """Set what learns: everything above WavLM, the mix unless its output is cached, the unfrozen layers."""
+    """Set what learns: everything above WavLM, the mix unless its output is cached, the unfrozen layers.
+
+    Or the decoder alone (adapt.learns).
+    """
     recogniser.requires_grad_(True)
     recogniser.extractor.wavlm.freeze_except(config.train.unfreeze_layers)
     recogniser.extractor.mix.requires_grad_(not cached or _cached_layer(config) is not None)
+    if config.adapt.learns == "decoder":
+        recogniser.requires_grad_(False)
+        recogniser.decoder.requires_grad_(True)
 
 
 def count_trainable(recogniser: Recogniser) -> int:

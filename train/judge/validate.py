@@ -54,6 +54,11 @@ class DevResult:
         """Return the weighted dev loss."""
         return ctc_weight * self.ctc + (1 - ctc_weight) * self.attention
 
+    def of_attention_alone(self) -> "DevResult":
+        """Return this without CTC's WERs, which hide what is forgotten where CTC does not learn."""
+        wer, upper = ({k: v for k, v in each.items() if k != "ctc"} for each in (self.wer, self.wer_upper))
+        return replace(self, wer=wer, wer_upper=upper)
+
     @property
     def rank(self) -> tuple[float, float]:
         """The key that orders results: see `rank_result`."""
@@ -148,7 +153,10 @@ def validate_run(run: Run, is_stopped: Callable[[], bool] = lambda: False) -> De
         if parts.source_dev is None:
             return result
         is_first = run.progress.promise is None  # its interval becomes the limit
-        return replace(result, source=validate_split(split=parts.source_dev, with_intervals=is_first))
+        source = validate_split(split=parts.source_dev, with_intervals=is_first)
+        if parts.config.adapt.learns == "decoder":
+            source = source.of_attention_alone()
+        return replace(result, source=source)
 
 
 def validate(
