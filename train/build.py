@@ -2,24 +2,22 @@
 
 import logging
 from collections import Counter
-from collections.abc import Collection
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 
 from train.adapt import add_replay, check_source_dev, name_source
 from train.inputs import find_origin
-from train.joined import join_names, leave_out_by_length, open_dev_splits, open_splits, repeat_utterances
+from train.joined import join_names, repeat_utterances
 from train.options import TrainOptions
 from train.ranks import Ranks
-from train.splits import TrainingSplit, label_split
+from train.reader import Reader
+from train.splits import TrainingSplit
 from train.stages import find_stage
 from vox.checkpoint.files import Checkpoint, load_recogniser, read_words
 from vox.checkpoint.series import find_last
-from vox.config import Config, DataConfig, TextConfig
-from vox.corpus import Utterance
-from vox.data.sources import Source
+from vox.config import Config, TextConfig
+from vox.corpus import Utterance, refuse_without_words
 from vox.errors import CacheError, CheckpointError, ConfigError
 from vox.features.fingerprint import Fingerprint, make_fingerprint
 from vox.model.recogniser import Recogniser
@@ -74,55 +72,41 @@ def build_parts(options: TrainOptions, config: Config, device: torch.device, ran
     """
     torch.manual_seed(config.train.seed)
     origin = _load_origin(options, ranks)
-    config, extractor = _start_from(origin, options, config)
+    config, extractor = _begin(options, config, origin)
     options = replace(options, wavlm=config.features.wavlm)  # also where a config or a checkpoint names it
     cached_layer = _cached_layer(config) if options.cached else None
     fingerprint = _wanted_fingerprint(options, config, extractor, origin) if options.cached else None
-    normalise, workers, pin = Normaliser(config.text), config.data.workers, device.type == "cuda"
-    open_train = partial(
-        open_splits, options, fingerprint=fingerprint, workers=workers, pin=pin, normalise=normalise
-    )
-    open_dev = partial(
-        open_dev_splits, options, fingerprint=fingerprint, workers=workers, pin=pin, normalise=normalise
-    )
+    reader = Reader(options, config, fingerprint, extractor.wavlm.num_frames, pin=device.type == "cuda")
     weights = config.data.train_weights
-    opened = open_train(tuple(weights), speeds=config.data.speeds)
-    opened_dev = open_dev(config.data.dev_split)
+    train_opened = reader.open(tuple(weights), speeds=config.data.speeds)
+    dev_opened = reader.open_dev(config.data.dev_split)
     if origin is None:
         with ranks.first_goes_first():
-            config, tokenizer = _make_tokenizer(options, config, opened[0], normalise)
+            config, tokenizer = _make_tokenizer(options, config, train_opened[0], reader.normaliser)
         recogniser = Recogniser(config.model, extractor)
     else:
         recogniser, tokenizer = origin.recogniser, origin.tokenizer
     choose_trainable(recogniser, config, cached=options.cached)
-    label = partial(_label, options, recogniser, tokenizer)
-    label_train = partial(label, data=config.data)
-    train = repeat_utterances(label_train(weights, opened), weights)
-    dev = label(config.data.dev_split, opened_dev)
-    source_dev, adapt = None, config.adapt
+    train = repeat_utterances(reader.label_train(weights, train_opened, tokenizer), weights)
+    dev = reader.label(config.data.dev_split, dev_opened, tokenizer)
+    source_dev = None
     if find_stage(options.stage).adapts:
-        assert adapt.replay_split is not None and adapt.source_dev_split is not None
-        if adapt.replay:
-            train = add_replay(train, label_train(adapt.replay_split, open_train(adapt.replay_split)))
-        _announce_replay(join_names(adapt.replay_split), adapt.replay)
-        source_dev = label(adapt.source_dev_split, open_dev(adapt.source_dev_split))
+        train, source_dev = _add_source(train, config, reader, tokenizer)
+    for each in filter(None, (dev, source_dev)):
+        refuse_without_words(each.name, each.utterances)
     recogniser = recogniser.to(device)
     if not ranks.is_first:  # the weights are the same everywhere, dropout is not
         torch.manual_seed(config.train.seed + ranks.rank)
-    words = train.word_counts
-    if source_dev is not None and origin is not None and not train.num_replayed:
-        # What it was trained on before it still knows. The checkpoint of a resumed run counts both.
-        old = Counter(read_words(origin.folder))
-        words = dict(sorted((old if options.resume else old + Counter(words)).items()))
+    words = _count_words(options, train, origin)
     return Parts(
         config, recogniser, tokenizer, train, dev, source_dev, words, origin, fingerprint, cached_layer
     )
 
 
-def _start_from(
-    origin: Checkpoint | None, options: TrainOptions, config: Config
+def _begin(
+    options: TrainOptions, config: Config, origin: Checkpoint | None
 ) -> tuple[Config, FeatureExtractor]:
-    """Return the config with what a checkpoint decides, and its WavLM; from scratch the config's."""
+    """Return the config, with what the checkpoint decides, and WavLM: the checkpoint's, if there is one."""
     if origin is None:
         check_config_fits(config)
         return config, build_extractor(config.features.wavlm, config.features.layers)
@@ -134,47 +118,48 @@ def _start_from(
     return config, origin.recogniser.extractor
 
 
-def _label(
-    options: TrainOptions,
-    recogniser: Recogniser,
-    tokenizer: Tokenizer,
-    splits: Collection[str],
-    opened: tuple[list[Utterance], Source],
-    data: DataConfig | None = None,
-) -> TrainingSplit:
-    """Label opened splits. data: for splits to train on; it may leave out utterances by length."""
-    utterances, source = opened
-    left_out: dict[str, float] = {}
-    if data is not None:
-        utterances, left_out = leave_out_by_length(join_names(splits), utterances, data)
-    split = label_split(
-        join_names(splits),
-        utterances,
-        source,
-        tokenizer,
-        recogniser.extractor.wavlm.num_frames,
-        skip_bad=options.skip_bad,
-        spare_frames=int(data is not None and bool(data.concatenate)),
-    )
-    return replace(split, left_out=left_out)
-
-
-def _announce_replay(source: str, replay: float) -> None:
-    if replay:
-        log.info("replaying %s: %g seconds of it per second", source, replay)
+def _add_source(
+    train: TrainingSplit, config: Config, reader: Reader, tokenizer: Tokenizer
+) -> tuple[TrainingSplit, TrainingSplit]:
+    """Add what is replayed to a target; return it, and the dev split that measures what is forgotten."""
+    adapt = config.adapt
+    assert adapt.replay_split is not None and adapt.source_dev_split is not None
+    if adapt.replay:
+        source = reader.label_train(adapt.replay_split, reader.open(adapt.replay_split), tokenizer)
+        train = add_replay(train, source)
+        log.info("replaying %s: %g seconds of it per second", source.name, adapt.replay)
     else:
         log.warning(
-            "NO REPLAY: nothing of %s is heard, and it may be forgotten; weights that forget it are not kept "
-            "as best",
-            source,
+            "NO REPLAY: nothing of %s is heard, and it may be forgotten; weights that forget it are not "
+            "kept as best",
+            join_names(adapt.replay_split),
         )
+    opened = reader.open_dev(adapt.source_dev_split)
+    return train, reader.label(adapt.source_dev_split, opened, tokenizer)
+
+
+def _count_words(options: TrainOptions, train: TrainingSplit, origin: Checkpoint | None) -> dict[str, int]:
+    """Count an epoch's words; in stage 3 without replay add those of the checkpoint, which still knows them.
+
+    The checkpoint of a resumed run counts both.
+    """
+    if origin is None or not find_stage(options.stage).adapts or train.num_replayed:
+        return train.word_counts
+    old = Counter(read_words(origin.folder))
+    return dict(sorted((old if options.resume else old + Counter(train.word_counts)).items()))
 
 
 def choose_trainable(recogniser: Recogniser, config: Config, *, cached: bool) -> None:
-    """Set what learns: everything above WavLM, the mix unless its output is cached, the unfrozen layers."""
+    """Set what learns: everything above WavLM, the mix unless its output is cached, the unfrozen layers.
+
+    Or the decoder alone (adapt.learns).
+    """
     recogniser.requires_grad_(True)
     recogniser.extractor.wavlm.freeze_except(config.train.unfreeze_layers)
     recogniser.extractor.mix.requires_grad_(not cached or _cached_layer(config) is not None)
+    if config.adapt.learns == "decoder":
+        recogniser.requires_grad_(False)
+        recogniser.decoder.requires_grad_(True)
 
 
 def count_trainable(recogniser: Recogniser) -> int:

@@ -35,9 +35,9 @@ _TRANSCRIPT_SUFFIX = ".trans.txt"
 class Utterance:
     """One recording (or a segment of one) and what is said in it.
 
-    text: normalised. speaker: "" if a manifest does not say. num_samples: at 16 kHz after conversion;
-    None until the header is read. speed: at which the recording is played. segment: None for all of it.
-    split: that it is of; "" where only one is read.
+    text: normalised; "" if nothing is spoken. speaker: "" if a manifest does not say. num_samples: at 16 kHz
+    after conversion; None until the header is read. speed: at which the recording is played. segment: None
+    for all of it. split: that it is of; "" where only one is read.
     """
 
     id: str
@@ -75,15 +75,22 @@ class _Reading:
         self.problems.append(Problem(escape_surrogates(str(name)), escape_surrogates(reason)))
 
     def add(
-        self, name: str, audio_path: Path, text: str, speaker: str, segment: Segment | None = None
+        self,
+        name: str,
+        audio_path: Path,
+        text: str,
+        speaker: str,
+        segment: Segment | None = None,
+        *,
+        is_speech: bool = True,
     ) -> None:
         if _has_unwritable(name):
             return self.reject(ascii(name), "an id with control characters or half a surrogate pair")
         try:
-            normalised = self.normalise(text)
+            normalised = self.normalise(text) if is_speech else ""
         except VoxError as error:
             return self.reject(name, str(error))
-        if not normalised:
+        if is_speech and not normalised:
             return self.reject(name, "empty transcript")
         self.num_texts_changed += normalised.lower() != " ".join(text.lower().split())
         if isinstance(self.normalise, Normaliser):
@@ -253,6 +260,16 @@ def _probe(
     return probed, problems, headers
 
 
+def refuse_without_words(split: str, utterances: Sequence[Utterance]) -> None:
+    """Raise CorpusError if nothing is spoken in a split: it has no error rate."""
+    if not any(utterance.text for utterance in utterances):
+        raise CorpusError(
+            "nothing is spoken in this split, so it has no error rate",
+            where=split,
+            remedy="name a split of speech, alone or beside it",
+        )
+
+
 def find_split(root: Path | str, split: str) -> Path:
     """Return a split's folder or manifest; raise CorpusError if it is missing or exists in both layouts."""
     root = Path(root)
@@ -403,7 +420,7 @@ def _read_manifest(manifest_path: Path, reading: _Reading) -> None:
         audio_path = manifest_path.parent / entry.audio
         name = entry.id or ""
         if _has_unwritable(name) or os.path.isfile(audio_path):  # noqa: PTH113 - half the time
-            reading.add(name, audio_path, entry.text, entry.speaker, entry.segment)
+            reading.add(name, audio_path, entry.text, entry.speaker, entry.segment, is_speech=entry.is_speech)
         else:
             reading.reject(name, f"transcript without audio: {audio_path}")
 

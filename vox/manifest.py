@@ -20,17 +20,22 @@ _REFUSED_KEYS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line of a manifest. id: None if the line has none."""
+    """One line of a manifest.
+
+    id: None if the line has none. is_speech: False if nothing is spoken in it; the text is empty then.
+    """
 
     audio: str
     text: str
     id: str | None = None
     speaker: str = ""
     segment: Segment | None = None
+    is_speech: bool = True
 
     def to_line(self) -> str:
         """Format the entry as a line, without absent keys."""
-        fields: dict[str, Any] = {"audio": self.audio, "text": self.text}
+        fields: dict[str, Any] = {"audio": self.audio}
+        fields |= {"text": self.text} if self.is_speech else {"speech": False}
         if self.id is not None:
             fields["id"] = self.id
         if self.speaker:
@@ -63,6 +68,7 @@ def parse_entry(line: str) -> Entry:
     unread = sorted(key for key in _REFUSED_KEYS & entry.keys() if entry[key] not in (None, 0))
     if unread:
         raise ValueError(f"`{unread[0]}` is not understood; a part of a recording is `offset` and `duration`")
+    is_speech = _parse_speech(entry)
     for key, kinds in (("audio", (str,)), ("text", (str,)), ("id", (str, int)), ("speaker", (str, int))):
         value = entry.get(key)
         if value is None and key in ("id", "speaker"):
@@ -72,7 +78,20 @@ def parse_entry(line: str) -> Entry:
     if "://" in entry["audio"]:
         raise ValueError("`audio` is an address; fetch the file first and give its path")
     name = str(entry["id"]) if "id" in entry else None
-    return Entry(entry["audio"], entry["text"], name, str(entry.get("speaker", "")), _parse_segment(entry))
+    speaker, segment = str(entry.get("speaker", "")), _parse_segment(entry)
+    return Entry(entry["audio"], entry["text"], name, speaker, segment, is_speech)
+
+
+def _parse_speech(entry: dict[str, Any]) -> bool:
+    """Return what `speech` says; give a line without speech its empty text."""
+    if entry.get("speech") not in (None, True, False):
+        raise ValueError("`speech` is not true or false")
+    if entry.get("speech") is not False:
+        return True
+    if entry.get("text") not in (None, ""):
+        raise ValueError("`speech` is false, and `text` is not empty")
+    entry["text"] = ""
+    return False
 
 
 def _parse_segment(entry: dict[str, Any]) -> Segment | None:

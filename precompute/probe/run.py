@@ -24,7 +24,7 @@ from precompute.probe.report import (
     results_to_json,
 )
 from precompute.probe.select import Characters, Selection, choose_characters, select_utterances
-from vox.corpus import load_split
+from vox.corpus import load_split, refuse_without_words
 from vox.device import pick_device
 from vox.disk import check_space, format_gb, free_bytes, remove_leftovers, write_whole
 from vox.errors import CacheError, ConfigError, CorpusError, name_count
@@ -157,6 +157,7 @@ def measure_layers(
 def _select(options: ProbeOptions, split: str, hours: float) -> Selection:
     utterances = load_split(options.root, split, skip_bad=options.skip_bad, normalise=options.normalise)
     selection = select_utterances(split, utterances, hours, options.seed)
+    refuse_without_words(split, selection.utterances)
     if selection.too_short:
         count = name_count(len(selection.too_short), "utterance")
         log.warning("%s: %s left out, too short:", split, count)

@@ -153,6 +153,27 @@ def test_manifest_is_read_with_its_defaults(tmp_path: Path) -> None:
     assert [u.num_samples for u in probe_audio(utterances)[0]] == [8000, 8000]
 
 
+def test_a_manifest_marks_recordings_without_speech(tmp_path: Path) -> None:
+    write_audio(tmp_path / "a.wav")
+    lines: list[dict[str, object] | str] = [
+        {"audio": "a.wav", "speech": False, "id": "noise"},
+        {"audio": "a.wav", "speech": False, "text": "", "id": "music"},
+        {"audio": "a.wav", "speech": True, "text": "go", "id": "spoken"},
+        {"audio": "a.wav", "speech": None, "text": "go", "id": "unmarked"},
+    ]
+    write_manifest(tmp_path, lines)
+    utterances, problems = read_split(tmp_path, "s")
+    assert problems == []
+    assert {u.id: u.text for u in utterances} == {"noise": "", "music": "", "spoken": "go", "unmarked": "go"}
+    write_manifest(
+        tmp_path,
+        [{"audio": "a.wav", "speech": False, "text": "go"}, {"audio": "a.wav", "speech": "no", "text": "go"}],
+    )
+    found = problems_of(tmp_path)
+    assert "`speech` is false, and `text` is not empty" in found["s.jsonl line 1"]
+    assert "`speech` is not true or false" in found["s.jsonl line 2"]
+
+
 def test_manifest_problems_are_named(tmp_path: Path) -> None:
     write_audio(tmp_path / "a.wav")
     write_audio(tmp_path / "b" / "a.wav")

@@ -11,7 +11,7 @@ import soundfile
 from tests.support.speech import make_speech
 from vox.cli import main
 from vox.corpora.check import check_split, describe, find_shared
-from vox.corpora.check_page import NUM_BINS, count_bins
+from vox.corpora.check_page import NUM_BINS, count_bins, render_check
 from vox.units import SAMPLE_RATE
 
 
@@ -49,6 +49,16 @@ def test_each_fault_is_found_where_it_is_and_nowhere_else(tmp_path: Path) -> Non
     assert facts["utterances"].startswith("10 (")
     assert facts["recorded as"] == "9 at 16000 Hz x 1, 1 at 16000 Hz x 2"
     assert facts["seconds"].startswith("0.40 to 31.00 ")
+
+
+def test_what_is_not_spoken_may_be_silent(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.zeros(32_000), SAMPLE_RATE)
+    (tmp_path / "s.jsonl").write_text(json.dumps({"audio": "a.wav", "speech": False}))
+    checked = check_split(tmp_path, "s", 1)
+    assert checked.findings == []
+    facts = dict(describe(checked))
+    assert facts["no speech"] == "1 utterance" and "words/s" not in facts
+    ElementTree.fromstring(render_check([checked], []).removeprefix("<!doctype html>\n"))
 
 
 def test_letters_that_fill_the_frames_exactly_are_not_too_many(tmp_path: Path) -> None:

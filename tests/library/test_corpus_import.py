@@ -218,6 +218,18 @@ def test_a_folder_of_recordings_and_texts(tmp_path: Path) -> None:
     }
 
 
+def test_a_folder_of_recordings_without_speech(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "musan"
+    write_audio(folder / "noise" / "a.wav", folder / "music" / "b.flac")
+    write_lines(folder / "music" / "b.txt", ["a song"])
+    arguments = ["corpus", "import", str(folder), "--no-speech", "--split", "noise", "--root", str(tmp_path)]
+    assert main(arguments) == 0
+    assert "recordings without speech: 2 utterances" in capsys.readouterr().out
+    utterances, problems = read_split(tmp_path, "noise")
+    assert problems == []
+    assert [(u.id, u.text) for u in utterances] == [("music-b", ""), ("noise-a", "")]
+
+
 def test_ids_stay_when_a_corpus_grows(tmp_path: Path) -> None:
     folder, talks = tmp_path / "f", tmp_path / "lists" / "talks.json"
     write_audio(folder / "anna" / "a.wav", folder / "b.wav", tmp_path / "wav" / "talk.wav")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from tests.support.speech import write_split
@@ -19,7 +20,7 @@ from train.ranks import Ranks
 from train.run import run_training
 from vox.config import DataConfig, load_config
 from vox.corpus import Utterance
-from vox.errors import ConfigError
+from vox.errors import ConfigError, CorpusError
 from vox.features.cache import cache_dir
 from vox.runs.layout import STATE
 from vox.units import SAMPLE_RATE
@@ -102,6 +103,28 @@ def test_parts_of_a_split_killed_and_resumed_train_as_the_whole_does(
     recorded = state["dev"]["wer_by_split"].items()
     wers = {f"{split}/wer_{decoder}": wer for split, each in recorded for decoder, wer in each.items()}
     assert wers == last
+
+
+def test_recordings_without_speech_are_trained_on_and_validated(
+    root: Path, tiny_wavlm_dir: Path, tmp_path: Path
+) -> None:
+    """An update of nothing else has no label: its gradient is finite all the same, and moves the weights."""
+    for split in ("noise", "dev-noise"):
+        for number in range(2):
+            path = root / split / f"{number}.wav"
+            path.parent.mkdir(exist_ok=True)
+            soundfile.write(path, 0.1 * np.random.default_rng(number).standard_normal(8_000), SAMPLE_RATE)
+        lines = [json.dumps({"audio": f"{split}/{number}.wav", "speech": False}) for number in range(2)]
+        (root / f"{split}.jsonl").write_text("\n".join(lines))
+    one_an_update = "data.utterances_per_update=1"
+    options = options_of(root, tiny_wavlm_dir, tmp_path, "left noise", "dev dev-noise", one_an_update)
+    run_training(replace(options, cached=False))
+    lines = read_metrics(options.run_dir)
+    assert [line["skipped_updates"] for line in lines if line["kind"] == "train"][-1] == 0
+    dev = [line for line in lines if line["kind"] == "dev"][-1]
+    assert {key.split("/")[0] for key in dev if "/" in key} == {"dev"}  # no error rate without words
+    with pytest.raises(CorpusError, match="nothing is spoken in this split"):
+        build(options_of(root, tiny_wavlm_dir, tmp_path, "left", "dev-noise"))
 
 
 def test_an_id_that_two_splits_share_is_qualified_and_finds_its_own_recording(

@@ -91,14 +91,15 @@ def test_lengths_are_rounded_up_to_few_by_little():
 def test_losses_are_the_sums_of_slow_references(tiny_wavlm_dir):
     """CTC by summing every alignment of two labels, attention by -log p label by label."""
     recogniser = tiny_recogniser(tiny_wavlm_dir, dropout=0.0).double().eval()
-    features = [torch.randn(5, 32).double(), torch.randn(3, 32).double()]
-    labels = [[7, 9], [4]]
-    batch, label_batch = make_batch(features, labels, [0, 1], torch.float64)
+    lengths = (5, 3, 4)
+    features = [torch.randn(length, 32).double() for length in lengths]
+    labels: list[list[int]] = [[7, 9], [4], []]  # nothing is spoken in the last
+    batch, label_batch = make_batch(features, labels, [0, 1, 2], torch.float64)
     encoded = recogniser.encode(batch.features_BTC, batch.num_frames_B)
     sums = compute_losses(recogniser, encoded, label_batch)
     log_probs_BTV = encoded.ctc_log_probs_BTV
     ctc = attention = 0.0
-    for row, (target, num_frames) in enumerate(zip(labels, (5, 3), strict=True)):
+    for row, (target, num_frames) in enumerate(zip(labels, lengths, strict=True)):
         total = 0.0
         for path in itertools.product([BLANK_ID, *target], repeat=num_frames):
             if [k for k, _ in itertools.groupby(path) if k != BLANK_ID] == target:

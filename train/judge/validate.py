@@ -54,6 +54,11 @@ class DevResult:
         """Return the weighted dev loss."""
         return ctc_weight * self.ctc + (1 - ctc_weight) * self.attention
 
+    def of_attention_alone(self) -> "DevResult":
+        """Return this without CTC's WERs, which hide what is forgotten where CTC does not learn."""
+        wer, upper = ({k: v for k, v in each.items() if k != "ctc"} for each in (self.wer, self.wer_upper))
+        return replace(self, wer=wer, wer_upper=upper)
+
     @property
     def rank(self) -> tuple[float, float]:
         """The key that orders results: see `rank_result`."""
@@ -148,7 +153,10 @@ def validate_run(run: Run, is_stopped: Callable[[], bool] = lambda: False) -> De
         if parts.source_dev is None:
             return result
         is_first = run.progress.promise is None  # its interval becomes the limit
-        return replace(result, source=validate_split(split=parts.source_dev, with_intervals=is_first))
+        source = validate_split(split=parts.source_dev, with_intervals=is_first)
+        if parts.config.adapt.learns == "decoder":
+            source = source.of_attention_alone()
+        return replace(result, source=source)
 
 
 def validate(
@@ -282,6 +290,8 @@ def _summarise(
         scores = {name: score_texts(said, [found[i] for i in ids]) for name, found in sums.texts.items()}
         return {name: each.wer for name, each in scores.items()}
 
+    # A split in which nothing is spoken has no error rate; its insertions count in that of all splits.
+    with_words = {each: ids for each, ids in by_split.items() if any(references[i] for i in ids)}
     return DevResult(
         split=split.name,
         split_digest=split.digest(set(decoded)),
@@ -294,5 +304,5 @@ def _summarise(
             {"id": i, "reference": references[i], **{name: found[i] for name, found in sums.texts.items()}}
             for i in decoded[:NUM_SAMPLES_SHOWN]
         ],
-        wer_by_split={each: rates(ids) for each, ids in by_split.items()} if len(by_split) > 1 else {},
+        wer_by_split={each: rates(ids) for each, ids in with_words.items()} if len(by_split) > 1 else {},
     )

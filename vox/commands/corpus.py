@@ -78,10 +78,18 @@ def check_command(
 @corpus.command("import")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("--split", required=True, metavar="NAME", help="What to call the new split.")
+@click.option(
+    "--no-speech", is_flag=True, help="A folder of recordings in which nothing is spoken: noise, music."
+)
 @root_option
 @add_text_options
 def import_command(
-    source: Path, split: str, root: Path, config_path: Path | None, overrides: tuple[str, ...]
+    source: Path,
+    split: str,
+    no_speech: bool,
+    root: Path,
+    config_path: Path | None,
+    overrides: tuple[str, ...],
 ) -> None:
     """Write a manifest for a corpus of Kaldi, NeMo, lhotse, CommonVoice or Hugging Face, or for a folder.
 
@@ -90,5 +98,6 @@ def import_command(
     from vox.corpora.convert import import_corpus
     from vox.text import load_normaliser
 
-    for line in import_corpus(source, root, split, load_normaliser(config_path, overrides)):
+    normalise = load_normaliser(config_path, overrides)
+    for line in import_corpus(source, root, split, normalise, is_speech=not no_speech):
         click.echo(line)

@@ -54,10 +54,9 @@ class Checked:
         return "words" if self.has_words else "characters"
 
     def list_speeds(self) -> list[float]:
-        """Return the speaking rate of each utterance, in units a second."""
-        return [
-            each.words_per_second if self.has_words else each.characters_per_second for each in self.measured
-        ]
+        """Return the speaking rate of each utterance in which something is spoken, in units a second."""
+        spoken = [each for each in self.measured if each.utterance.text]
+        return [each.words_per_second if self.has_words else each.characters_per_second for each in spoken]
 
 
 # What to check, in the order of the table: the kind, and a test that returns the detail.
@@ -82,6 +81,7 @@ _TESTS: dict[str, Callable[[Measured], str | None]] = {
     ),
 }
 IN_WORDS = ("too few words", "too many words")  # say nothing of a script without words
+OF_SPEECH = ("silent", "very quiet", *IN_WORDS)  # say nothing of a recording in which nothing is spoken
 REMEDIES = {
     UNUSABLE: "correct it, or leave it out with --skip-bad",
     "silent": "remove it, or record it again",
@@ -109,9 +109,9 @@ def check_split(root: Path, split: str, workers: int, normalise: Normaliser = EN
             unreadable.append(Problem(utterance.id, found))
         else:
             checked.measured.append(found)
-            checked.findings += [
-                finding for finding in _examine(found) if normalise.has_words or finding.kind not in IN_WORDS
-            ]
+            without_words = () if normalise.has_words else IN_WORDS
+            ignored = without_words if utterance.text else OF_SPEECH
+            checked.findings += [finding for finding in _examine(found) if finding.kind not in ignored]
     unusable = [Finding(UNUSABLE, problem.name, problem.reason) for problem in (*problems, *unreadable)]
     checked.findings = unusable + checked.findings
     if not checked.measured:
@@ -174,14 +174,16 @@ def describe(checked: Checked) -> list[tuple[str, str]]:
     speakers = Counter(each.utterance.speaker for each in checked.measured)
     unknown = speakers.pop("", 0)
     nameless = name_count(unknown, "utterance")
+    num_empty = sum(not each.utterance.text for each in checked.measured)
     words = Counter(word for each in checked.measured for word in each.utterance.text.split())
     letters = Counter("".join(words.elements()))
     kinds = Counter((each.sample_rate, each.channels) for each in checked.measured)
     return [
         ("utterances", f"{len(seconds)} ({seconds.sum() / 3600:.2f} hours)"),
         ("speakers", f"{len(speakers)}{f' ({nameless} without one)' if unknown else ''}"),
+        *([("no speech", name_count(num_empty, "utterance"))] if num_empty else []),
         ("seconds", _spread(seconds)),
-        (f"{checked.unit}/s", _spread(speeds)),
+        *([(f"{checked.unit}/s", _spread(speeds))] if len(speeds) else []),
         *([("words", f"{words.total()} ({len(words)} different)")] if checked.has_words else []),
         ("characters", " ".join(f"{letter}:{count}" for letter, count in sorted(letters.items()))),
         ("recorded as", ", ".join(f"{n} at {rate} Hz x {c}" for (rate, c), n in kinds.most_common())),

@@ -69,10 +69,9 @@ def _render_split(checked: Checked) -> str:
     rows = "".join(
         f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in describe(checked)
     )
-    histograms = _render_histogram(f"{checked.unit} a second", checked.list_speeds())
-    histograms += "".join(
-        _render_histogram(title, [value(each) for each in checked.measured]) for title, value in HISTOGRAMS
-    )
+    values = {f"{checked.unit} a second": checked.list_speeds()}
+    values |= {title: [value(each) for each in checked.measured] for title, value in HISTOGRAMS}
+    histograms = "".join(_render_histogram(title, some) for title, some in values.items() if some)
     return f'<h2>{escape(checked.split)}</h2><table>{rows}</table><div class="histograms">{histograms}</div>'
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path, PurePath
 
-from vox.corpora.folder import find_texts, read_folder
+from vox.corpora.folder import find_texts, read_folder, read_without_speech
 from vox.corpora.imported import Imported, read_objects
 from vox.corpora.kaldi import read_kaldi
 from vox.corpora.lhotse import read_cuts, read_recordings
@@ -69,6 +69,12 @@ def _recognise_folder(folder: Path) -> tuple[str, Callable[[], Imported]]:
     raise CorpusError("not a corpus that Vox knows", where=folder, remedy=f"give {KNOWN}")
 
 
+def _recognise_without_speech(folder: Path) -> tuple[str, Callable[[], Imported]]:
+    if not folder.is_dir():
+        raise CorpusError("not a folder", where=folder, remedy="give a folder of recordings")
+    return "recordings without speech", lambda: read_without_speech(folder)
+
+
 def refuse_existing_split(root: Path, split: str) -> None:
     """Raise CorpusError unless a name can be that of a new split, in either layout."""
     if Path(split).name != split or split.startswith(".") or not split:
@@ -79,21 +85,27 @@ def refuse_existing_split(root: Path, split: str) -> None:
 
 
 def import_corpus(
-    source: Path, root: Path, split: str, normalise: Callable[[str], str] = ENGLISH
+    source: Path,
+    root: Path,
+    split: str,
+    normalise: Callable[[str], str] = ENGLISH,
+    *,
+    is_speech: bool = True,
 ) -> Iterator[str]:
     """Write ROOT/SPLIT.jsonl from another tool's corpus; yield the lines of a report.
 
+    is_speech: False for a folder of recordings in which nothing is spoken; texts beside them are not read.
     The texts are written as they are; those that `normalise` refuses are left out. No recording is copied or
     opened. Excluded entries are listed with their reason in ROOT/SPLIT.left-out.txt. Raises CorpusError if
     the source's kind is unknown, nothing in it can be used, or the split exists.
     """
     refuse_existing_split(root, split)
     manifest_path = root / f"{split}.jsonl"
-    kind, read = recognise(source)
+    kind, read = recognise(source) if is_speech else _recognise_without_speech(source)
     imported = read()
     usable = list(_find_usable(imported, normalise))
     if not usable:
-        shown = name_first([f"{name} ({reason})" for name, reason in imported.left_out])
+        shown = name_first([f"{name} ({reason})" for name, reason in imported.left_out]) or "no recordings"
         raise CorpusError(f"nothing in this {kind} can be used: {shown}", where=source)
     root.mkdir(parents=True, exist_ok=True)
     write_whole(manifest_path, join_lines(usable).encode("utf-8", "surrogatepass"))
@@ -117,7 +129,7 @@ def _find_usable(imported: Imported, normalise: Callable[[str], str]) -> Iterato
             imported.leave_out(name, f"no such recording: {path}")
             continue
         try:
-            reason = "" if normalise(entry.text) else "empty text"
+            reason = "" if not entry.is_speech or normalise(entry.text) else "empty text"
         except VoxError as error:
             reason = str(error)
         if reason:

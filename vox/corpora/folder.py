@@ -1,4 +1,4 @@
-"""Read a folder of recordings, each with a text file of the same name: X.wav and X.txt or X.lab."""
+"""Read a folder of recordings, each with a text file of the same name (X.wav and X.txt or X.lab), or none."""
 
 from pathlib import Path
 
@@ -26,12 +26,22 @@ def read_folder(folder: Path) -> Imported:
             continue
         used.add(text_path)
         text = " ".join(" ".join(read_lines(text_path)).split())
-        speaker = name.parts[0] if len(name.parts) > 1 else ""
-        imported.entries.append(Entry(str(name), text, None, speaker))
+        imported.entries.append(Entry(str(name), text, None, _speaker_of(name)))
     for suffix in TEXT_SUFFIXES:
         for path in sorted(set(folder.rglob(f"*{suffix}")) - used):
             imported.leave_out(path.relative_to(folder), "a text without a recording")
     return imported
+
+
+def read_without_speech(folder: Path) -> Imported:
+    """Read a folder of recordings in which nothing is spoken, at any depth; other files are ignored."""
+    names = [path.relative_to(folder) for path in _find_recordings(folder)]
+    entries = [Entry(str(name), "", None, _speaker_of(name), is_speech=False) for name in names]
+    return Imported(folder, entries)
+
+
+def _speaker_of(name: Path) -> str:
+    return name.parts[0] if len(name.parts) > 1 else ""
 
 
 def _find_recordings(folder: Path) -> list[Path]:
