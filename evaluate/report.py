@@ -285,7 +285,7 @@ def _hypothesis_rows(evaluation: Evaluation, result: DecoderResult) -> list[dict
 
 
 def _scored_texts(evaluation: Evaluation, counts: UtteranceScore) -> dict[str, str]:
-    """Return what was scored, where that is not what was written and heard."""
+    """Return the texts that were scored, if they differ from the transcript and the hypothesis."""
     if not evaluation.standard.name:
         return {}
     return {"scored_reference": counts.reference, "scored_hypothesis": counts.hypothesis}

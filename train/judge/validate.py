@@ -26,7 +26,7 @@ from vox.progress import ProgressBar
 from vox.runs.layout import Weights
 from vox.score import Score, score
 from vox.text import Tokenizer
-from vox.units import SAMPLE_RATE, seconds_to_samples
+from vox.units import samples_to_seconds, seconds_to_samples
 
 DEV_BATCH_SECONDS = 120.0  # padded audio a batch
 NUM_SAMPLES_SHOWN = 3
@@ -211,7 +211,7 @@ class _DevReader:
 
     def __init__(self, split: TrainingSplit, ranks: Ranks) -> None:
         ids, lengths = split.ids, split.lengths
-        self._seconds = dict(zip(ids, (length / SAMPLE_RATE for length in lengths), strict=True))
+        self._seconds = dict(zip(ids, map(samples_to_seconds, lengths), strict=True))
         plan = plan_by_length(lengths, seconds_to_samples(DEV_BATCH_SECONDS))
         mine = [[ids[position] for position in batch] for batch in plan[ranks.rank :: ranks.world_size]]
         self.num_rounds = -(-len(plan) // ranks.world_size)

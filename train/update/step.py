@@ -153,7 +153,7 @@ def wrap_losses(recogniser: Recogniser, ranks: Ranks) -> nn.Module:
 
 
 def settle_buckets(losses: nn.Module, settings: StepSettings) -> None:
-    """Let DistributedDataParallel arrange its buckets of gradients for good, before the first update.
+    """Let DistributedDataParallel arrange its buckets of gradients before the first update; they then stay.
 
     It does so after its first exchange, by the order in which gradients came; and in which order three or
     more ranks add up depends on it. A resumed run would otherwise add its first update up differently.
