@@ -185,6 +185,7 @@ def _load_dev_splits(
     """Load the target's dev split and the source's: the one named, or else those of the checkpoint."""
     from evaluate.adapt import DevSplit
     from evaluate.splits import load_splits
+    from vox.corpus import refuse_without_words
     from vox.errors import ConfigError
 
     of_source = loaded.config.adapt.source_dev_split or loaded.config.data.dev_split
@@ -199,4 +200,6 @@ def _load_dev_splits(
         load_splits(root, some, skip_bad=False, normalise=loaded.normaliser)[0]
         for some in ((dev_split,), names)
     )
+    for some, utterances in ((dev_split, target), (", ".join(names), source)):
+        refuse_without_words(some, utterances)
     return DevSplit(dev_split, target), DevSplit("+".join(names), source)

@@ -93,7 +93,8 @@ def read_earlier(
         shown = ", ".join(map(str, there)) or "none"
         raise ReportError(f"the earlier report has no decoder in common (it has {shown})", where=folder)
     for name, pairs in texts.items():
-        if not any(utterance.text == pairs.get(utterance.id, ("",))[0] for utterance in utterances):
+        spoken = [each for each in utterances if each.text]
+        if not any(each.id in pairs and each.text == pairs[each.id][0] for each in spoken):
             what = f"the earlier report has no utterance in common ({name})"
             raise ReportError(what, where=folder, remedy="compare reports of the same split")
     return EarlierReport(folder, texts)
@@ -145,9 +146,14 @@ def measure_intervals(
 
 
 def _pick_units(ids: Sequence[str], utterances: Mapping[str, Utterance]) -> Sequence[Hashable]:
-    """Return each utterance's speaker; the ids instead if a speaker is unknown or there is only one."""
-    speakers = [utterances[utterance_id].speaker for utterance_id in ids]
-    return speakers if all(speakers) and len(set(speakers)) > 1 else ids
+    """Return each utterance's speaker; the ids instead if a speaker is unknown or there is only one.
+
+    A recording in which nothing is spoken is a unit of its own.
+    """
+    speakers = {each: utterances[each].speaker for each in ids if utterances[each].text}
+    if not all(speakers.values()) or len(set(speakers.values())) < 2:
+        return ids
+    return [("speaker", speakers[each]) if each in speakers else ("recording", each) for each in ids]
 
 
 def _compare(first: str, second: str, one: Rate, other: Rate, num_utterances: int, rate: str) -> Comparison:

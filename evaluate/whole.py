@@ -55,7 +55,7 @@ def join_segments(utterances: Sequence[Utterance], separator: str = " ") -> list
             Utterance(
                 id=(f"{split}/" if prefix else "") + path.stem + ("" if channel is None else f"@{channel}"),
                 audio_path=path,
-                text=separator.join(part.text for part in parts),
+                text=separator.join(part.text for part in parts if part.text),
                 speaker=parts[0].speaker if len({part.speaker for part in parts}) == 1 else "",
                 num_samples=read_header(path, segment=segment).num_samples,
                 segment=segment,

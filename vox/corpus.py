@@ -266,7 +266,7 @@ def refuse_without_words(split: str, utterances: Sequence[Utterance]) -> None:
         raise CorpusError(
             "nothing is spoken in this split, so it has no error rate",
             where=split,
-            remedy="name a split of speech, alone or beside it",
+            remedy="name a split of speech",
         )
 
 

@@ -84,9 +84,10 @@ def parse_entry(line: str) -> Entry:
 
 def _parse_speech(entry: dict[str, Any]) -> bool:
     """Return what `speech` says; give a line without speech its empty text."""
-    if entry.get("speech") not in (None, True, False):
+    value = entry.get("speech")
+    if value is not None and not isinstance(value, bool):
         raise ValueError("`speech` is not true or false")
-    if entry.get("speech") is not False:
+    if value is not False:
         return True
     if entry.get("text") not in (None, ""):
         raise ValueError("`speech` is false, and `text` is not empty")

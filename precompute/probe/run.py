@@ -156,8 +156,11 @@ def measure_layers(
 
 def _select(options: ProbeOptions, split: str, hours: float) -> Selection:
     utterances = load_split(options.root, split, skip_bad=options.skip_bad, normalise=options.normalise)
+    refuse_without_words(split, utterances)
+    if num_without := sum(not utterance.text for utterance in utterances):
+        left_out = name_count(num_without, "recording")
+        log.info("%s: %s without speech left out: the probe measures letters", split, left_out)
     selection = select_utterances(split, utterances, hours, options.seed)
-    refuse_without_words(split, selection.utterances)
     if selection.too_short:
         count = name_count(len(selection.too_short), "utterance")
         log.warning("%s: %s left out, too short:", split, count)

@@ -70,7 +70,7 @@ def select_utterances(split: str, utterances: Sequence[Utterance], hours: float,
     Chosen ones whose characters CTC cannot align are left out and named in the result. Raises CorpusError
     when none is left.
     """
-    chosen = _choose(utterances, hours, seed)
+    chosen = _choose([utterance for utterance in utterances if utterance.text], hours, seed)
     kept, too_short = [], []
     for utterance in chosen:
         num_frames = samples_to_frames(probed_samples(utterance))

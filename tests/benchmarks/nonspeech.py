@@ -173,27 +173,27 @@ def count_errors_between(checkpoint: Path, root: Path, split: str, seed: int) ->
 
     torch.set_num_threads(1)
     utterances = load_split(root, split)
-    recordings = [read_audio(utterance.audio_path) for utterance in utterances]
+    recordings = [read_audio(utterance.audio_path, segment=utterance.segment) for utterance in utterances]
+    starts = range(0, len(recordings), JOINED)
     references = [
-        " ".join(utterance.text for utterance in utterances[start : start + JOINED])
-        for start in range(0, len(utterances), JOINED)
+        " ".join(utterance.text for utterance in utterances[start : start + JOINED]) for start in starts
     ]
+    recognisers = [vox.load(str(checkpoint), decoder=decoder, device="cpu") for decoder in DECODERS]
     click.echo(f"WER %, joined by {JOINED}".ljust(36) + "".join(f"{name:>11}" for name in DECODERS))
-    for kind, (name, make) in enumerate((TRAINED | UNHEARD).items()):
+    sounds: dict[str, Sound | None] = {"nothing": None, **TRAINED, **UNHEARD}
+    for kind, (name, make) in enumerate(sounds.items()):
         generator = np.random.default_rng([seed, 3, kind])
         joined = []
-        for start in range(0, len(recordings), JOINED):
-            pieces = []
-            for recording_S in recordings[start : start + JOINED]:
-                sound_S = scale(make(generator, PAUSE_SECONDS * SAMPLE_RATE), -30.0)
-                pieces += [recording_S, sound_S]
+        for start in starts:
+            pieces = [recordings[start]]
+            for recording_S in recordings[start + 1 : start + JOINED]:
+                if make is not None:
+                    pieces.append(scale(make(generator, PAUSE_SECONDS * SAMPLE_RATE), -30.0))
+                pieces.append(recording_S)
             joined.append(np.concatenate(pieces))
-        rates = []
-        for decoder in DECODERS:
-            recogniser = vox.load(str(checkpoint), decoder=decoder, device="cpu")
-            found = [transcript.text for transcript in recogniser.transcribe(joined)]
-            rates.append(100 * score(references, found).wer)
-        title = f"{name}{' (unheard)' if name in UNHEARD else ''}"
+        texts = [[found.text for found in each.transcribe(joined)] for each in recognisers]
+        title = f"{name}{' (unheard)' if name in UNHEARD else ''} between them"
+        rates = [100 * score(references, some).wer for some in texts]
         click.echo(title.ljust(36) + "".join(f"{rate:>11.2f}" for rate in rates))
 
 
@@ -208,6 +208,8 @@ def main(
     checkpoint: Path | None, write: Path | None, root: Path, split: str | None, seconds: int, seed: int
 ) -> None:
     """Write splits without speech, or count the words that a checkpoint hears in them."""
+    if write is None and checkpoint is None:
+        raise click.UsageError("give a checkpoint, or --write ROOT")
     if write is not None:
         write_splits(write, seed)
     if checkpoint is not None:

@@ -201,16 +201,25 @@ def test_words_that_are_heard_where_nothing_is_spoken_are_counted(
 ) -> None:
     """Heard: "go", every time; so it is an insertion in the total, and no rate of the split."""
     recordings = sorted(map(str, own_root.rglob("*.flac")))
-    lines = {"spoken": {"text": "go stop"}, "noise": {"speech": False}}
-    for split, line in lines.items():
-        (own_root / f"{split}.jsonl").write_text(json.dumps({"audio": recordings[0], **line}))
+    lines = {
+        "spoken": [{"text": "go stop", "speaker": "ann"}, {"text": "go", "speaker": "bob"}],
+        "noise": [{"speech": False}],
+    }
+    for split, some in lines.items():
+        rows = [{"audio": recordings[0], "id": f"u{k}", **line} for k, line in enumerate(some)]
+        (own_root / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     arguments = ["evaluate", "--checkpoint", str(go_checkpoint), "--root", str(own_root), "--workers", "0"]
     arguments += ["--decoder", "ctc", "--out", str(own_root / "heard")]
     assert main([*arguments, "--split", "spoken", "--split", "noise"]) == 0
     table = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["noise", "0", "1", "heard"] in table and ["total", "2", "100.00"] in table
+    assert ["noise", "0", "1", "heard"] in table and ["total", "3", "66.67"] in table
     report = json.loads((own_root / "heard" / "report.json").read_text())
+    assert report["bootstrap"]["over"] == "speakers"  # the noise, of nobody, is a unit of its own
     assert report["splits"]["noise"]["decoders"]["ctc"]["wer"] is None
+    write_earlier_report(own_root / "earlier", [("noise/u0", "", "go"), ("other/u9", "go", "go")])
+    both = [*arguments, "--split", "spoken", "--split", "noise", "--against", str(own_root / "earlier")]
+    assert main(both) == 2
+    assert "no utterance in common" in capsys.readouterr().err
     for command in (arguments, ["tune", *arguments[1:5]]):
         assert main([*command, "--split", "noise"]) == 2
         assert "nothing is spoken in this split" in capsys.readouterr().err

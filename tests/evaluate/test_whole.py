@@ -33,6 +33,7 @@ def root(tmp_path: Path) -> Path:
             {"audio": "talk.wav", "text": "go left", "offset": 10.5 - 6, "duration": 2},
             {"audio": "call.wav", "text": "stop", "offset": 1, "duration": 1, "channel": 1},
             {"audio": "talk.wav", "text": "Now STOP", "offset": 1, "duration": 2.5},
+            {"audio": "talk.wav", "speech": False, "offset": 3.75, "duration": 0.5},
             {"audio": "call.wav", "text": "up", "offset": 1, "duration": 1, "channel": 0},
         ],
     )

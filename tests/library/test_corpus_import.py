@@ -224,10 +224,12 @@ def test_a_folder_of_recordings_without_speech(tmp_path: Path, capsys: pytest.Ca
     write_lines(folder / "music" / "b.txt", ["a song"])
     arguments = ["corpus", "import", str(folder), "--no-speech", "--split", "noise", "--root", str(tmp_path)]
     assert main(arguments) == 0
-    assert "recordings without speech: 2 utterances" in capsys.readouterr().out
+    assert "folder without speech: 1 utterance" in capsys.readouterr().out
     utterances, problems = read_split(tmp_path, "noise")
     assert problems == []
-    assert [(u.id, u.text) for u in utterances] == [("music-b", ""), ("noise-a", "")]
+    assert [(u.id, u.text, u.speaker) for u in utterances] == [("noise-a", "", "")]
+    left_out = (tmp_path / "noise.left-out.txt").read_text()
+    assert left_out == "music/b.flac\tit has a text, so something is spoken in it\n"
 
 
 def test_ids_stay_when_a_corpus_grows(tmp_path: Path) -> None:

@@ -170,7 +170,8 @@ def make_utterance(name: str, text: str, num_frames: int) -> Utterance:
 def test_unalignable_utterances_are_named_and_left_out() -> None:
     too_short = make_utterance("short", "all", 3)  # four frames: a blank between the two l
     kept = make_utterance("kept", "all", 4)
-    selection = select_utterances("made", [too_short, kept], 1.0, seed=0)
+    without_speech = make_utterance("noise", "", 9)
+    selection = select_utterances("made", [too_short, kept, without_speech], 1.0, seed=0)
     assert selection.utterances == (kept,)
     assert [problem.name for problem in selection.too_short] == ["short"]
     with pytest.raises(CorpusError, match="short: its 3 characters need 4 frames, and it has 3"):

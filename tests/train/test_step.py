@@ -78,6 +78,11 @@ def test_padding_to_few_shapes_changes_no_gradient(tiny_wavlm_dir, monkeypatch, 
     assert not torch.equal(found, expected)
 
 
+@pytest.mark.parametrize(("totals", "divisor"), [((90, 122), 90), ((0, 4), 4), ((1, 9), 8), ((0, 0), 1)])
+def test_an_update_that_is_nearly_without_speech_weighs_no_more_than_its_utterances(totals, divisor):
+    assert LabelTotals(*totals).ctc_divisor == divisor
+
+
 def test_lengths_are_rounded_up_to_few_by_little():
     rounded = [round_up_length(length) for length in range(4097)]
     assert rounded[:65] == list(range(65))

@@ -61,8 +61,9 @@ class DevResult:
 
     @property
     def rank(self) -> tuple[float, float]:
-        """The key that orders results: see `rank_result`."""
-        return rank_result(self.wer, self.ctc + self.attention)
+        """The key that orders results: see `rank_result`. A decoder that cannot change has no part in it."""
+        judged = self.wer if self.source is None else {name: self.wer[name] for name in self.source.wer}
+        return rank_result(judged, self.ctc + self.attention)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as JSON values, for a checkpoint's state."""
@@ -274,9 +275,9 @@ def _summarise(
 ) -> DevResult:
     references = {utterance.id: utterance.text for utterance in split.utterances}
     decoded = [name for name in references if name in next(iter(sums.texts.values()))]
-    if not decoded:
+    if not any(references[name] for name in decoded):
         raise AudioError(
-            "no recording of the dev split could be read",
+            "no recording of speech in the dev split could be read",
             where=split.name,
             remedy="the first reasons are above; restore the audio, or choose another with --dev-split",
         )

@@ -57,6 +57,11 @@ class LabelTotals:
     num_labels: int  # CTC's: the labels; 0 if nothing is spoken in the update's recordings
     num_targets: int  # attention's: the labels and one eos an utterance
 
+    @property
+    def ctc_divisor(self) -> int:
+        """What CTC's sum is divided by: the labels; the utterances, if nearly nothing is spoken in them."""
+        return max(self.num_labels, self.num_targets - self.num_labels, 1)
+
 
 @dataclass(frozen=True)
 class StepSettings:
@@ -95,7 +100,8 @@ class UpdateResult:
     def read(self) -> "UpdateFigures":
         """Wait for the device and return the figures."""
         ctc_sum, attention_sum, num_labels, num_targets, num_frames = self.sums_5.tolist()
-        ctc, attention = ctc_sum / max(1.0, num_labels), attention_sum / max(1.0, num_targets)
+        ctc = ctc_sum / LabelTotals(int(num_labels), int(num_targets)).ctc_divisor
+        attention = attention_sum / max(1.0, num_targets)
         weight = self.ctc_weight
         return UpdateFigures(
             ctc=None if weight is None else ctc,
@@ -283,7 +289,7 @@ def _to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 def _weigh(sums: LossSums, totals: LabelTotals, settings: StepSettings) -> torch.Tensor:
     if settings.ctc_weight is None:
         return sums.attention / totals.num_targets
-    ctc = settings.ctc_weight * sums.ctc / max(1, totals.num_labels)
+    ctc = settings.ctc_weight * sums.ctc / totals.ctc_divisor
     return ctc + (1 - settings.ctc_weight) * sums.attention / totals.num_targets
 
 

@@ -72,7 +72,7 @@ def _recognise_folder(folder: Path) -> tuple[str, Callable[[], Imported]]:
 def _recognise_without_speech(folder: Path) -> tuple[str, Callable[[], Imported]]:
     if not folder.is_dir():
         raise CorpusError("not a folder", where=folder, remedy="give a folder of recordings")
-    return "recordings without speech", lambda: read_without_speech(folder)
+    return "folder without speech", lambda: read_without_speech(folder)
 
 
 def refuse_existing_split(root: Path, split: str) -> None:
@@ -94,7 +94,7 @@ def import_corpus(
 ) -> Iterator[str]:
     """Write ROOT/SPLIT.jsonl from another tool's corpus; yield the lines of a report.
 
-    is_speech: False for a folder of recordings in which nothing is spoken; texts beside them are not read.
+    is_speech: False for a folder of recordings in which nothing is spoken.
     The texts are written as they are; those that `normalise` refuses are left out. No recording is copied or
     opened. Excluded entries are listed with their reason in ROOT/SPLIT.left-out.txt. Raises CorpusError if
     the source's kind is unknown, nothing in it can be used, or the split exists.

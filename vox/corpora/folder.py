@@ -26,7 +26,8 @@ def read_folder(folder: Path) -> Imported:
             continue
         used.add(text_path)
         text = " ".join(" ".join(read_lines(text_path)).split())
-        imported.entries.append(Entry(str(name), text, None, _speaker_of(name)))
+        speaker = name.parts[0] if len(name.parts) > 1 else ""
+        imported.entries.append(Entry(str(name), text, None, speaker))
     for suffix in TEXT_SUFFIXES:
         for path in sorted(set(folder.rglob(f"*{suffix}")) - used):
             imported.leave_out(path.relative_to(folder), "a text without a recording")
@@ -34,14 +35,17 @@ def read_folder(folder: Path) -> Imported:
 
 
 def read_without_speech(folder: Path) -> Imported:
-    """Read a folder of recordings in which nothing is spoken, at any depth; other files are ignored."""
-    names = [path.relative_to(folder) for path in _find_recordings(folder)]
-    entries = [Entry(str(name), "", None, _speaker_of(name), is_speech=False) for name in names]
-    return Imported(folder, entries)
+    """Read a folder of recordings in which nothing is spoken, at any depth.
 
-
-def _speaker_of(name: Path) -> str:
-    return name.parts[0] if len(name.parts) > 1 else ""
+    A recording with a text beside it is left out.
+    """
+    imported = Imported(folder)
+    for path in _find_recordings(folder):
+        if _text_of(path) is None:
+            imported.entries.append(Entry(str(path.relative_to(folder)), "", is_speech=False))
+        else:
+            imported.leave_out(path.relative_to(folder), "it has a text, so something is spoken in it")
+    return imported
 
 
 def _find_recordings(folder: Path) -> list[Path]:

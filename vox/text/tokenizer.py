@@ -224,7 +224,8 @@ def get_tokenizer(
     path = tokenizer_path(root, split, vocab_size, normaliser)
     if not path.exists():
         tokenizer = train_tokenizer(texts, vocab_size, normaliser)
-        log.info("made a tokenizer of %d pieces from %d transcripts: %s", vocab_size, len(texts), path)
+        num_texts = sum(map(bool, texts))
+        log.info("made a tokenizer of %d pieces from %d transcripts: %s", vocab_size, num_texts, path)
         try:
             tokenizer.save(path)
         except OSError as error:
