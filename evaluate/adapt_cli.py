@@ -105,7 +105,7 @@ def adapt(
     from vox.additions import DEFAULT_HOTWORD_WEIGHT, plan_search, read_additions
     from vox.checkpoint.files import load_recogniser
     from vox.device import pick_device
-    from vox.disk import hash_file
+    from vox.disk import check_writable, hash_file
     from vox.domain import HOTWORDS, LM, REPORT, Domain, read_model_sha256, write_weights
     from vox.errors import ConfigError
     from vox.runs.layout import TOKENIZER
@@ -119,6 +119,7 @@ def adapt(
         raise ConfigError(
             "the folder is there already", where=out, remedy="choose another --out, or delete it"
         )
+    check_writable(out, "--out")
     place = pick_device(device)
     loaded = load_recogniser(folder, place)
     if not loaded.tokenizer.has_words:
