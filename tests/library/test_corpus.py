@@ -262,8 +262,12 @@ def test_conversions_are_said_once_with_counts(tmp_path: Path, caplog: pytest.Lo
     write_audio(tmp_path / "b.wav", 8001, rate=8000)
     write_audio(tmp_path / "c.wav")
     texts = {"a": "Go, now!", "b": "GO  NOW", "c": "go now."}
-    write_manifest(tmp_path, [{"audio": f"{name}.wav", "text": text} for name, text in texts.items()])
-    assert [u.num_samples for u in load_split(tmp_path, "s")] == [16000, 16002, 8000]
+    write_audio(tmp_path / "d.wav", channels=2)
+    one_channel = {"audio": "d.wav", "text": "go now", "channel": 1}
+    write_manifest(
+        tmp_path, [one_channel, *({"audio": f"{name}.wav", "text": text} for name, text in texts.items())]
+    )
+    assert [u.num_samples for u in load_split(tmp_path, "s")] == [16000, 16002, 8000, 8000]
     assert [record.message for record in caplog.records] == [
         "s: 2 recordings resampled to 16000 Hz (from 8000 Hz, 22050 Hz)",
         "s: several channels read as one in 1 recording: their mean, or the loudest if they cancel",

@@ -223,9 +223,10 @@ def test_texts_of_a_folder_may_have_suffixes_in_capitals(tmp_path: Path) -> None
     write_lines(tmp_path / "f" / "a.TXT", ["GO"])
     write_lines(tmp_path / "f" / "b.Lab", ["STOP"])
     write_lines(tmp_path / "f" / "c.TXT", ["about"])
+    write_lines(tmp_path / "f" / "a.lab", ["LEFT"])
     taken, left_out = take_over(tmp_path / "f", tmp_path / "data")
     assert [row[:3] for row in taken] == [("a", "a.WAV", "go"), ("b", "b.wav", "stop")]
-    assert left_out == {"c.TXT": "a text without a recording"}
+    assert left_out == {"a.lab": "a second text of its recording", "c.TXT": "a text without a recording"}
 
 
 def test_texts_that_are_not_utf8_are_left_out_and_listed(tmp_path: Path) -> None:

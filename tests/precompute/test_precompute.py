@@ -233,13 +233,13 @@ def test_what_a_user_gets_wrong_is_one_line(
     assert not any(tmp_path.iterdir())
 
 
-def kill_decoder(path: Path, speed: float, segment: object) -> np.ndarray:
+def kill_decoder(path: Path, speed: float, segment: object, warn: object) -> np.ndarray:
     """Die like a worker that is killed because memory ran out."""
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError(path)
 
 
-def fail_to_decode(path: Path, speed: float, segment: object) -> np.ndarray:
+def fail_to_decode(path: Path, speed: float, segment: object, warn: object) -> np.ndarray:
     """Fail with an error that ends the whole run, not only this recording."""
     raise CorpusError("the corpus went away", where=path)
 

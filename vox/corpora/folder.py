@@ -7,33 +7,36 @@ from vox.corpus import AUDIO_SUFFIXES
 from vox.errors import CorpusError
 from vox.manifest import Entry
 
-TEXT_SUFFIXES = (".txt", ".lab")  # in any case; of two texts of a recording the first counts
+TEXT_SUFFIXES = (".txt", ".lab")  # in any case; the first comes first
 
 
 def find_texts(folder: Path) -> bool:
     """Return whether any recording has a text file beside it."""
-    texts = _find_text_files(folder)
-    return any(path.with_suffix("") in texts for path in _find_recordings(folder))
+    stems = {path.with_suffix("") for path in _find_text_files(folder)}
+    return any(path.with_suffix("") in stems for path in _find_recordings(folder))
 
 
 def read_folder(folder: Path) -> Imported:
     """Read a folder at any depth; the speaker is the first folder below it."""
     imported = Imported(folder)
-    texts, used = _find_text_files(folder), set()
+    text_paths, used = _find_text_files(folder), set()
+    texts = {path.with_suffix(""): path for path in reversed(text_paths)}  # of several the first
     for path in _find_recordings(folder):
-        name = path.relative_to(folder)
-        if path.with_suffix("") not in texts:
+        name, text_path = path.relative_to(folder), texts.get(path.with_suffix(""))
+        if text_path is None:
             imported.leave_out(name, "a recording without a text")
             continue
-        used.add(path.with_suffix(""))
+        used.add(text_path)
         try:
-            text = " ".join(" ".join(read_lines(texts[path.with_suffix("")])).split())
+            text = " ".join(" ".join(read_lines(text_path)).split())
         except CorpusError as error:  # not UTF-8
             imported.leave_out(name, str(error))
         else:
             imported.entries.append(Entry(str(name), text, None, _speaker_of(name)))
-    for stem in sorted(texts.keys() - used):
-        imported.leave_out(texts[stem].relative_to(folder), "a text without a recording")
+    for path in sorted(set(text_paths) - used):
+        is_second = texts[path.with_suffix("")] in used
+        reason = "a second text of its recording" if is_second else "a text without a recording"
+        imported.leave_out(path.relative_to(folder), reason)
     return imported
 
 
@@ -53,8 +56,7 @@ def _find_recordings(folder: Path) -> list[Path]:
     return sorted(path for path in paths if not path.name.startswith("."))
 
 
-def _find_text_files(folder: Path) -> dict[Path, Path]:
-    """Return the text files by their paths without suffix."""
+def _find_text_files(folder: Path) -> list[Path]:
+    """Return the text files, in the order of TEXT_SUFFIXES."""
     paths = [path for path in folder.rglob("*") if path.suffix.lower() in TEXT_SUFFIXES and path.is_file()]
-    paths.sort(key=lambda path: (TEXT_SUFFIXES.index(path.suffix.lower()), path), reverse=True)
-    return {path.with_suffix(""): path for path in paths}
+    return sorted(paths, key=lambda path: (TEXT_SUFFIXES.index(path.suffix.lower()), path))
