@@ -1,6 +1,7 @@
 """`vox adapt`: a domain folder from text alone."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,6 +14,10 @@ from vox.options import (
     texts_option,
     workers_option,
 )
+
+if TYPE_CHECKING:
+    from evaluate.adapt import DevSplit
+    from vox.checkpoint.files import Checkpoint
 
 
 @click.command()
@@ -94,32 +99,31 @@ def adapt(
     from dataclasses import replace
 
     from vox.checkpoint.series import find_checkpoint
+    from vox.corpus import find_split
+    from vox.disk import check_writable
+    from vox.errors import ConfigError
 
-    folder = find_checkpoint(checkpoint).resolve()  # before torch is imported, which takes seconds
+    # Before torch is imported, which takes seconds.
+    for name, value in (("--source-dev-split", source_dev_split), ("--tolerance", tolerance)):
+        if value is not None and dev_split is None:
+            raise ConfigError(f"{name} without --dev-split", remedy="add --dev-split SPLIT")
+    _refuse_existing(out)
+    check_writable(out, "--out")
+    folder = find_checkpoint(checkpoint).resolve()
+    if dev_split is not None:
+        find_split(root, dev_split)
 
-    from evaluate.adapt import DevSplit, default_domain, tune_domain
+    from evaluate.adapt import default_domain, tune_domain
     from evaluate.domain_report import write_domain_report
     from evaluate.domain_text import read_texts, write_hotwords, write_language_model
-    from evaluate.splits import load_splits
     from evaluate.synthesize import check_synthesis, synthesize_split
     from vox.additions import DEFAULT_HOTWORD_WEIGHT, plan_search, read_additions
     from vox.checkpoint.files import load_recogniser
     from vox.device import pick_device
-    from vox.disk import check_writable, hash_file
+    from vox.disk import hash_file
     from vox.domain import HOTWORDS, LM, REPORT, Domain, read_model_sha256, write_weights
-    from vox.errors import ConfigError
     from vox.runs.layout import TOKENIZER
 
-    for name, value in (("--source-dev-split", source_dev_split), ("--tolerance", tolerance)):
-        if value is not None and dev_split is None:
-            raise ConfigError(f"{name} without --dev-split", remedy="add --dev-split SPLIT")
-    # A folder without weights is what an interrupted run left.
-    unfinished = {HOTWORDS, LM}
-    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - unfinished):
-        raise ConfigError(
-            "the folder is there already", where=out, remedy="choose another --out, or delete it"
-        )
-    check_writable(out, "--out")
     place = pick_device(device)
     loaded = load_recogniser(folder, place)
     if not loaded.tokenizer.has_words:
@@ -131,21 +135,9 @@ def adapt(
     if synthesize is not None:
         check_synthesis(root, synthesize, loaded.normaliser)
     before = replace(plan_search(loaded.folder, []).options, beam=beam)
-    splits: tuple[DevSplit, DevSplit] | None = None
+    splits = None
     if dev_split is not None:
-        of_source = loaded.config.adapt.source_dev_split or loaded.config.data.dev_split
-        names = of_source if source_dev_split is None else (source_dev_split,)
-        if dev_split in names:
-            raise ConfigError(
-                "this dev split is the source's, so it cannot be the target's too",
-                where=dev_split,
-                remedy="name recordings of the domain with --dev-split, or another --source-dev-split",
-            )
-        target, source = (
-            load_splits(root, some, skip_bad=False, normalise=loaded.normaliser)[0]
-            for some in ((dev_split,), names)
-        )
-        splits = DevSplit(dev_split, target), DevSplit("+".join(names), source)
+        splits = _load_dev_splits(root, loaded, dev_split, source_dev_split)
     text = read_texts(loaded, texts, source_texts, root)
     out.mkdir(parents=True, exist_ok=True)
     write_hotwords(text, hotwords, out / HOTWORDS, loaded.normaliser)
@@ -176,3 +168,37 @@ def adapt(
     click.echo(f"written: {write_weights(out, domain).parent}")
     if synthesize is not None:
         synthesize_split(root, synthesize, text.sentences, voices)
+
+
+def _refuse_existing(out: Path) -> None:
+    """Raise ConfigError if the folder holds more than what an interrupted run left: it has no weights."""
+    from vox.domain import HOTWORDS, LM
+    from vox.errors import ConfigError
+
+    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {HOTWORDS, LM}):
+        raise ConfigError(
+            "the folder is there already", where=out, remedy="choose another --out, or delete it"
+        )
+
+
+def _load_dev_splits(
+    root: Path, loaded: "Checkpoint", dev_split: str, source_dev_split: str | None
+) -> tuple["DevSplit", "DevSplit"]:
+    """Load the target's dev split and the source's: the one named, or else those of the checkpoint."""
+    from evaluate.adapt import DevSplit
+    from evaluate.splits import load_splits
+    from vox.errors import ConfigError
+
+    of_source = loaded.config.adapt.source_dev_split or loaded.config.data.dev_split
+    names = of_source if source_dev_split is None else (source_dev_split,)
+    if dev_split in names:
+        raise ConfigError(
+            "this dev split is the source's, so it cannot be the target's too",
+            where=dev_split,
+            remedy="name recordings of the domain with --dev-split, or another --source-dev-split",
+        )
+    target, source = (
+        load_splits(root, some, skip_bad=False, normalise=loaded.normaliser)[0]
+        for some in ((dev_split,), names)
+    )
+    return DevSplit(dev_split, target), DevSplit("+".join(names), source)

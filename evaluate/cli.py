@@ -1,13 +1,13 @@
 """`vox evaluate`: error rates of a checkpoint on a split, for each decoder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from evaluate.standard import STANDARDS, UNCHANGED, load_standard
-from vox.errors import CorpusError, name_count, name_first
 from vox.options import (
     BEAM_OPTION,
     add_scorer_options,
@@ -18,6 +18,11 @@ from vox.options import (
     skip_bad_option,
     workers_option,
 )
+
+if TYPE_CHECKING:
+    from evaluate.intervals import EarlierReport
+    from evaluate.results import Evaluation
+    from vox.corpus import Utterance
 
 
 @click.command()
@@ -113,20 +118,11 @@ def evaluate(
         find_split(root, split)
 
     from evaluate.intervals import read_earlier
-    from evaluate.report import (
-        default_out_dir,
-        describe_checkpoint,
-        describe_former_report,
-        format_comparison,
-        format_table,
-        prepare_out_dir,
-        write_report,
-    )
-    from evaluate.results import Evaluation
+    from evaluate.report import default_out_dir, describe_checkpoint, prepare_out_dir
     from evaluate.run import evaluate_split
     from evaluate.splits import TranscriptNormaliser, check_words, load_splits
     from evaluate.tally import add_words
-    from evaluate.whole import evaluate_whole, join_segments
+    from evaluate.whole import evaluate_whole, join_segments, refuse_left_out
     from evaluate.word_table import read_words
     from vox.additions import plan_search
     from vox.checkpoint.files import load_recogniser
@@ -156,23 +152,15 @@ def evaluate(
     if words is not None:
         listed = read_words(words, loaded.normaliser)
     splits = tuple(dict.fromkeys(splits))
-    title = "+".join(splits)
+    title = "+".join(splits) + "-whole" * whole
     standard = UNCHANGED if normalise is None else load_standard(normalise, loaded.normaliser)
     # Whisper's rules want punctuation, digits and symbols, which the checkpoint's alphabet would refuse.
     read = TranscriptNormaliser(loaded.config.text) if normalise is None else accept_any_text
     utterances, left_out = load_splits(root, splits, skip_bad=skip_bad, normalise=read)
     check_words(utterances, standard)
     if whole:
-        if left_out:
-            raise CorpusError(
-                f"{name_count(len(left_out), 'utterance')} left out, and --whole needs every segment's text",
-                where=name_first(list(left_out)),
-                remedy="correct them",
-            )
-        title, utterances = (
-            f"{title}-whole",
-            join_segments(utterances, " " if loaded.tokenizer.has_words else ""),
-        )
+        refuse_left_out(left_out)
+        utterances = join_segments(utterances, " " if loaded.tokenizer.has_words else "")
     earlier = None if against is None else read_earlier(against, names, utterances, standard)
     out_dir = prepare_out_dir(out or default_out_dir(folder, title))
 
@@ -193,6 +181,19 @@ def evaluate(
     )
     if listed:
         evaluation = add_words(evaluation, listed, loaded.tokenizer, loaded.normaliser)
+    _report(out_dir, evaluation, identity, utterances, earlier)
+
+
+def _report(
+    out_dir: Path,
+    evaluation: "Evaluation",
+    identity: dict[str, Any],
+    utterances: Sequence["Utterance"],
+    earlier: "EarlierReport | None",
+) -> None:
+    """Print the table and write the report, in place of a former one, which is named."""
+    from evaluate.report import describe_former_report, format_comparison, format_table, write_report
+
     click.echo(format_table(evaluation))
     former = describe_former_report(out_dir)
     intervals = write_report(out_dir, evaluation, identity, utterances, earlier)

@@ -114,9 +114,14 @@ def _split_lines(evaluation: Evaluation) -> list[str]:
     unit = "words" if evaluation.rate == "WER" else "chars"
     lines = [f"{evaluation.rate + ' %':<{width}}{unit:>9}" + "".join(f"{name:>16}" for name in total)]
     for split, scores in rows.items():
-        rates = "".join(f"{100 * each.wer:>16.2f}" for each in scores.values())
+        rates = "".join(f"{_rate_or_words(each):>16}" for each in scores.values())
         lines.append(f"{split:<{width}}{next(iter(scores.values())).num_words:>9}{rates}")
     return lines
+
+
+def _rate_or_words(counts: Score) -> str:
+    """Format an error rate; of a split in which nothing is spoken, how many words were recognised."""
+    return f"{100 * counts.wer:.2f}" if counts.num_words else f"{counts.insertions} heard"
 
 
 def _hotword_lines(evaluation: Evaluation) -> list[str]:
@@ -221,8 +226,8 @@ def _decoder_figures(name: str, result: DecoderResult) -> dict[str, Any]:
 
 def _score_figures(counts: Score) -> dict[str, Any]:
     return {
-        "wer": counts.wer,
-        "cer": counts.cer,
+        "wer": counts.wer if counts.num_words else None,
+        "cer": counts.cer if counts.num_words else None,
         "substitutions": counts.substitutions,
         "deletions": counts.deletions,
         "insertions": counts.insertions,
@@ -279,7 +284,7 @@ def _hypothesis_rows(evaluation: Evaluation, result: DecoderResult) -> list[dict
 
 
 def _scored_texts(evaluation: Evaluation, counts: UtteranceScore) -> dict[str, str]:
-    """Return what was scored, where that is not what was written and heard."""
+    """Return the texts that were scored, if they differ from the transcript and the hypothesis."""
     if not evaluation.standard.name:
         return {}
     return {"scored_reference": counts.reference, "scored_hypothesis": counts.hypothesis}

@@ -35,11 +35,11 @@ class Evaluation:
     options: SearchOptions  # of the searches; greedy decoders ignore them
     by_split: dict[str, dict[str, Score]] = field(default_factory=dict)  # by decoder; empty for one split
     word_pieces: dict[str, str] = field(default_factory=dict)  # of the words to list: how they are spelled
-    standard: Standard = UNCHANGED  # that references and hypotheses were brought to before they were scored
+    standard: Standard = UNCHANGED  # applied to all texts before they were scored
 
     @property
     def rate(self) -> str:
-        """What leads: WER, or CER in scripts without words."""
+        """The main error rate: WER, or CER in scripts without words."""
         return next(iter(self.decoders.values())).score.rate
 
     @property

@@ -50,8 +50,7 @@ def evaluate_split(
     options: of the searches; None for the defaults. hotwords: get figures of their own, for every decoder; in
     the hypotheses their spellings are replaced by their phrases, normalised. left_out: other utterances of
     the split, and why they are not in `utterances`; they are only listed. Recordings that cannot be decoded
-    are added to them and excluded from all figures. standard: that all texts are brought to before they are
-    scored.
+    are added to them and excluded from all figures. standard: applied to all texts before they are scored.
 
     Raises CorpusError if no recording can be read or nothing is left to score against, and ConfigError for an
     unknown decoder.

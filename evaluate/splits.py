@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from evaluate.standard import WHISPER_ENGLISH, Standard
-from vox.corpus import Utterance, load_split_and_problems
+from vox.corpus import Utterance, load_split_and_problems, refuse_without_words
 from vox.errors import CorpusError, TextError
 from vox.text import ENGLISH, Normaliser
 
@@ -41,9 +41,14 @@ def load_splits(
 
 
 def check_words(utterances: Sequence[Utterance], standard: Standard) -> None:
-    """Raise CorpusError naming a split of which the standard leaves no word to score against."""
-    with_words = {each.split for each in utterances if standard.apply(each.text)}
-    if without := sorted({each.split for each in utterances} - with_words):
+    """Raise CorpusError if there is no word to score against, or none is left of a split by the standard.
+
+    Nothing needs to be spoken in some of the splits.
+    """
+    refuse_without_words(", ".join(sorted({each.split for each in utterances})), utterances)
+    spoken = [each for each in utterances if each.text]
+    with_words = {each.split for each in spoken if standard.apply(each.text)}
+    if without := sorted({each.split for each in spoken} - with_words):
         raise CorpusError(
             f"no transcript has a word left after --normalise {standard.name}",
             where=without[0] or None,

@@ -1,4 +1,4 @@
-"""Rules that reference and hypothesis are brought to, the one as the other, before they are scored.
+"""Rules that change references and hypotheses alike before they are scored.
 
 Whisper's published error rates are measured on texts that its English normaliser has changed (Radford et al.
 2022, appendix C): numbers in digits, contractions written out, American spelling, no "um". transformers has

@@ -59,7 +59,7 @@ def tune(
     from evaluate.tune import tune as tune_weights
     from vox.additions import read_additions
     from vox.checkpoint.files import load_recogniser
-    from vox.corpus import load_split
+    from vox.corpus import load_split, refuse_without_words
     from vox.decode import SearchOptions
     from vox.device import pick_device
     from vox.tuned import read_tuned, write_tuned
@@ -69,6 +69,7 @@ def tune(
     read_tuned(folder, lm)  # fail on a damaged tuned.json before the work
     scorers = read_additions(lm, None, None, (), None).make_scorers(loaded.tokenizer, place)
     utterances = load_split(root, split, skip_bad=skip_bad, normalise=loaded.normaliser)
+    refuse_without_words(split, utterances)
     tuned = tune_weights(
         loaded,
         utterances,

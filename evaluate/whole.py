@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import torch
@@ -16,12 +16,22 @@ from vox.audio.mapped import map_audio
 from vox.checkpoint.files import Checkpoint
 from vox.corpus import Utterance
 from vox.decode import SearchOptions
-from vox.errors import AudioError, CorpusError
+from vox.errors import AudioError, CorpusError, name_count, name_first
 from vox.hotword_list import Hotword
 from vox.segment import Segment
 from vox.transcribe import Transcriber
 
 log = logging.getLogger(__name__)
+
+
+def refuse_left_out(left_out: Collection[str]) -> None:
+    """Raise CorpusError if an utterance of a split is left out: its words would count as insertions."""
+    if left_out:
+        raise CorpusError(
+            f"{name_count(len(left_out), 'utterance')} left out, and --whole needs every segment's text",
+            where=name_first(list(left_out)),
+            remedy="correct them",
+        )
 
 
 def join_segments(utterances: Sequence[Utterance], separator: str = " ") -> list[Utterance]:

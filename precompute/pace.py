@@ -22,7 +22,7 @@ class Pace:
 
 
 def choose_pace(batch_seconds: float | None, workers: int | None, device_type: str) -> Pace:
-    """Fill in what is not given; of the workers one core is left for the computation."""
+    """Fill in what is not given; the workers leave one core for the computation."""
     is_gpu = device_type == "cuda"
     default_seconds = CUDA_BATCH_SECONDS if is_gpu else CPU_BATCH_SECONDS
     max_workers = CUDA_MAX_WORKERS if is_gpu else CPU_MAX_WORKERS

@@ -15,7 +15,7 @@ from vox.features.cache import missing_shards, open_planned
 from vox.features.plan import CachePlan, read_plan, read_utterances, write_plan
 from vox.features.shard import FEATURE_BYTES, Shard
 from vox.features.stamps import Recorded, write_stamps
-from vox.units import SAMPLE_RATE
+from vox.units import samples_to_seconds
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,9 @@ class CacheState:
     @property
     def seconds_to_compute(self) -> float:
         """Audio of this rank's shards that are not there."""
-        return sum(sum(self.work.shards[number].num_samples) for number in self.to_compute) / SAMPLE_RATE
+        return samples_to_seconds(
+            sum(sum(self.work.shards[number].num_samples) for number in self.to_compute)
+        )
 
 
 def inspect_cache(
@@ -146,7 +148,7 @@ def prepare_folder(state: CacheState, *, rank: int, rebuild: bool = False) -> No
 def describe_state(state: CacheState) -> str:
     """Say in one line how large a cache is and how much of it is still to be computed."""
     plan = state.work.plan
-    hours = plan.num_samples / SAMPLE_RATE / 3600
+    hours = samples_to_seconds(plan.num_samples) / 3600
     num_frames = sum(sum(shard.num_frames) for shard in state.work.shards)  # without retired ones
     size, retired_size = (
         format_gb(count * plan.feature_dim * FEATURE_BYTES)

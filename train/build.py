@@ -12,12 +12,12 @@ from train.joined import join_names, repeat_utterances
 from train.options import TrainOptions
 from train.ranks import Ranks
 from train.reader import Reader
-from train.splits import TrainingSplit, refuse_without_words
+from train.splits import TrainingSplit
 from train.stages import find_stage
 from vox.checkpoint.files import Checkpoint, load_recogniser, read_words
 from vox.checkpoint.series import find_last
 from vox.config import Config, TextConfig
-from vox.corpus import Utterance
+from vox.corpus import Utterance, refuse_without_words
 from vox.errors import CacheError, CheckpointError, ConfigError
 from vox.features.fingerprint import Fingerprint, make_fingerprint
 from vox.model.recogniser import Recogniser
@@ -93,7 +93,7 @@ def build_parts(options: TrainOptions, config: Config, device: torch.device, ran
     if find_stage(options.stage).adapts:
         train, source_dev = _add_source(train, config, reader, tokenizer)
     for each in filter(None, (dev, source_dev)):
-        refuse_without_words(each)
+        refuse_without_words(each.name, each.utterances)
     recogniser = recogniser.to(device)
     if not ranks.is_first:  # the weights are the same everywhere, dropout is not
         torch.manual_seed(config.train.seed + ranks.rank)
@@ -150,10 +150,16 @@ def _count_words(options: TrainOptions, train: TrainingSplit, origin: Checkpoint
 
 
 def choose_trainable(recogniser: Recogniser, config: Config, *, cached: bool) -> None:
-    """Set what learns: everything above WavLM, the mix unless its output is cached, the unfrozen layers."""
+    """Set what learns: everything above WavLM, the mix unless its output is cached, the unfrozen layers.
+
+    Or the decoder alone (adapt.learns).
+    """
     recogniser.requires_grad_(True)
     recogniser.extractor.wavlm.freeze_except(config.train.unfreeze_layers)
     recogniser.extractor.mix.requires_grad_(not cached or _cached_layer(config) is not None)
+    if config.adapt.learns == "decoder":
+        recogniser.requires_grad_(False)
+        recogniser.decoder.requires_grad_(True)
 
 
 def count_trainable(recogniser: Recogniser) -> int:

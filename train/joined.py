@@ -14,7 +14,7 @@ from vox.errors import name_count, name_first
 from vox.features.cache import cache_dir, join_caches
 from vox.features.fingerprint import Fingerprint
 from vox.text import ENGLISH, Normaliser
-from vox.units import SAMPLE_RATE
+from vox.units import samples_to_seconds
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ def leave_out_by_length(
     ):
         if limit is None:
             continue
-        seconds = {utterance.id: (utterance.num_samples or 0) / SAMPLE_RATE for utterance in utterances}
+        seconds = {utterance.id: samples_to_seconds(utterance.num_samples or 0) for utterance in utterances}
         outside = {each: length for each, length in seconds.items() if is_outside(length, limit)}
         if outside:
             log.warning(

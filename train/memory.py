@@ -88,7 +88,7 @@ def halve_micro_batch(run: Run) -> None:
 
 
 def _fits(run: Run, settings: StepSettings, count: int, room: float) -> bool:
-    """Try micro-batches of so many utterances; say whether they take no more than that share of memory."""
+    """Try micro-batches of `count` utterances; say whether they take at most this share of the memory."""
     run.progress.micro_batch_utterances = count
     torch.cuda.reset_peak_memory_stats(run.device)
     try:

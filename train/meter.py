@@ -80,9 +80,12 @@ class Meter:
                 progress.skipped_in_a_row = 0
                 window = progress.window
                 for name in ("ctc", "attention", "loss", "grad_norm", "num_frames"):
-                    window[name] = window.get(name, 0.0) + getattr(figures, name)
+                    if (value := getattr(figures, name)) is not None:
+                        window[name] = window.get(name, 0.0) + value
                 window["count"] = window.get("count", 0) + 1
-                window["learning_rate"], window["ctc_weight"] = learning_rate, result.ctc_weight
+                window["learning_rate"] = learning_rate
+                if result.ctc_weight is not None:
+                    window["ctc_weight"] = result.ctc_weight
                 self._timed_updates += 1
                 self._timed_frames += figures.num_frames
 
@@ -97,8 +100,9 @@ class Meter:
         if not window:
             return
         count = window["count"]
-        values = {name: window[name] / count for name in ("ctc", "attention", "loss", "grad_norm")}
-        values |= {"learning_rate": window["learning_rate"], "ctc_weight": window["ctc_weight"]}
+        means = ("ctc", "attention", "loss", "grad_norm")
+        values = {name: window[name] / count for name in means if name in window}
+        values |= {name: window[name] for name in ("learning_rate", "ctc_weight") if name in window}
         timing = {
             "epoch": progress.epoch,
             "updates_per_second": timed_updates / seconds,
@@ -152,11 +156,11 @@ class Meter:
         self._last_line = now
         left = (self.total_updates - progress.update) / values["updates_per_second"]
         log.info(
-            "update %d of %d: loss %.4f (CTC %.4f, attention %.4f a label), gradient %.2f, %.2f/s, %s left",
+            "update %d of %d: loss %.4f (%sattention %.4f a label), gradient %.2f, %.2f/s, %s left",
             progress.update,
             self.total_updates,
             values["loss"],
-            values["ctc"],
+            f"CTC {values['ctc']:.4f}, " if "ctc" in values else "",
             values["attention"],
             values["grad_norm"],
             values["updates_per_second"],

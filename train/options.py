@@ -87,6 +87,7 @@ def resolve_config(options: TrainOptions) -> Config:
         paths.append(options.config_path)
     given = [f"{key}={json.dumps(value)}" for key, value in shortcuts if value not in (None, ())]
     config = load_config(paths, [*options.overrides, *given])
+    _check_learning(stage, config, where=paths[-1])
     _check_unfreezing(stage, config, is_cached=options.cached, where=paths[-1])
     return config
 
@@ -99,6 +100,25 @@ def _check_adapting(stage: Stage, options: TrainOptions) -> None:
         )
     if options.replay_split and options.no_replay:
         raise ConfigError("--replay-split and --no-replay contradict each other", remedy="leave one out")
+
+
+def _check_learning(stage: Stage, config: Config, where: Path) -> None:
+    """Raise ConfigError where adapt.learns contradicts the stage or train.unfreeze_layers."""
+    if config.adapt.learns == "all":
+        return
+    if not stage.adapts:
+        other = next(each.number for each in STAGES.values() if each.adapts)
+        raise ConfigError(
+            f"adapt.learns={config.adapt.learns} is for stage {other}, and this is stage {stage.number}",
+            where=where,
+            remedy="unset it",
+        )
+    if config.train.unfreeze_layers:
+        raise ConfigError(
+            "adapt.learns=decoder freezes all but the decoder, but train.unfreeze_layers is set",
+            where=where,
+            remedy="unset one of them",
+        )
 
 
 def _check_unfreezing(stage: Stage, config: Config, *, is_cached: bool, where: Path) -> None:

@@ -93,7 +93,7 @@ def rank_best(run_dir: Path, progress: Progress) -> None:
 
 
 def restore_links(run_dir: Path, last: Path, progress: Progress, keep: int = 0) -> None:
-    """Put `last` and `best` where they were when `last` was saved, and delete what is not to be kept.
+    """Put `last` and `best` where they were when `last` was saved, and delete checkpoints that are not kept.
 
     A killed run may have moved `best` further, or left a whole checkpoint that nothing points to. What is
     damaged was passed over, and is set aside. `keep`: train.keep_checkpoints.

@@ -278,6 +278,16 @@ def _probe(
     return probed, problems, headers
 
 
+def refuse_without_words(split: str, utterances: Sequence[Utterance]) -> None:
+    """Raise CorpusError if nothing is spoken in a split: it has no error rate."""
+    if not any(utterance.text for utterance in utterances):
+        raise CorpusError(
+            "nothing is spoken in this split, so it has no error rate",
+            where=split,
+            remedy="name a split of speech, alone or beside it",
+        )
+
+
 def find_split(root: Path | str, split: str) -> Path:
     """Return a split's folder or manifest; raise CorpusError if it is missing or exists in both layouts."""
     root = Path(root)

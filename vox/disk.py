@@ -206,7 +206,7 @@ def free_bytes(folder: Path) -> int:
 
 
 def check_space(folder: Path, num_bytes: int, error: type[VoxError], *, what: str, remedy: str) -> None:
-    """Raise `error` unless so many bytes fit on the disk of a folder, which need not exist yet."""
+    """Raise `error` unless `num_bytes` fit on the disk of a folder, which need not exist yet."""
     free = free_bytes(folder)
     if num_bytes > free:
         sizes = f"{format_gb(num_bytes)} needed, {format_gb(free)} free"

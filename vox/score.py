@@ -5,6 +5,7 @@ sums taken over the whole set, so a long utterance has more weight than a short 
 scripts without words a character takes a word's place, and the error rate is the CER.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -85,19 +86,19 @@ def score(references: Sequence[str], hypotheses: Sequence[str], *, by_character:
     """Compare hypotheses with references, pair by pair.
 
     by_character: in all that is counted in words, count characters (without spaces) instead.
-    A hypothesis may be empty (all words are deletions), and so may a reference (all are insertions). The
-    references must contain at least one word.
+    A hypothesis may be empty (all words are deletions), and so may a reference (all are insertions). Where no
+    reference has a word, there is no rate: `wer` and `cer` are NaN, and the insertions are counted.
     """
     assert len(references) == len(hypotheses), f"{len(references)} references, {len(hypotheses)} hypotheses"
-    assert any(reference.split() for reference in references), "no word to score against"
     words = jiwer.process_words(
         [space_units(text, by_character=by_character) for text in references],
         [space_units(text, by_character=by_character) for text in hypotheses],
     )
     characters = jiwer.process_characters(list(references), list(hypotheses))
+    has_words = any(reference.split() for reference in references)
     return Score(
-        wer=words.wer,
-        cer=characters.cer,
+        wer=words.wer if has_words else math.nan,
+        cer=characters.cer if has_words else math.nan,
         substitutions=words.substitutions,
         deletions=words.deletions,
         insertions=words.insertions,

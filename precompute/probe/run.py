@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from precompute.probe.report import (
     results_to_json,
 )
 from precompute.probe.select import Characters, Selection, choose_characters, select_utterances
-from vox.corpus import load_split
+from vox.corpus import load_split, refuse_without_words
 from vox.device import pick_device
 from vox.disk import check_space, check_writable, format_gb, free_bytes, remove_leftovers, write_whole
 from vox.errors import CacheError, ConfigError, CorpusError, name_count
@@ -35,6 +36,7 @@ from vox.wavlm.model import WavLM
 log = logging.getLogger(__name__)
 
 MAX_DEV_HOURS = 0.5
+ROLES = ("train", "dev")  # of the two selections, in names of files
 
 
 @dataclass(frozen=True)
@@ -87,17 +89,10 @@ def run_probe(options: ProbeOptions) -> None:
     prefix = make_fingerprint(wavlm, range(1, wavlm.num_layers + 1)).prefix
     stem = options.features / f"probe-{split}-{prefix}"
     with ExitStack() as stack:
+        paths = [stem.with_name(f"{stem.name}.{role}.npy") for role in ROLES]
         features = [
-            _compute(
-                options,
-                selection,
-                characters,
-                wavlm,
-                device,
-                stem.with_name(f"{stem.name}.{role}.npy"),
-                stack,
-            )
-            for selection, role in ((train, "train"), (dev, "dev"))
+            _compute(options, selection, characters, wavlm, device, path, stack)
+            for selection, path in zip((train, dev), paths, strict=True)
         ]
         results, layers = measure_layers(
             *features,
@@ -106,6 +101,15 @@ def run_probe(options: ProbeOptions) -> None:
             seed=options.seed,
             device=device,
         )
+    _warn_of_little_learning(results)
+    report_path = stem.with_name(f"{stem.name}.json")
+    write_whole(report_path, results_to_json(results, layers, _describe(options, (train, dev), features)))
+    click.echo(format_results(results, has_words=characters.has_words))
+    click.echo(format_recommendation(layers, wavlm.num_layers))
+    click.echo(f"report: {report_path}")
+
+
+def _warn_of_little_learning(results: Sequence[HeadResult]) -> None:
     best = find_best(results)
     if best.cer > TOO_LITTLE_LEARNED:
         log.warning(
@@ -113,17 +117,6 @@ def run_probe(options: ProbeOptions) -> None:
             "more with --hours or --updates",
             100 * best.cer,
         )
-    about = _describe(options, train, dev)
-    if options.keep:
-        about["kept"] = {
-            role: {"split": selection.split, "frames": _spans(part)}
-            for role, selection, part in zip(("train", "dev"), (train, dev), features, strict=True)
-        }
-    report_path = stem.with_name(f"{stem.name}.json")
-    write_whole(report_path, results_to_json(results, layers, about))
-    click.echo(format_results(results, has_words=characters.has_words))
-    click.echo(format_recommendation(layers, wavlm.num_layers))
-    click.echo(f"report: {report_path}")
 
 
 def plan_heads(num_layers: int, compared: tuple[int, ...] | None) -> list[HeadSpec]:
@@ -165,6 +158,7 @@ def measure_layers(
 def _select(options: ProbeOptions, split: str, hours: float) -> Selection:
     utterances = load_split(options.root, split, skip_bad=options.skip_bad, normalise=options.normalise)
     selection = select_utterances(split, utterances, hours, options.seed)
+    refuse_without_words(split, selection.utterances)
     if selection.too_short:
         count = name_count(len(selection.too_short), "utterance")
         log.warning("%s: %s left out, too short:", split, count)
@@ -229,8 +223,12 @@ def _mean_head(layers: tuple[int, ...]) -> HeadSpec:
     return HeadSpec(f"mean of {join_layers(layers)}", layers)
 
 
-def _describe(options: ProbeOptions, train: Selection, dev: Selection) -> dict[str, Any]:
-    return {
+def _describe(
+    options: ProbeOptions, selections: tuple[Selection, Selection], features: Sequence[LayerFeatures]
+) -> dict[str, Any]:
+    """Return what the report says of the probe; with --keep also where each utterance's features are."""
+    train, dev = selections
+    about: dict[str, Any] = {
         "split": train.split,
         "dev_split": dev.split,
         "wavlm": options.wavlm,
@@ -239,6 +237,12 @@ def _describe(options: ProbeOptions, train: Selection, dev: Selection) -> dict[s
         "num_updates": options.num_updates,
         "seed": options.seed,
     }
+    if options.keep:
+        about["kept"] = {
+            role: {"split": selection.split, "frames": _spans(part)}
+            for role, selection, part in zip(ROLES, selections, features, strict=True)
+        }
+    return about
 
 
 def _spans(features: LayerFeatures) -> dict[str, list[int]]:

@@ -10,7 +10,7 @@ from vox.corpus import Problem, Utterance
 from vox.decode.ctc import min_ctc_frames
 from vox.errors import CorpusError
 from vox.text import BLANK_ID, ENGLISH, Normaliser
-from vox.units import SAMPLE_RATE, samples_to_frames
+from vox.units import SAMPLE_RATE, samples_to_frames, samples_to_seconds
 
 
 class Characters:
@@ -61,7 +61,7 @@ class Selection:
     @property
     def hours(self) -> float:
         """Return the length of all utterances."""
-        return sum(map(probed_samples, self.utterances)) / SAMPLE_RATE / 3600
+        return samples_to_seconds(sum(map(probed_samples, self.utterances))) / 3600
 
 
 def select_utterances(split: str, utterances: Sequence[Utterance], hours: float, seed: int) -> Selection:

@@ -210,6 +210,26 @@ def test_several_splits_have_a_row_each_and_a_total(
     ]
 
 
+def test_words_that_are_heard_where_nothing_is_spoken_are_counted(
+    go_checkpoint: Path, own_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Heard: "go", every time; so it is an insertion in the total, and no rate of the split."""
+    recordings = sorted(map(str, own_root.rglob("*.flac")))
+    lines = {"spoken": {"text": "go stop"}, "noise": {"speech": False}}
+    for split, line in lines.items():
+        (own_root / f"{split}.jsonl").write_text(json.dumps({"audio": recordings[0], **line}))
+    arguments = ["evaluate", "--checkpoint", str(go_checkpoint), "--root", str(own_root), "--workers", "0"]
+    arguments += ["--decoder", "ctc", "--out", str(own_root / "heard")]
+    assert main([*arguments, "--split", "spoken", "--split", "noise"]) == 0
+    table = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["noise", "0", "1", "heard"] in table and ["total", "2", "100.00"] in table
+    report = json.loads((own_root / "heard" / "report.json").read_text())
+    assert report["splits"]["noise"]["decoders"]["ctc"]["wer"] is None
+    for command in (arguments, ["tune", *arguments[1:5]]):
+        assert main([*command, "--split", "noise"]) == 2
+        assert "nothing is spoken in this split" in capsys.readouterr().err
+
+
 def test_evaluate_and_transcribe_hear_the_same(
     checkpoint: Path, tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -253,7 +253,7 @@ def test_no_command_imports_torch_before_it_runs() -> None:
     assert not loaded & {"torch", "torchaudio", "transformers", "h5py"}
 
 
-def test_a_wrong_checkpoint_and_a_wrong_decoder_are_found_before_torch_is_imported() -> None:
+def test_what_a_command_can_check_at_once_is_checked_before_torch_is_imported() -> None:
     loaded = loaded_modules(
         "import vox, vox.cli, vox.errors\n"
         "for checkpoint, decoder in (('nowhere', 'ctc'), (None, 'beam')):\n"
@@ -265,7 +265,9 @@ def test_a_wrong_checkpoint_and_a_wrong_decoder_are_found_before_torch_is_import
         "        raise AssertionError\n"
         "sys.stderr = open('/dev/null', 'w')\n"
         "words = ['evaluate', '--split', 's', '--decoder', 'ctc', '--checkpoint', 'nowhere']\n"
-        "assert vox.cli.main(words) == 2"
+        "assert vox.cli.main(words) == 2\n"
+        "words = ['adapt', '--text', 't', '--checkpoint', 'tests/old_formats/checkpoint-0.1', '--out']\n"
+        "assert vox.cli.main([*words, 'evaluate']) == 2"  # a folder that is there already
     )
     assert "vox.checkpoint.series" in loaded and "torch" not in loaded
 

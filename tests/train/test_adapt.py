@@ -31,10 +31,11 @@ from train.progress import Progress
 from train.ranks import Ranks
 from train.run import run_training
 from vox.audio import read_audio
-from vox.checkpoint.files import load_recogniser, read_words
+from vox.checkpoint.files import load_averaged, load_recogniser, read_words
 from vox.data.concatenate import count_in_rows
 from vox.errors import CacheError, CheckpointError, ConfigError, CorpusError
 from vox.features.cache import open_cache
+from vox.hear import hear
 from vox.runs.layout import BEFORE, BEST
 
 
@@ -234,6 +235,73 @@ def test_live_it_trains_wavlm_s_top_layers_and_reads_the_source_s_recordings(
         assert torch.equal(waveform_S[: len(wanted_S)], wanted_S)
 
 
+@pytest.fixture(scope="module")
+def decoder_alone(target_root: Path, stage1: TrainOptions, tmp_path_factory) -> TrainOptions:
+    """A finished run in which the decoder learns alone, with an average and a pull to the old weights."""
+    run = tmp_path_factory.mktemp("runs") / "decoder"
+    overrides = ("adapt.learns=decoder", "adapt.l2_sp=0.1", "train.ema_decay=0.5", "train.epochs=2")
+    options = stage3_options(target_root, run, stage1.run_dir / BEST, overrides=overrides)
+    run_training(options)
+    return options
+
+
+def test_the_decoder_learns_alone(decoder_alone: TrainOptions, stage1: TrainOptions):
+    """All else is as before, to the bit; the losses and the promise are the decoder's."""
+    run = decoder_alone.run_dir
+    old, new = read_weights(stage1.run_dir, BEST), read_weights(run, f"checkpoints/{_last_validated(run)}")
+    assert {name for name in old if not torch.equal(old[name], new[name])} == set(find_decoder(old))
+    averaged = load_averaged(run / "last")
+    assert averaged.keys() == find_decoder(old)
+    assert not any(torch.equal(averaged[name], new[name]) for name in averaged)
+    metrics = read_metrics(run)
+    training = [line for line in metrics if line["kind"] == "train"]
+    assert training and all(line["loss"] == line["attention"] > 0 for line in training)
+    assert not any(key in line for line in training for key in ("ctc", "ctc_weight"))
+    before = next(line for line in metrics if line["kind"] == "dev")
+    assert "source_wer_ctc" not in before  # its CTC never changes, and would hide what attention forgets
+    state = json.loads((run / "last" / "state.json").read_text())
+    assert state["promise"]["wer"] == before["source_wer_attention"]
+    assert sum(line["kind"] == "interpolation" for line in metrics) == 11
+
+
+def find_decoder(weights: dict[str, torch.Tensor]) -> set[str]:
+    return {name for name in weights if name.startswith("decoder.")}
+
+
+def test_a_decoder_that_learns_alone_resumes_to_the_bit(decoder_alone: TrainOptions, tmp_path: Path, caplog):
+    overrides = (*decoder_alone.overrides, "train.checkpoint_minutes=1e-6")
+    options = replace(decoder_alone, run=tmp_path / "run", overrides=overrides)
+    with pytest.MonkeyPatch.context() as patch:
+        die_after(patch, updates=3)
+        with pytest.raises(Killed):
+            run_training(options)
+    with caplog.at_level("INFO"):
+        run_training(TrainOptions(stage=3, run=options.run_dir, resume=True))
+    assert_equal_runs(decoder_alone.run_dir, options.run_dir)
+    old = read_weights(options.run_dir, BEFORE)
+    count = sum(old[name].numel() for name in find_decoder(old))
+    assert f"; {count:,} parameters learn;" in caplog.text
+
+
+def test_a_decoder_that_learns_alone_hears_what_it_will_be_used_with(
+    target_root: Path, stage1: TrainOptions, tmp_path: Path
+):
+    """Training mode means the decoder's dropout only; nothing below it is kept for a gradient."""
+    options = stage3_options(target_root, tmp_path / "run", stage1.run_dir / BEST)
+    options = replace(options, overrides=(*options.overrides, "adapt.learns=decoder"))
+    parts = build_parts(options, resolve_config(options), torch.device("cpu"), Ranks())
+    recogniser, split = parts.recogniser, parts.train
+    batch = next(split.source.read([split.ids[:2]]))
+    with torch.no_grad():
+        used = hear(recogniser.eval(), batch)
+    learnt_on = hear(recogniser.train(), batch)
+    assert torch.equal(learnt_on.hidden_BTD, used.hidden_BTD)
+    assert torch.equal(learnt_on.label_positions_BT, used.label_positions_BT)
+    assert not learnt_on.hidden_BTD.requires_grad and not learnt_on.ctc_log_probs_BTV.requires_grad
+    inputs_BU = split.label_batch([[name] for name in split.ids[:2]]).inputs_BU
+    assert not torch.equal(*(recogniser.decoder(inputs_BU, used) for _ in range(2)))
+
+
 def test_target_and_source_may_be_several_splits(target_root: Path, stage1: TrainOptions, tmp_path: Path):
     changes = {"train_split": ("mine", "mine-dev"), "replay_split": ("train-tiny", "dev-tiny")}
     options = stage3_options(target_root, tmp_path / "run", stage1.run_dir / BEST, **changes)
@@ -271,6 +339,16 @@ def test_what_cannot_be_adapted_is_refused_in_one_line(
         ({"overrides": ("train.unfreeze_layers=[3]",)}, ConfigError, "leave --cached out"),
         ({"overrides": ("adapt.source_dev_split=absent",)}, CorpusError, "absent is not .* be measured"),
         ({"stage": 1}, ConfigError, "stage 1 replays nothing"),
+        (
+            {"cached": False, "overrides": ("adapt.learns=decoder", "train.unfreeze_layers=[3]")},
+            ConfigError,
+            "freezes all but the decoder, but train.unfreeze_layers is set",
+        ),
+        (
+            {"stage": 2, "overrides": ("adapt.learns=decoder",)},
+            ConfigError,
+            "for stage 3, and this is stage 2",
+        ),
         ({"replay_split": ("absent",)}, CacheError, "no cached features for split absent"),
         ({"from_checkpoint": None}, CheckpointError, "no stage-2 checkpoint"),
     ):

@@ -27,13 +27,21 @@ from tests.support.training import (
     stage2_options,
     tiny_recogniser,
 )
+from train.build import choose_trainable
 from train.options import TrainOptions
 from train.ranks import Ranks
 from train.run import run_training
 from train.signals import Interrupted
 from train.update.schedule import build_optimizer
-from train.update.step import LabelTotals, StepSettings, accumulate_gradients, run_update, wrap_losses
-from vox.config import OptimizerConfig
+from train.update.step import (
+    LabelTotals,
+    StepSettings,
+    accumulate_gradients,
+    run_update,
+    settle_buckets,
+    wrap_losses,
+)
+from vox.config import OptimizerConfig, load_config
 from vox.data.plan import plan_epoch
 from vox.model.recogniser import Recogniser
 
@@ -83,6 +91,31 @@ def test_gradient_does_not_depend_on_the_ranks(tiny_wavlm_dir, tmp_path, dtype, 
     for rank in range(world_size):
         shared = torch.load(tmp_path / f"{rank}.pt")
         assert torch.linalg.norm(shared - whole) <= tolerance * torch.linalg.norm(whole)
+
+
+def test_the_gradient_of_the_decoder_alone_does_not_depend_on_the_ranks(tiny_wavlm_dir, tmp_path):
+    """No rank waits for the gradients of what does not learn (adapt.learns), in the second update either."""
+    recogniser = tiny_recogniser(tiny_wavlm_dir, dropout=0.0).double()
+    choose_trainable(recogniser, load_config(None, ["adapt.learns=decoder"]), cached=True)
+    features, labels = make_split()
+    settings = StepSettings(CPU, torch.float32, None, 0.1, 1.0, augment=None)
+    totals = LabelTotals(sum(map(len, labels[:4])), sum(map(len, labels[:4])) + 4)
+
+    def add_up(ranks: Ranks) -> torch.Tensor:
+        losses, mine = wrap_losses(recogniser, ranks), range(4)[ranks.rank :: ranks.world_size]
+        settle_buckets(losses, settings)
+        for _ in range(2):
+            recogniser.zero_grad()
+            batches = [make_batch(features, labels, [position], torch.float64) for position in mine]
+            accumulate_gradients(losses, no_scaler(), batches, totals, settings, ranks)
+        return torch.cat([p.grad.flatten() for p in recogniser.parameters() if p.grad is not None])
+
+    assert run_ranks(2, lambda rank: torch.save(add_up(join(rank, 2)), tmp_path / f"{rank}.pt")) == [0, 0]
+    alone = add_up(Ranks())
+    assert len(alone) == sum(parameter.numel() for parameter in recogniser.decoder.parameters())
+    for rank in range(2):
+        shared = torch.load(tmp_path / f"{rank}.pt")
+        assert torch.linalg.norm(shared - alone) <= 1e-10 * torch.linalg.norm(alone)
 
 
 def test_ranks_agree_on_what_is_not_finite_and_a_rank_without_work_takes_part(tiny_wavlm_dir, tmp_path):

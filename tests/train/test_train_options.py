@@ -76,3 +76,4 @@ def test_a_run_from_before_there_could_be_several_splits_is_resumed(tmp_path: Pa
     assert (config.data.train_weights, config.data.dev_split) == ({"a": 1}, ("b",))
     assert (config.adapt.replay_split, config.adapt.source_dev_split) == (("c",), None)
     assert (config.data.min_seconds, config.data.max_seconds) == (None, None)
+    assert config.adapt.learns == "all"

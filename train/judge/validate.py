@@ -26,7 +26,7 @@ from vox.progress import ProgressBar
 from vox.runs.layout import Weights
 from vox.score import Score, score
 from vox.text import Tokenizer
-from vox.units import SAMPLE_RATE, seconds_to_samples
+from vox.units import samples_to_seconds, seconds_to_samples
 
 DEV_BATCH_SECONDS = 120.0  # padded audio a batch
 NUM_SAMPLES_SHOWN = 3
@@ -53,6 +53,11 @@ class DevResult:
     def loss(self, ctc_weight: float) -> float:
         """Return the weighted dev loss."""
         return ctc_weight * self.ctc + (1 - ctc_weight) * self.attention
+
+    def of_attention_alone(self) -> "DevResult":
+        """Return this without CTC's WERs, which hide what is forgotten where CTC does not learn."""
+        wer, upper = ({k: v for k, v in each.items() if k != "ctc"} for each in (self.wer, self.wer_upper))
+        return replace(self, wer=wer, wer_upper=upper)
 
     @property
     def rank(self) -> tuple[float, float]:
@@ -148,7 +153,10 @@ def validate_run(run: Run, is_stopped: Callable[[], bool] = lambda: False) -> De
         if parts.source_dev is None:
             return result
         is_first = run.progress.promise is None  # its interval becomes the limit
-        return replace(result, source=validate_split(split=parts.source_dev, with_intervals=is_first))
+        source = validate_split(split=parts.source_dev, with_intervals=is_first)
+        if parts.config.adapt.learns == "decoder":
+            source = source.of_attention_alone()
+        return replace(result, source=source)
 
 
 def validate(
@@ -203,7 +211,7 @@ class _DevReader:
 
     def __init__(self, split: TrainingSplit, ranks: Ranks) -> None:
         ids, lengths = split.ids, split.lengths
-        self._seconds = dict(zip(ids, (length / SAMPLE_RATE for length in lengths), strict=True))
+        self._seconds = dict(zip(ids, map(samples_to_seconds, lengths), strict=True))
         plan = plan_by_length(lengths, seconds_to_samples(DEV_BATCH_SECONDS))
         mine = [[ids[position] for position in batch] for batch in plan[ranks.rank :: ranks.world_size]]
         self.num_rounds = -(-len(plan) // ranks.world_size)

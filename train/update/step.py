@@ -46,7 +46,7 @@ class MicroBatchTooLargeError(torch.OutOfMemoryError):
 class LossSums:
     """Losses summed over the utterances of a batch, in nats; scalars with a graph in training."""
 
-    ctc: torch.Tensor
+    ctc: torch.Tensor  # 0 where it was not computed
     attention: torch.Tensor
 
 
@@ -64,7 +64,7 @@ class StepSettings:
 
     device: torch.device
     precision: torch.dtype
-    ctc_weight: float
+    ctc_weight: float | None  # None: no CTC loss is computed, for only the decoder learns
     label_smoothing: float
     max_grad_norm: float
     augment: AugmentConfig | None
@@ -85,7 +85,7 @@ class UpdateResult:
     sums_5: torch.Tensor  # float64: CTC loss, attention loss, labels, targets and frames that were read
     grad_norm: torch.Tensor  # before clipping
     is_finite: torch.Tensor  # bool: False for an update that changed nothing because of its gradient
-    ctc_weight: float
+    ctc_weight: float | None
 
     @property
     def has_changed(self) -> torch.Tensor:
@@ -96,10 +96,11 @@ class UpdateResult:
         """Wait for the device and return the figures."""
         ctc_sum, attention_sum, num_labels, num_targets, num_frames = self.sums_5.tolist()
         ctc, attention = ctc_sum / max(1.0, num_labels), attention_sum / max(1.0, num_targets)
+        weight = self.ctc_weight
         return UpdateFigures(
-            ctc=ctc,
+            ctc=None if weight is None else ctc,
             attention=attention,
-            loss=self.ctc_weight * ctc + (1 - self.ctc_weight) * attention,
+            loss=attention if weight is None else weight * ctc + (1 - weight) * attention,
             grad_norm=float(self.grad_norm),
             num_frames=int(num_frames),
             num_targets=int(num_targets),
@@ -111,7 +112,7 @@ class UpdateResult:
 class UpdateFigures:
     """An update in numbers: losses a label that was read, the gradient's norm, audio read."""
 
-    ctc: float
+    ctc: float | None  # None: not computed
     attention: float
     loss: float
     grad_norm: float
@@ -128,7 +129,7 @@ class Losses(nn.Module):
         self.recogniser = recogniser
 
     def forward(self, cpu_batch: Batch, cpu_labels: LabelBatch, settings: StepSettings) -> LossSums:
-        """Copy a batch to the device, mask its features, and compute both losses."""
+        """Copy a batch to the device, mask its features, and compute the losses."""
         batch, labels = cpu_batch.to(settings.device), cpu_labels.to(settings.device)
         if settings.is_padded_to_few_shapes:
             batch, labels = batch.pad_to_few_shapes(), labels.pad_to_few_shapes()
@@ -139,6 +140,7 @@ class Losses(nn.Module):
                 labels,
                 settings.label_smoothing,
                 host_frames_B=count_frames(self.recogniser, cpu_batch),
+                with_ctc=settings.ctc_weight is not None,
             )
 
 
@@ -151,7 +153,7 @@ def wrap_losses(recogniser: Recogniser, ranks: Ranks) -> nn.Module:
 
 
 def settle_buckets(losses: nn.Module, settings: StepSettings) -> None:
-    """Let DistributedDataParallel arrange its buckets of gradients for good, before the first update.
+    """Let DistributedDataParallel arrange its buckets of gradients before the first update; they then stay.
 
     It does so after its first exchange, by the order in which gradients came; and in which order three or
     more ranks add up depends on it. A resumed run would otherwise add its first update up differently.
@@ -177,21 +179,24 @@ def compute_losses(
     label_smoothing: float = 0.0,
     *,
     host_frames_B: torch.Tensor | None = None,
+    with_ctc: bool = True,
 ) -> LossSums:
-    """Compute both losses over encoded audio, summed, in float32 at least.
+    """Compute both losses over encoded audio, summed, in float32 at least; or attention's alone.
 
     host_frames_B: the frame counts again, on the host, where CTC wants them: without them the host waits for
     the GPU. An utterance too short for its labels gives an infinite CTC loss: such utterances are refused
     before training, never zeroed here.
     """
-    ctc = F.ctc_loss(
-        encoded.ctc_log_probs_BTV.transpose(0, 1),
-        labels.labels_BU,
-        (encoded.num_frames_B if host_frames_B is None else host_frames_B).tolist(),  # type: ignore[arg-type]
-        labels.num_labels_B.tolist(),  # type: ignore[arg-type]
-        blank=BLANK_ID,
-        reduction="sum",
-    )
+    ctc = encoded.ctc_log_probs_BTV.new_zeros(())
+    if with_ctc:
+        ctc = F.ctc_loss(
+            encoded.ctc_log_probs_BTV.transpose(0, 1),
+            labels.labels_BU,
+            (encoded.num_frames_B if host_frames_B is None else host_frames_B).tolist(),  # type: ignore[arg-type]
+            labels.num_labels_B.tolist(),  # type: ignore[arg-type]
+            blank=BLANK_ID,
+            reduction="sum",
+        )
     logits_BUV = recogniser.decoder(labels.inputs_BU, encoded)
     attention = F.cross_entropy(
         at_least_float32(logits_BUV).flatten(0, 1),
@@ -276,6 +281,8 @@ def _to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def _weigh(sums: LossSums, totals: LabelTotals, settings: StepSettings) -> torch.Tensor:
+    if settings.ctc_weight is None:
+        return sums.attention / totals.num_targets
     ctc = settings.ctc_weight * sums.ctc / max(1, totals.num_labels)
     return ctc + (1 - settings.ctc_weight) * sums.attention / totals.num_targets
 

@@ -74,7 +74,7 @@ def _find_wav_data(file: BinaryIO, file_size: int) -> tuple[int, int] | None:
 
 
 def fill_in_wav_size(content: bytes) -> bytes:
-    """Return a WAV file whose data chunk says 0 bytes with the size that is there.
+    """Return a WAV file with the size of its data filled in, which its header gives as 0.
 
     A file whose own size is right was finished: its recording is empty, and what follows is something else.
     """

@@ -128,10 +128,10 @@ def _decode(source: Source, path: Path | str, segment: Segment) -> tuple[np.ndar
 
 
 def hash_recording(path: Path, segment: Segment | None = None) -> str:
-    """Return the sha256 of a recording's file, as hex; empty where there is none that may be read.
+    """Return the sha256 of a recording's file, as hex; "" if the file is missing or may not be read.
 
     A segment's is the sha256 of its file's and of the segment. The file of many segments is hashed once as
-    long as its size and time stay the same. Raises OSError naming it where that is not the file's fault.
+    long as its size and time stay the same. Other errors of the system are an OSError that names it.
     """
     try:
         if segment is None:

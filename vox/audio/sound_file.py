@@ -52,11 +52,11 @@ _Found = TypeVar("_Found")
 
 
 def read_twice(read: Callable[[Source], _Found], path: Path | str) -> _Found:
-    """Return read(path); before that is called damaged, read the file plainly and try it on its bytes.
+    """Return read(path); if it raises AudioError, try again with the file's bytes.
 
-    libsndfile takes a read that fails for the end of the file. Raises OSError naming the file where that is
-    the reason still; where it has passed, nothing was wrong. What is not a regular file (a pipe) can be read
-    only once, so its bytes are.
+    libsndfile mistakes a read that fails for the end of the file, so a faulty disk looks like a damaged
+    recording. If the fault is still there, the second try raises OSError, which names the file; if it has
+    passed, the recording is fine. A pipe can be read only once: its bytes are read at the start.
     """
     if Path(path).is_fifo():
         return read(io.BytesIO(Path(path).read_bytes()))
@@ -83,9 +83,9 @@ def read_blocks(
     count: int | None = None,
     block_samples: int | None = None,
 ) -> Iterator[np.ndarray]:
-    """Yield blocks, [S, C] float32, of so many samples from a start on; of all that come for None.
+    """Yield `count` samples from `start` on, in blocks of float32 [S, C]. count: None for all to the end.
 
-    Nothing before the start is decoded where the format can seek without loss. block_samples: at most in a
+    What is before the start is decoded only in formats that cannot seek exactly. block_samples: the most in a
     block; None for BLOCK_SAMPLES. Raises AudioError if the samples end too early, or cannot be decoded.
     """
     size, num_read = block_samples or BLOCK_SAMPLES, 0
@@ -181,7 +181,7 @@ def _counts_frames(source: Source) -> bool:
 def _make_pipe(content: bytes) -> int:
     """Return the end of a pipe from which these bytes can be read: libsndfile then decodes to the end.
 
-    In a file it believes a length guessed from the first frame's bit rate.
+    Of a file it uses a length that it guesses from the first frame's bit rate.
     """
     read_end, write_end = os.pipe()
 

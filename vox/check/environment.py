@@ -251,7 +251,7 @@ def _find_driver() -> str | None:
 
 
 def _find_driver_cuda() -> tuple[int, int] | None:
-    """Ask the driver itself: torch says nothing of one that is too old for it."""
+    """Ask the driver itself: torch does not report a driver that is too old for it."""
     number = ctypes.c_int()
     try:
         if ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(number)) != 0:

@@ -1,4 +1,4 @@
-"""How long a corpus of so many hours will take on this machine, and what it will cost."""
+"""How long a corpus of a given size will take on this machine, and what it will cost."""
 
 from dataclasses import dataclass
 
@@ -68,7 +68,7 @@ class Plan:
 def make_plan(
     findings: Findings, training: Training, corpus_hours: float, workers: int, price: float | None = None
 ) -> Plan | None:
-    """Work the measured rates out for a corpus; None where one that is needed was not measured.
+    """Compute a corpus's times from the measured rates; None if a rate that is needed was not measured.
 
     workers: processes that decode audio in phase 1. Each part takes as long as the slowest of what runs side
     by side in it. Validation, saving and starting are not counted.

@@ -9,7 +9,7 @@ import click
 
 from vox.errors import CacheError, CorpusError, name_count
 from vox.options import features_option, root_option
-from vox.units import SAMPLE_RATE
+from vox.units import samples_to_seconds
 
 if TYPE_CHECKING:
     from vox.features.verify import Recording
@@ -39,7 +39,7 @@ def list_command(root: Path, features: Path | None, split: str | None) -> None:
             summary.folder.name,
             join_layers(plan.fingerprint.layers),
             f"{plan.wavlm} ({plan.fingerprint.weights_sha256[:8]})",
-            f"{plan.num_samples / SAMPLE_RATE / 3600:.2f}",
+            f"{samples_to_seconds(plan.num_samples) / 3600:.2f}",
             f"{summary.num_bytes / 1e9:.3f}",
             f"{summary.num_present}/{len(plan.shards)}",
             "?" if summary.num_skipped is None else str(summary.num_skipped),

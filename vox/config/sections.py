@@ -191,6 +191,9 @@ class AdaptConfig(Section):
     l2_sp: float = Field(
         default=0.0, ge=0, le=1_000, description="a pull towards the old weights, for training without replay"
     )
+    learns: Literal["all", "decoder"] = Field(
+        default="all", description="all above WavLM, or the attention decoder alone"
+    )
 
 
 class Config(Section):

@@ -48,7 +48,7 @@ class AudioBatch:
     num_samples_B: torch.Tensor
 
     def pin(self) -> "AudioBatch":
-        """Copy to pinned memory what is not there yet; only for a GPU, and where there is one."""
+        """Copy tensors to pinned memory if they are not in it; needs a GPU."""
         return AudioBatch(self.ids, self.waveforms_BS.pin_memory(), self.num_samples_B.pin_memory())
 
     def to(self, device: torch.device) -> "AudioBatch":
@@ -79,7 +79,7 @@ class FeatureBatch:
     num_frames_B: torch.Tensor
 
     def pin(self) -> "FeatureBatch":
-        """Copy to pinned memory what is not there yet; only for a GPU, and where there is one."""
+        """Copy tensors to pinned memory if they are not in it; needs a GPU."""
         return FeatureBatch(self.ids, self.features_BTC.pin_memory(), self.num_frames_B.pin_memory())
 
     def to(self, device: torch.device) -> "FeatureBatch":
@@ -111,7 +111,7 @@ class LabelBatch:
     targets_BU: torch.Tensor
 
     def pin(self) -> "LabelBatch":
-        """Copy to pinned memory what is not there yet; only for a GPU, and where there is one."""
+        """Copy tensors to pinned memory if they are not in it; needs a GPU."""
         tensors = (self.labels_BU, self.num_labels_B, self.inputs_BU, self.targets_BU)
         return LabelBatch(*(tensor.pin_memory() for tensor in tensors))
 

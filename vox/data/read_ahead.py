@@ -51,7 +51,7 @@ def read_ahead(items: Iterable[Item], depth: int = READ_AHEAD_BATCHES) -> Iterat
 
 
 def map_ahead(make: Callable[[Item], Made], items: Iterable[Item], threads: int) -> Iterator[Made]:
-    """Yield make(item) for each item, in order, computed ahead by threads; an error is raised in its turn."""
+    """Yield make(item) for each item, in order, computed ahead by threads; errors are raised in order too."""
     pool = ThreadPoolExecutor(threads, thread_name_prefix="read-ahead")
     pending: deque[Future[Made]] = deque()
     try:

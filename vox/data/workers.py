@@ -100,7 +100,7 @@ def _explain_dead_workers(loader: DataLoader[Item]) -> Iterator[Item]:
 
 
 def _start_workers(loader: DataLoader[Item]) -> Iterator[Item]:
-    """Start iterating; the processes begin with GROUP_SIGNALS blocked, as this thread is meanwhile."""
+    """Start the processes with GROUP_SIGNALS blocked: they inherit what this thread blocks."""
     former = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
     try:
         return iter(loader)

@@ -63,7 +63,7 @@ def verify_cache(folder: Path) -> Iterator[str]:
 def verify_audio(
     folder: Path, recordings: Mapping[str, Recording], hashes: dict[Recording, tuple[str, str]]
 ) -> Iterator[str]:
-    """Hash a cache's recordings again and say every one that is not what its features were made from.
+    """Hash a cache's recordings again and name each that has changed since its features were made.
 
     recordings: the split's, by utterance. hashes: of those that were hashed before, and what to call each if
     another is expected; it is added to. A plan or a shard that is missing or damaged is `verify_cache`'s to

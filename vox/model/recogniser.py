@@ -42,6 +42,17 @@ class Recogniser(nn.Module):
         nn.init.normal_(self.ctc_head.weight, std=_CTC_HEAD_STD)
         nn.init.zeros_(self.ctc_head.bias)
 
+    def train(self, mode: bool = True) -> "Recogniser":
+        """Set training mode; adapter and encoder stay in evaluation mode where they do not learn.
+
+        A frozen part has no use for dropout, and what learns on its output is to hear it as it will be used.
+        WavLM does so itself, layer by layer.
+        """
+        super().train(mode)
+        for part in (self.adapter, self.encoder):
+            part.train(mode and any(parameter.requires_grad for parameter in part.parameters()))
+        return self
+
     def encode(self, features_BTC: Tensor, num_frames_B: Tensor) -> Encoded:
         """Run adapter, encoder and CTC head over features, frame for frame.
 

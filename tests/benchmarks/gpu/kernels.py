@@ -78,7 +78,7 @@ def time_depthwise(bench: Bench) -> Found:
 
 
 def time_ctc(bench: Bench) -> Found:
-    """Time the CTC loss alone, forward and backward."""
+    """Time the CTC loss alone, and compare its gradient with the CPU's where texts are empty."""
     batch, frames, vocabulary, labels = (8, 599, 2000, 48) if bench.is_cuda else (2, 60, 25, 5)
     scores_TBV = torch.randn(frames, batch, vocabulary, device=bench.device).log_softmax(2)
     scores_TBV.requires_grad_(True)
@@ -91,6 +91,17 @@ def time_ctc(bench: Bench) -> Found:
     yield Rate(
         "ctc", "CTC alone, forward and backward", 1000 * time_work(work, bench.device, repeats=5), "ms"
     )
+    for name, counts in (("one text is empty", [0, labels]), ("both texts are empty", [0, 0])):
+        gradients = []
+        for device in (torch.device("cpu"), bench.device):
+            some_TBV = scores_TBV[:, :2].detach().to(device).requires_grad_(True)
+            targets_BU = labels_BU[:2, : max(counts)].to(device)
+            F.ctc_loss(some_TBV, targets_BU, [frames] * 2, counts, reduction="sum").backward()  # type: ignore[arg-type]
+            assert some_TBV.grad is not None
+            gradients.append(some_TBV.grad.cpu())
+        expected, found = gradients
+        distance = float(torch.linalg.norm(found - expected) / torch.linalg.norm(expected))
+        yield Promise("", f"CTC's gradient where {name}, against the CPU's", distance, 1e-4)
 
 
 def time_compiled_layer(bench: Bench) -> Found:
