@@ -9,7 +9,15 @@ from dataclasses import dataclass, replace
 
 from evaluate.results import Evaluation
 from evaluate.run import evaluate_split
-from evaluate.tune import LM_WEIGHTS, collect_lists, count_errors, fit_lists, list_choices, pick_middle
+from evaluate.tune import (
+    LM_WEIGHTS,
+    collect_lists,
+    count_errors,
+    default_choice,
+    fit_lists,
+    list_choices,
+    pick_choice,
+)
 from vox.additions import DEFAULT_HOTWORD_WEIGHT, DEFAULT_LM_WEIGHT, Additions
 from vox.bootstrap import find_upper_ends
 from vox.checkpoint.files import Checkpoint
@@ -157,8 +165,10 @@ class _Weights:
     def __init__(self, additions: Additions) -> None:
         self.additions = additions
         self.tried = {"lm": LM_WEIGHTS}
+        self.defaults = [DEFAULT_LM_WEIGHT]
         if additions.hotwords:
             self.tried["hotwords"] = HOTWORD_WEIGHTS
+            self.defaults.append(DEFAULT_HOTWORD_WEIGHT)
 
     def read(self, choice_P: Sequence[float], share: float = 1.0) -> dict[str, float]:
         """Return the scorers' weights of a choice, or a share of them."""
@@ -215,7 +225,8 @@ def _choose(
         is_allowed_C = on_source_C == on_source_C.min()
     is_best_C = is_allowed_C & (on_target_C == on_target_C[is_allowed_C].min())
     is_best_C &= on_source_C == on_source_C[is_best_C].min()
-    chosen: list[float] = pick_middle(choices_CP, is_best_C).tolist()
+    default_P = default_choice(options, *weights.defaults)
+    chosen: list[float] = pick_choice(choices_CP, is_best_C, default_P).tolist()
     return chosen, fit_lists(lists[target.name])
 
 

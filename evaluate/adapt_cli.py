@@ -100,6 +100,7 @@ def adapt(
 
     from vox.checkpoint.series import find_checkpoint
     from vox.corpus import find_split
+    from vox.disk import check_writable
     from vox.errors import ConfigError
 
     # Before torch is imported, which takes seconds.
@@ -107,6 +108,7 @@ def adapt(
         if value is not None and dev_split is None:
             raise ConfigError(f"{name} without --dev-split", remedy="add --dev-split SPLIT")
     _refuse_existing(out)
+    check_writable(out, "--out")
     folder = find_checkpoint(checkpoint).resolve()
     if dev_split is not None:
         find_split(root, dev_split)

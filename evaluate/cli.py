@@ -120,7 +120,7 @@ def evaluate(
     from evaluate.intervals import read_earlier
     from evaluate.report import default_out_dir, describe_checkpoint, prepare_out_dir
     from evaluate.run import evaluate_split
-    from evaluate.splits import check_words, load_splits
+    from evaluate.splits import TranscriptNormaliser, check_words, load_splits
     from evaluate.tally import add_words
     from evaluate.whole import evaluate_whole, join_segments, refuse_left_out
     from evaluate.word_table import read_words
@@ -155,7 +155,7 @@ def evaluate(
     title = "+".join(splits) + "-whole" * whole
     standard = UNCHANGED if normalise is None else load_standard(normalise, loaded.normaliser)
     # Whisper's rules want punctuation, digits and symbols, which the checkpoint's alphabet would refuse.
-    read = loaded.normaliser if normalise is None else accept_any_text
+    read = TranscriptNormaliser(loaded.config.text) if normalise is None else accept_any_text
     utterances, left_out = load_splits(root, splits, skip_bad=skip_bad, normalise=read)
     check_words(utterances, standard)
     if whole:

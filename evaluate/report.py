@@ -8,7 +8,6 @@ hypotheses-<decoder>.jsonl  an utterance a line: id, reference, hypothesis, erro
 
 import json
 import platform
-import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -25,7 +24,7 @@ from vox.checkpoint.files import Checkpoint
 from vox.corpus import Utterance
 from vox.decode import SearchOptions
 from vox.decoder_names import GREEDY_DECODERS
-from vox.disk import remove_leftovers, write_whole
+from vox.disk import check_writable, remove_leftovers, write_whole
 from vox.errors import name_count
 from vox.hear import device_of
 from vox.runs.layout import CHECKPOINTS, CHECKSUMS, MODEL
@@ -43,11 +42,11 @@ def default_out_dir(checkpoint: Path, split: str) -> Path:
 
 
 def prepare_out_dir(out_dir: Path) -> Path:
-    """Create the folder and test that it is writable, before the work. Raises OSError."""
+    """Create the folder, before the work. Raises VoxError if it cannot be written."""
+    check_writable(out_dir, "--out")
     out_dir.mkdir(parents=True, exist_ok=True)
     remove_leftovers(out_dir)
-    with tempfile.TemporaryFile(dir=out_dir):
-        return out_dir
+    return out_dir
 
 
 def format_table(evaluation: Evaluation) -> str:

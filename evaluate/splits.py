@@ -4,10 +4,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from evaluate.standard import Standard
+from evaluate.standard import WHISPER_ENGLISH, Standard
 from vox.corpus import Utterance, load_split_and_problems, refuse_without_words
-from vox.errors import CorpusError
-from vox.text import ENGLISH
+from vox.errors import CorpusError, TextError
+from vox.text import ENGLISH, Normaliser
+
+
+class TranscriptNormaliser(Normaliser):
+    """A checkpoint's normaliser; its errors name the option with which digits can be scored in English."""
+
+    def __call__(self, text: str) -> str:
+        """Return a text in the alphabet, or raise TextError, as Normaliser does."""
+        try:
+            return super().__call__(text)
+        except TextError as error:
+            if not self.is_english or not any(map(str.isdigit, text)):
+                raise
+            raise TextError(f"{error}, or score with --normalise {WHISPER_ENGLISH}") from None
 
 
 def load_splits(

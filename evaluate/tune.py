@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from evaluate.run import evaluate_split, read_batches
+from vox.additions import DEFAULT_LM_WEIGHT
 from vox.checkpoint.files import Checkpoint
 from vox.corpus import Utterance
 from vox.data.batch import AudioBatch
@@ -27,7 +28,7 @@ from vox.decode.confidence import fit_temperature, label_rows
 from vox.decode.rescore import rescore_all
 from vox.decoder_names import DEFAULT_SEARCH, VALIDATION_DECODERS
 from vox.device import autocast, pick_precision
-from vox.errors import CorpusError
+from vox.errors import CorpusError, name_count
 from vox.hear import device_of, hear
 from vox.score import space_units
 from vox.text import Tokenizer
@@ -102,12 +103,20 @@ def choose_weights(
     """Return the CTC weight, the length bonus, the language model's weight, and the word errors with them.
 
     parts_BKP: for each text its CTC score, its attention score, its number of labels, and its language model
-    score. Among equally good weights, those nearest to their mean are taken: the edge of a plateau is chance.
+    score. Where the default weights are as good as any they are taken, else of the best ones those nearest to
+    their mean: the edge of a plateau is chance. Logs a warning if all weights are equally good.
     """
     choices_CP = list_choices(LM_WEIGHTS if has_lm else (0.0,))
     errors_C = count_errors(errors_BK, parts_BKP, choices_CP)
-    middle_P = pick_middle(choices_CP, errors_C == errors_C.min())
-    return float(middle_P[0]), float(middle_P[2]), float(middle_P[3]), int(errors_C.min())
+    if errors_C.min() == errors_C.max():
+        log.warning(
+            "this split cannot tell weights apart, all have %s: the default ones stay; tune on a longer or "
+            "harder split",
+            name_count(int(errors_C.min()), "error"),
+        )
+    default_P = default_choice(SearchOptions(), DEFAULT_LM_WEIGHT if has_lm else 0.0)
+    chosen_P = pick_choice(choices_CP, errors_C == errors_C.min(), default_P)
+    return float(chosen_P[0]), float(chosen_P[2]), float(chosen_P[3]), int(errors_C.min())
 
 
 def list_choices(*scorer_weights: Sequence[float]) -> np.ndarray:
@@ -133,9 +142,17 @@ def count_errors(
     return errors_C
 
 
-def pick_middle(choices_CP: np.ndarray, is_best_C: np.ndarray) -> np.ndarray:
-    """Return the choice nearest to the mean of the best ones, [P]."""
+def default_choice(options: SearchOptions, *scorer_weights: float) -> np.ndarray:
+    """Return the weights of options and of scorers as a row of `list_choices`, [P]."""
+    return np.array([options.ctc_weight, 1 - options.ctc_weight, options.length_bonus, *scorer_weights])
+
+
+def pick_choice(choices_CP: np.ndarray, is_best_C: np.ndarray, default_P: np.ndarray) -> np.ndarray:
+    """Return the default if it is one of the best choices, else the one nearest to their mean, [P]."""
     best_CP = choices_CP[is_best_C]
+    is_default_C = np.isclose(best_CP, default_P).all(axis=1)
+    if is_default_C.any():
+        best_CP = best_CP[is_default_C]
     middle: np.ndarray = best_CP[np.abs(best_CP - best_CP.mean(axis=0)).sum(axis=1).argmin()]
     return middle
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from precompute.audio_changes import Recordings, refuse_changed
 from precompute.plan import CacheWork, is_as_planned, share_shards
 from vox.corpus import Problem
-from vox.disk import check_space, format_gb, free_bytes, nearest_folder, remove_leftovers
+from vox.disk import check_space, check_writable, format_gb, free_bytes, remove_leftovers
 from vox.errors import CacheError, name_count
 from vox.features.cache import missing_shards, open_planned
 from vox.features.plan import CachePlan, read_plan, read_utterances, write_plan
@@ -166,11 +165,11 @@ def describe_state(state: CacheState) -> str:
 
 
 def check_free_space(states: list[CacheState]) -> None:
-    """Raise CacheError when what is missing cannot be written, or does not fit on the disk."""
+    """Raise CacheError when what is missing does not fit on the disk, VoxError when it cannot be written."""
     needed = sum(max(0, state.num_bytes_missing - state.num_bytes_reclaimed) for state in states)
     for state in states:
         if state.num_bytes_missing:
-            _check_writable(state.folder)
+            check_writable(state.folder, "--features")
     check_space(
         states[0].folder,
         needed,
@@ -213,19 +212,6 @@ def _choose_stamps(state: CacheState, recorded: Mapping[str, Recorded]) -> dict[
             if entry is not None:
                 chosen[name] = entry
     return chosen
-
-
-def _check_writable(folder: Path) -> None:
-    """Raise CacheError unless the folder can be made and written to; leave no trace."""
-    try:
-        with tempfile.TemporaryFile(dir=nearest_folder(folder)):
-            pass
-    except OSError as error:
-        raise CacheError(
-            f"features cannot be written here ({error.strerror})",
-            where=folder,
-            remedy="choose another folder with --features DIR",
-        ) from None
 
 
 def _count_reclaimed(folder: Path, missing: set[str]) -> int:

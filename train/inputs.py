@@ -1,12 +1,16 @@
 """What a run begins with, checked before torch is imported, which takes seconds. Imports no torch."""
 
+import shlex
+from contextlib import suppress
 from pathlib import Path
 
 from train.options import TrainOptions, resolve_config, resume_options
 from train.stages import STAGES, find_stage
 from vox.checkpoint.integrity import check_place
+from vox.config import Config
 from vox.corpus import find_split
-from vox.errors import CheckpointError
+from vox.disk import check_writable
+from vox.errors import CacheError, CheckpointError, WavLMError, name_first
 from vox.runs.layout import BEST, LAST, list_checkpoints
 from vox.wavlm.shape import check_config_fits
 
@@ -21,14 +25,32 @@ def check_inputs(options: TrainOptions) -> None:
             resume_options(options)
         return
     refuse_existing(options)
+    check_writable(options.run_dir, "--run")
     config = resolve_config(options)
     origin = find_origin(options)
     for split in (*config.data.train_weights, *config.data.dev_split):
         find_split(options.root, split)
     if origin is None:
-        check_config_fits(config)
+        try:
+            check_config_fits(config)
+        except WavLMError as error:
+            raise WavLMError(str(error), remedy=_name_cached_wavlm(options, config)) from None
     else:
         check_place(origin)
+
+
+def _name_cached_wavlm(options: TrainOptions, config: Config) -> str | None:
+    """Return what to do about a WavLM that cannot be had, where features of another are cached."""
+    from vox.features.cache import find_cache_dirs
+    from vox.features.plan import read_plan
+
+    names = set()
+    for split in config.data.train_weights if options.cached else ():
+        with suppress(CacheError):
+            plans = [read_plan(folder) for folder in find_cache_dirs(options.features_dir, split)]
+            names |= {plan.wavlm for plan in plans if plan is not None}
+    commands = [shlex.join(["--wavlm", name]) for name in sorted(names - {config.features.wavlm})]
+    return f"the cached features are those of {name_first(commands)}" if commands else None
 
 
 def find_origin(options: TrainOptions) -> Path | None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shlex
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -195,9 +196,14 @@ def resume_options(options: TrainOptions) -> TrainOptions:
         raise ConfigError(
             f"a resumed run keeps its settings: {', '.join(refused)} cannot be given",
             where=options.run_dir,
-            remedy=f"write vox train --stage {recorded.stage} --resume --run DIR alone, or start another run",
+            remedy=f"write {_resume_command(recorded.stage, options.run)} alone, or start another run",
         )
     return replace(recorded, **changes)
+
+
+def _resume_command(stage: int, run: Path | None) -> str:
+    words = ["vox", "train", "--stage", str(stage), "--resume", *(["--run", str(run)] if run else [])]
+    return shlex.join(words)
 
 
 def _read_options(run_dir: Path) -> TrainOptions:

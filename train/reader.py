@@ -32,7 +32,7 @@ class Reader:
     @property
     def normaliser(self) -> Normaliser:
         """What brings the transcripts into the alphabet."""
-        return Normaliser(self.config.text)
+        return Normaliser(self.config.text, has_set=True)
 
     @property
     def _how(self) -> dict[str, Any]:

@@ -78,11 +78,11 @@ def read_additions(
             "--hotword-weight without hotwords", remedy="add --hotwords FILE or --hotword PHRASE"
         )
     lines = [] if hotword_file is None else list_lines(hotword_file)
-    lines += [("--hotword", line) for line in hotwords]
+    every = [*lines, *((None, line) for line in hotwords)]
     return Additions(
         lm,
         DEFAULT_LM_WEIGHT if lm_weight is None else lm_weight,
-        tuple(parse_hotwords(lines, normalise)),
+        tuple(parse_hotwords(every, normalise)),
         DEFAULT_HOTWORD_WEIGHT if hotword_weight is None else hotword_weight,
         "--hotword" if hotword_file is None else "--hotwords",
     )

@@ -22,7 +22,7 @@ from types import ModuleType
 import click
 
 import vox
-from vox.errors import WORKER_DEATH, VoxError, is_worker_death
+from vox.errors import DISK_FULL_ERRNOS, WORKER_DEATH, VoxError, is_worker_death
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -31,8 +31,7 @@ EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 LOGGER_NAMES = ("vox", "precompute", "train", "evaluate")
 
 # Folders and disks, not defects, even where the error carries no file name.
-_FILE_SYSTEM_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS})
-_DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
+_FILE_SYSTEM_ERRNOS = DISK_FULL_ERRNOS | {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 @dataclass(frozen=True)
@@ -259,7 +258,7 @@ def _describe_os_error(error: OSError) -> str:
     names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
     what = error.strerror or str(error)
     where = f": {' -> '.join(names)}" if names else ""
-    remedy = "; free some space, then run the same command again" if error.errno in _DISK_FULL_ERRNOS else ""
+    remedy = "; free some space, then run the same command again" if error.errno in DISK_FULL_ERRNOS else ""
     return f"{what[:1].lower()}{what[1:]}{where}{remedy}"
 
 

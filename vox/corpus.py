@@ -5,8 +5,10 @@ another depth) with the texts in the chapter's *.trans.txt, a line each: the id,
 manifest is ROOT/<split>.jsonl, a JSON object a line (vox/manifest.py). A split that has both is refused.
 """
 
+import difflib
 import logging
 import os
+import shlex
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +31,17 @@ AUDIO_SUFFIXES = FFMPEG_SUFFIXES | frozenset(
     ".flac .wav .mp3 .ogg .opus .aif .aiff .aifc .au .snd .caf .w64 .rf64 .sph .nist".split()  # noqa: SIM905
 )
 _TRANSCRIPT_SUFFIX = ".trans.txt"
+LIBRISPEECH_SPLITS = frozenset(  # what `vox download` can fetch
+    {
+        "dev-clean",
+        "dev-other",
+        "test-clean",
+        "test-other",
+        "train-clean-100",
+        "train-clean-360",
+        "train-other-500",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)  # hundreds of thousands of them: half the memory
@@ -221,7 +234,11 @@ def _log_audio_conversions(split: str, headers: Sequence[AudioHeader]) -> None:
         log.info("%s: %s resampled to %d Hz (from %s)", split, count, SAMPLE_RATE, seen)
     num_mixed = sum(header.channels > 1 for header in headers)
     if num_mixed:
-        log.info("%s: %s mixed down to one channel", split, name_count(num_mixed, "recording"))
+        log.info(
+            "%s: several channels read as one in %s: their mean, or the loudest if they cancel",
+            split,
+            name_count(num_mixed, "recording"),
+        )
 
 
 def _probe(
@@ -255,7 +272,8 @@ def _probe(
                 elif isinstance(found, int):
                     probed.append(replace(utterance, num_samples=found))
                 else:
-                    headers.append(found)
+                    is_one_channel = utterance.segment is not None and utterance.segment.channel is not None
+                    headers.append(replace(found, channels=1) if is_one_channel else found)
                     probed.append(replace(utterance, num_samples=found.num_samples))
     return probed, problems, headers
 
@@ -312,8 +330,14 @@ def _no_split(root: Path, split: str) -> CorpusError:
         {path.stem for path in root.glob("*.jsonl")} | {p.name for p in root.glob("LibriSpeech/*/")}
     )
     known = f" (splits there: {name_first(there, 8)})" if there else ""
-    command = f"vox download --split {split}" + ("" if root == Path("data") else f" --root {root}")
-    return CorpusError(f"no split {split} in {root}{known}", remedy=f"put it there, or run `{command}`")
+    near = difflib.get_close_matches(split, there, n=1)
+    if split in LIBRISPEECH_SPLITS:
+        command = ["vox", "download", "--split", split]
+        command += [] if root == Path("data") else ["--root", str(root)]
+        remedy = f"put it there, or run `{shlex.join(command)}`"
+    else:
+        remedy = f"did you mean {near[0]}?" if near else "put it there, or make it with `vox corpus import`"
+    return CorpusError(f"no split {split} in {root}{known}", remedy=remedy)
 
 
 def _reject_duplicates(reading: _Reading) -> None:

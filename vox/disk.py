@@ -15,11 +15,12 @@ import secrets
 import shutil
 import socket
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vox.errors import VoxError
+from vox.errors import DISK_FULL_ERRNOS, VoxError
 
 BYTES_PER_GB = 1_000_000_000
 CHUNK_BYTES = 4 << 20  # what is read at once from a file that may be remote
@@ -35,7 +36,8 @@ def create_part(path: Path) -> tuple[Path, int]:
     while True:
         unique = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         part_path = path.with_name(f".{path.name}.{unique}.part")
-        fd = os.open(part_path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        with name_os_errors(path):
+            fd = os.open(part_path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         # Another process may hold the lock to check for a dead writer, and may delete the file. Wait for it,
         # then check that the file still exists.
         with contextlib.suppress(OSError):  # a file system without locks
@@ -51,7 +53,7 @@ def write_whole(path: Path, content: bytes, *, is_durable: bool = True) -> None:
     is_durable: return only when content and name are on disk. Without it a loss of power may undo the write
     or leave an empty file: enough for what is soon written again, and readers must accept a damaged file.
     """
-    with replacing(path, is_durable=is_durable) as (part_path, fd), name_os_errors(part_path):
+    with replacing(path, is_durable=is_durable) as (_, fd), name_os_errors(path):
         view = memoryview(content)
         while view:
             view = view[os.write(fd, view) :]
@@ -66,10 +68,10 @@ def replacing(path: Path, *, is_durable: bool = True) -> Iterator[tuple[Path, in
     part_path, fd = create_part(path)
     try:
         yield part_path, fd
-        if is_durable:
-            with name_os_errors(part_path):
+        with name_os_errors(path):
+            if is_durable:
                 os.fsync(fd)
-        part_path.replace(path)
+            part_path.replace(path)
         if is_durable:
             sync(path.parent)
     except BaseException:
@@ -180,6 +182,22 @@ def take_blocks(descriptor: int) -> None:
 def nearest_folder(folder: Path) -> Path:
     """Return the folder, or the nearest one above it that exists."""
     return next(place for place in (folder, *folder.absolute().parents) if place.exists())
+
+
+def check_writable(path: Path | str, option: str, folder: Path | None = None) -> None:
+    """Raise VoxError unless files can be made in a folder, which need not exist yet; leave no trace.
+
+    path: the folder, as the option gave it. folder: that of a path which is a file.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=nearest_folder(folder or Path(path))):
+            pass
+    except OSError as error:
+        if error.errno in DISK_FULL_ERRNOS:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise VoxError(
+            f"cannot be written ({error.strerror})", where=path, remedy=f"choose another {option}"
+        ) from None
 
 
 def free_bytes(folder: Path) -> int:

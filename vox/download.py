@@ -14,7 +14,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import IO, Any
 
-from vox.disk import check_space, digest_file, format_gb, hash_file
+from vox.disk import check_space, check_writable, digest_file, format_gb, hash_file
 from vox.errors import CorpusError
 from vox.progress import MEGABYTES, ProgressBar
 
@@ -63,6 +63,7 @@ def download_split(
     if split_dir.is_dir():
         log.info("%s is already there: %s", split, split_dir)
         return split_dir
+    check_writable(root, "--root")
     root.mkdir(parents=True, exist_ok=True)
     archive_path = root / f"{split}.tar.gz"
     if archive_path.is_file():

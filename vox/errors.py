@@ -3,7 +3,10 @@
 Everything else that is raised is a defect in Vox and keeps its traceback.
 """
 
+import errno
 from collections.abc import Sequence
+
+DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def escape_surrogates(text: str) -> str:

@@ -49,9 +49,9 @@ def list_lines(path: Path | str) -> list[tuple[str, str]]:
 
 
 def parse_hotwords(
-    lines: Iterable[tuple[str, str]], normalise: Callable[[str], str] = normalise_text
+    lines: Iterable[tuple[str | None, str]], normalise: Callable[[str], str] = normalise_text
 ) -> list[Hotword]:
-    """Parse lines, each with its location, into hotwords.
+    """Parse lines, each with its location (None: not in a file), into hotwords.
 
     A repeated line is skipped with a warning. Raises TextError for an empty phrase, a character outside the
     alphabet, an invalid weight, and a spelling of two different phrases.
@@ -81,7 +81,7 @@ def parse_hotwords(
     return hotwords
 
 
-def _parse_line(where: str, line: str, normalise: Callable[[str], str]) -> Hotword:
+def _parse_line(where: str | None, line: str, normalise: Callable[[str], str]) -> Hotword:
     body, at, weight = line.rpartition("@")
     if not at:
         body, weight = line, "1"
@@ -94,7 +94,7 @@ def _parse_line(where: str, line: str, normalise: Callable[[str], str]) -> Hotwo
     return Hotword(phrase, spellings, _parse_weight(where, weight))
 
 
-def _normalise(where: str, source: str, normalise: Callable[[str], str]) -> str:
+def _normalise(where: str | None, source: str, normalise: Callable[[str], str]) -> str:
     try:
         spelling = normalise(source)
     except TextError as error:
@@ -104,7 +104,7 @@ def _normalise(where: str, source: str, normalise: Callable[[str], str]) -> str:
     return spelling
 
 
-def _parse_weight(where: str, text: str) -> float:
+def _parse_weight(where: str | None, text: str) -> float:
     try:
         weight = float(text)
     except ValueError:

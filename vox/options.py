@@ -186,6 +186,6 @@ def parse_layers(text: str) -> tuple[int, ...]:
         raise ConfigError(
             "--layers takes different numbers from 1 up",
             where=text,
-            remedy=f"write --layers {','.join(map(str, DEFAULT_LAYERS))}",
+            remedy=f"write --layers {','.join(map(str, DEFAULT_LAYERS))}; ranges (9-12) are not read",
         )
     return tuple(sorted(layers))

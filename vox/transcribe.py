@@ -163,7 +163,7 @@ class Transcriber:
             text=tokenizer.decode(best.ids),
             words=words,
             confidence=confidence,
-            alternatives=tuple(
+            alternatives=_keep_different(
                 Alternative(tokenizer.decode(found.ids), found.score, dict(found.parts))
                 for found in hypotheses
             ),
@@ -233,11 +233,19 @@ def show_hotwords(transcript: Transcript, matcher: HotwordMatcher) -> Transcript
         transcript,
         text=matcher.replace_spellings(transcript.text),
         words=tuple(_join_words(words[first:end], phrase) for phrase, first, end in matcher.cut(texts)),
-        alternatives=tuple(
+        alternatives=_keep_different(
             replace(found, text=matcher.replace_spellings(found.text)) for found in transcript.alternatives
         ),
         hotwords=spotted,
     )
+
+
+def _keep_different(alternatives: Iterable[Alternative]) -> tuple[Alternative, ...]:
+    """Return the first of each text: one text may be several sequences of pieces, or of spellings."""
+    first: dict[str, Alternative] = {}
+    for each in alternatives:
+        first.setdefault(each.text, each)
+    return tuple(first.values())
 
 
 def _join_words(words: Sequence[Word], phrase: str | None) -> Word:

@@ -50,7 +50,8 @@ class Transcript:
 
     audio: the recording's path, or "array 1" and so on. seconds: its length. decoder: its name.
     confidence: the smallest of the words'; for an empty text, that nothing was said; None without times.
-    alternatives: the n-best, best first; the first is `text`.
+    alternatives: the n-best, best first; the first is `text`. Equal texts count once, with the best score, so
+    there may be fewer than were asked for.
     hotwords: those in the text, including overlapping ones.
     """
 

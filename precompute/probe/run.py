@@ -26,7 +26,7 @@ from precompute.probe.report import (
 from precompute.probe.select import Characters, Selection, choose_characters, select_utterances
 from vox.corpus import load_split, refuse_without_words
 from vox.device import pick_device
-from vox.disk import check_space, format_gb, free_bytes, remove_leftovers, write_whole
+from vox.disk import check_space, check_writable, format_gb, free_bytes, remove_leftovers, write_whole
 from vox.errors import CacheError, ConfigError, CorpusError, name_count
 from vox.features.fingerprint import join_layers, make_fingerprint
 from vox.text import ENGLISH, Normaliser
@@ -82,6 +82,7 @@ def run_probe(options: ProbeOptions) -> None:
     _check_size(options, (train, dev), wavlm)
     if options.dry_run:
         return
+    check_writable(options.features, "--features")
     options.features.mkdir(parents=True, exist_ok=True)
     for name in remove_leftovers(options.features):
         log.info("removed %s, left by a run that died", options.features / name)

@@ -101,7 +101,7 @@ def test_what_was_skipped_and_can_be_read_now_is_computed(
     write_split(tmp_path, SPLIT, 6)
     assert main(command(tmp_path, tiny_wavlm_dir, tmp_path / "expected")) == 0
 
-    def fail_once(path: Path, speed: float, segment: object) -> np.ndarray:
+    def fail_once(path: Path, speed: float, segment: object, warn: object) -> np.ndarray:
         if path.stem == "7-1-0002":
             raise AudioError("a bad moment", where=path)
         return read_audio(path, speed)

@@ -13,16 +13,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
+from tests.support.speech import make_speech
 from tests.support.training import assert_equal_runs, stage1_options
 from train.options import TrainOptions
 from train.run import run_training
 from vox.audio import hash_recording, read_audio
-from vox.corpus import load_split
+from vox.corpus import Utterance, load_split
 from vox.data.batch import AudioBatch, make_feature_batch, make_label_batch
 from vox.data.sources import LiveSource
-from vox.data.workers import decode_and_hash_batches
+from vox.data.workers import decode_and_hash_batches, decode_batches
+from vox.segment import Segment
+from vox.units import SAMPLE_RATE
 
 # Trains; at the fifth update it says so, and waits for a line.
 TRAIN_AND_WAIT = """
@@ -131,7 +135,7 @@ def test_a_recording_of_another_length_than_its_header_is_left_out(difference, t
     utterances = load_split(tiny_root, "dev-tiny")
     wrong = utterances[1]
 
-    def read(path: Path, speed: float = 1.0, segment: object = None) -> np.ndarray:
+    def read(path: Path, speed: float, segment: object, warn: object) -> np.ndarray:
         waveform = read_audio(path, speed)
         if path != wrong.audio_path:
             return waveform
@@ -151,7 +155,7 @@ def test_a_recording_is_hashed_before_it_is_decoded(tiny_root, tmp_path, monkeyp
     copy.write_bytes(utterance.audio_path.read_bytes())
     before = hash_recording(copy)
 
-    def read_and_replace(path: Path, speed: float = 1.0, segment: object = None) -> np.ndarray:
+    def read_and_replace(path: Path, speed: float, segment: object, warn: object) -> np.ndarray:
         waveform = read_audio(path, speed)
         path.write_bytes(path.read_bytes() + b"replaced")
         return waveform
@@ -159,3 +163,20 @@ def test_a_recording_is_hashed_before_it_is_decoded(tiny_root, tmp_path, monkeyp
     monkeypatch.setattr("vox.data.workers.read_audio", read_and_replace)
     ((_, _, hashes),) = decode_and_hash_batches([[replace(utterance, audio_path=copy)]])
     assert hashes == {utterance.id: before} and hash_recording(copy) != before
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_channels_that_cancel_are_a_warning_once_a_run(workers, tmp_path, caplog):
+    """Each epoch has workers of its own, which do not know what those before them found."""
+    samples_S = make_speech(8_000, 0)
+    soundfile.write(tmp_path / "a.wav", np.stack([samples_S, -0.9 * samples_S], 1), SAMPLE_RATE)
+    utterances = [
+        Utterance(f"a-{start}", tmp_path / "a.wav", "go", "", segment=Segment(start, 0.2))
+        for start in (0.0, 0.25)
+    ]
+    for _ in range(2):
+        ((batch, _),) = decode_batches([utterances], workers=workers)
+        assert batch.ids == ["a-0.0", "a-0.25"]
+    assert [record.message for record in caplog.records if "cancel" in record.message] == [
+        f"{tmp_path}/a.wav: its channels cancel each other; channel 0 (counted from 0) is used alone"
+    ]

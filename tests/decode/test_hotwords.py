@@ -215,7 +215,7 @@ def test_a_file_with_all_that_it_may_have(tmp_path: Path, caplog: pytest.LogCapt
     [
         (
             "level 9",
-            r"the hotword 'level 9': .*:2; characters outside the alphabet \(9\); spell out numbers.*",
+            r"the hotword 'level 9': .*:2; characters outside the alphabet \(9\); write numbers as words",
         ),
         ("...", "an empty hotword: .*:2; write a phrase, or delete the line"),
         ("Nyx:", "an empty hotword: .*:2; write a phrase, or delete the line"),

@@ -164,6 +164,20 @@ def test_each_word_of_a_file_is_counted(
     assert "a file without a word" in capsys.readouterr().err
 
 
+def test_digits_are_no_matter_for_settings_that_the_command_lacks(
+    go_checkpoint: Path, own_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entry = {"audio": str(next(own_root.rglob("*.flac"))), "text": "go 5"}
+    (own_root / "digits.jsonl").write_text(json.dumps(entry) + "\n")
+    (tmp_path / "words.txt").write_text("level 9\n")
+    command = ["evaluate", "--checkpoint", str(go_checkpoint), "--root", str(own_root), "--device", "cpu"]
+    assert main([*command, "--split", "own", "--words", str(tmp_path / "words.txt")]) == 2
+    assert capsys.readouterr().err.endswith("(9); write numbers as words\n")
+    assert main([*command, "--split", "digits"]) == 2
+    error = capsys.readouterr().err
+    assert "(5); write numbers as words, or score with --normalise whisper-english)" in error
+
+
 def test_several_splits_have_a_row_each_and_a_total(
     go_checkpoint: Path, own_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -391,7 +405,8 @@ def test_an_unwritable_output_folder_is_found_before_the_work(
     assert main(["evaluate", *arguments, "--out", str(taken)]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == f"vox: error: file exists: {taken}\n"
+    reason = f"cannot be written (Not a directory): {taken}; choose another --out"
+    assert captured.err == f"vox: error: {reason}\n"
 
 
 def test_a_wrong_earlier_report_is_found_before_the_work(

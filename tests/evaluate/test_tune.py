@@ -32,6 +32,18 @@ def test_weights_are_those_that_put_the_right_texts_first() -> None:
     assert (ctc_weight, lm_weight, errors) == (0.5, 0.0, 0)
 
 
+def test_the_default_weights_stay_where_none_are_better(caplog: pytest.LogCaptureFixture) -> None:
+    """A split that all weights read alike, with a warning; and one that CTC weights below 0.65 read right."""
+    text = [-1.0, -2.0, 3.0]
+    assert choose_weights([[0, 0]] * 3, [[text, text]] * 3, has_lm=False) == (0.3, 0.0, 0.0, 0)
+    assert choose_weights([[0]], [[[*text, -4.0]]], has_lm=True) == (0.3, 0.0, 0.5, 0)
+    warnings = [record.message for record in caplog.records]
+    assert len(warnings) == 2 and all("cannot tell weights apart" in line for line in warnings)
+    attention_is_right = [[[-2.0, -1.0, 3.0], [-1.65, -1.65, 3.0]]]
+    assert choose_weights([[0, 1]], attention_is_right, has_lm=False) == (0.3, 0.0, 0.0, 0)
+    assert len(caplog.records) == 2
+
+
 def test_the_bonus_and_the_language_model_are_found() -> None:
     longer_is_right = [[[-1.0, -1.0, 3.0, -2.0], [-0.6, -0.6, 2.0, -2.0]]]
     _, bonus, _, errors = choose_weights([[0, 1]], longer_is_right, has_lm=True)

@@ -166,7 +166,7 @@ def test_verify_lists_every_fault_and_exits_2(folder: Path, capsys: pytest.Captu
 def test_list_says_what_there_is(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vox.commands.cache.SAMPLE_RATE", 6)  # 21,600 samples
+    monkeypatch.setattr("vox.commands.cache.samples_to_seconds", lambda samples: samples / 6)  # 21,600
     (folder / "shard-00002.h5").unlink()
     assert main(["cache", "list", "--features", str(folder.parent.parent), "--split", SPLIT]) == 0
     header, line = capsys.readouterr().out.splitlines()

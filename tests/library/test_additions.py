@@ -188,7 +188,10 @@ def test_an_empty_list_changes_no_byte(
         ),
         (["--lm-weight", "1"], "--lm-weight without a language model; add --lm FILE"),
         (["--hotword-weight", "1"], "--hotword-weight without hotwords; add .*"),
-        (["--hotword", "level 9"], r"the hotword 'level 9': --hotword; characters outside .*\(9\).*"),
+        (
+            ["--hotword", "level 9"],
+            r"the hotword 'level 9'; .* \(9\); write numbers as words",
+        ),
         (["--decoder", "ctc_beam", "--lm", "/nowhere.arpa"], "no such language model: /nowhere.arpa; .*"),
     ],
 )

@@ -86,6 +86,11 @@ def test_scientific_notation_is_a_number():
     [
         ("train.epoch=3", "unknown config key train.epoch.*epochs"),
         ("optimiser.learning_rate=1", "unknown config key optimiser.*optimizer"),
+        ("max_updates=3", r"key max_updates: --set max_updates=3; did you mean train.max_updates\?"),
+        ("train.max_updatess=3", r"did you mean train.max_updates\?.* known here: stage, "),
+        ("max_updatess=3", r"did you mean train.max_updates\?"),
+        ("traim.max_updates=3", r"did you mean train\?"),
+        ("zzz=3", "; known here: "),
         ("train.epochs=many", "bad value for train.epochs"),
         ("train.epochs=0", "bad value for train.epochs"),
         ("model.dropout=1.5", "bad value for model.dropout"),

@@ -13,7 +13,8 @@ import soundfile
 
 from tests.support.speech import make_speech, write_split
 from vox.audio import read_audio
-from vox.corpus import load_split, probe_audio, read_split
+from vox.corpus import LIBRISPEECH_SPLITS, load_split, probe_audio, read_split
+from vox.download import librispeech_checksums
 from vox.errors import CorpusError
 from vox.units import SAMPLE_RATE
 
@@ -116,7 +117,7 @@ def test_librispeech_problems_are_named(tmp_path: Path) -> None:
     transcript_file = str(chapter_dir / "old.trans.txt")
     assert set(found) == {*(f"7-1-000{i}" for i in (1, 2, 3, 4, 5, 6)), transcript_file}
     assert found["7-1-0001"] == "empty transcript"
-    assert "spell out numbers" in found["7-1-0002"]
+    assert "write numbers as words" in found["7-1-0002"]
     assert "transcript without audio" in found["7-1-0003"]
     assert "audio without transcript" in found["7-1-0004"]
     assert found["7-1-0005"] == "the id occurs 2 times"
@@ -261,11 +262,15 @@ def test_conversions_are_said_once_with_counts(tmp_path: Path, caplog: pytest.Lo
     write_audio(tmp_path / "b.wav", 8001, rate=8000)
     write_audio(tmp_path / "c.wav")
     texts = {"a": "Go, now!", "b": "GO  NOW", "c": "go now."}
-    write_manifest(tmp_path, [{"audio": f"{name}.wav", "text": text} for name, text in texts.items()])
-    assert [u.num_samples for u in load_split(tmp_path, "s")] == [16000, 16002, 8000]
+    write_audio(tmp_path / "d.wav", channels=2)
+    one_channel = {"audio": "d.wav", "text": "go now", "channel": 1}
+    write_manifest(
+        tmp_path, [one_channel, *({"audio": f"{name}.wav", "text": text} for name, text in texts.items())]
+    )
+    assert [u.num_samples for u in load_split(tmp_path, "s")] == [16000, 16002, 8000, 8000]
     assert [record.message for record in caplog.records] == [
         "s: 2 recordings resampled to 16000 Hz (from 8000 Hz, 22050 Hz)",
-        "s: 1 recording mixed down to one channel",
+        "s: several channels read as one in 1 recording: their mean, or the loudest if they cancel",
         "s: punctuation or accents (text.alphabet=letters keeps accents) removed from 2 transcripts",
     ]
     caplog.clear()
@@ -273,7 +278,7 @@ def test_conversions_are_said_once_with_counts(tmp_path: Path, caplog: pytest.Lo
     assert caplog.records == []
 
 
-def test_missing_split_names_the_download_and_what_is_there(tmp_path: Path) -> None:
+def test_missing_split_names_what_is_there_and_what_to_do(tmp_path: Path) -> None:
     write_split(tmp_path, "dev-here", 1)
     write_manifest(tmp_path, [])
     with pytest.raises(
@@ -283,6 +288,14 @@ def test_missing_split_names_the_download_and_what_is_there(tmp_path: Path) -> N
     assert "\n" not in str(missing.value)
     with pytest.raises(CorpusError, match=r"run `vox download --split dev-clean`$"):
         read_split("data", "dev-clean")
+    with pytest.raises(CorpusError, match=r"; did you mean dev-here\?$"):
+        read_split(tmp_path, "dev-hear")
+    with pytest.raises(CorpusError, match=r"; put it there, or make it with `vox corpus import`$"):
+        read_split(tmp_path, "game")
+
+
+def test_the_splits_of_librispeech_are_those_that_can_be_fetched() -> None:
+    assert librispeech_checksums().keys() == LIBRISPEECH_SPLITS
 
 
 def test_empty_split_is_an_error_in_both_layouts(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_nemo(tmp_path: Path) -> None:
         ("x-a-000000-002000", "a.wav", "one", "", "0.0+2.0"),
     ]
     assert set(left_out) == {"x/a.wav", "train.json line 5", "gone.wav", "train.json line 7"}
-    assert "spell out numbers" in left_out["x/a.wav"]
+    assert "write numbers as words, or " in left_out["x/a.wav"]
 
 
 def test_a_duration_alone_is_the_whole_recording_s(tmp_path: Path) -> None:
@@ -218,6 +218,37 @@ def test_a_folder_of_recordings_and_texts(tmp_path: Path) -> None:
     }
 
 
+def test_texts_of_a_folder_may_have_suffixes_in_capitals(tmp_path: Path) -> None:
+    write_audio(tmp_path / "f" / "a.WAV", tmp_path / "f" / "b.wav")
+    write_lines(tmp_path / "f" / "a.TXT", ["GO"])
+    write_lines(tmp_path / "f" / "b.Lab", ["STOP"])
+    write_lines(tmp_path / "f" / "c.TXT", ["about"])
+    write_lines(tmp_path / "f" / "a.lab", ["LEFT"])
+    taken, left_out = take_over(tmp_path / "f", tmp_path / "data")
+    assert [row[:3] for row in taken] == [("a", "a.WAV", "go"), ("b", "b.wav", "stop")]
+    assert left_out == {"a.lab": "a second text of its recording", "c.TXT": "a text without a recording"}
+
+
+def test_texts_that_are_not_utf8_are_left_out_and_listed(tmp_path: Path) -> None:
+    folder, librispeech = tmp_path / "f", tmp_path / "l"
+    write_audio(folder / "a.wav", folder / "b.wav", librispeech / "1" / "a.wav", librispeech / "2" / "b.wav")
+    write_lines(folder / "a.txt", ["GO"])
+    (folder / "b.txt").write_bytes("caf\xe9".encode("latin-1"))
+    taken, left_out = take_over(folder, tmp_path / "data")
+    assert ([row[0] for row in taken], left_out) == (
+        ["a"],
+        {"b.wav": f"not UTF-8 text: {folder / 'b.txt'}; convert it to UTF-8"},
+    )
+    write_lines(librispeech / "1" / "1.trans.txt", ["a GO"])
+    (librispeech / "2" / "2.trans.txt").write_bytes("b caf\xe9".encode("latin-1"))
+    taken, left_out = take_over(librispeech, tmp_path / "data-l")
+    assert [row[0] for row in taken] == ["a"]
+    assert left_out == {
+        "2/2.trans.txt": f"not UTF-8 text: {librispeech / '2' / '2.trans.txt'}; convert it to UTF-8",
+        "b": "a recording without a transcript: 2/b.wav",
+    }
+
+
 def test_a_folder_of_recordings_without_speech(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "musan"
     write_audio(folder / "noise" / "a.wav", folder / "music" / "b.flac")
@@ -314,3 +345,16 @@ def test_what_is_no_corpus_or_exists_is_refused(tmp_path: Path, capsys: pytest.C
     assert not (tmp_path / "data").exists()
     write_lines(tmp_path / "data" / "new.jsonl", [])
     assert main(command) == 2 and "the split exists" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("root", ["/proc", "/proc/nowhere", "file/data"])
+def test_a_root_that_cannot_be_written_is_named_as_it_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], root: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_audio(tmp_path / "f" / "a.wav")
+    write_lines(tmp_path / "f" / "a.txt", ["GO"])
+    (tmp_path / "file").touch()
+    assert main(["corpus", "import", "f", "--split", "new", "--root", root]) == 2
+    error = capsys.readouterr().err
+    assert "cannot be written" in error and error.endswith(f": {root}; choose another --root\n")

@@ -17,13 +17,14 @@ from vox.text import (
     Tokenizer,
     choose_vocab_size,
     fit_vocab_size,
+    load_normaliser,
     tokenizer_path,
     train_tokenizer,
 )
 from vox.transcript import Transcript, Word, to_srt
 
-LETTERS = Normaliser(TextConfig(alphabet="letters"))
-CHARACTERS = Normaliser(TextConfig(alphabet="characters"))
+LETTERS = Normaliser(TextConfig(alphabet="letters"), has_set=True)
+CHARACTERS = Normaliser(TextConfig(alphabet="characters"), has_set=True)
 CHINESE = ["我爱北京", "北京爱我你"]
 
 
@@ -61,8 +62,8 @@ def test_letters_known_answers(language: str | None, text: str, expected: str) -
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("Haus 5", r"\(5\); spell out numbers, or --set text.language=CODE --set text.numbers=spell"),
-        ("cup \u00bd", r"spell out numbers$"),
+        ("Haus 5", r"\(5\); write numbers as words, or --set text.language=CODE --set text.numbers=spell"),
+        ("cup \u00bd", r"write numbers as words$"),
         ("5 \u20ac", r"\(5 \u20ac\)"),
         ("a \u20ac b & c", r"\(& \u20ac\); spell them out"),
         ("\u3010\u7b11\u3011\u306f\u3044", r"in brackets"),
@@ -76,9 +77,12 @@ def test_what_letters_refuse_is_named(text: str, message: str) -> None:
             normaliser(text)
 
 
-def test_english_names_the_remedy_for_another_script() -> None:
-    with pytest.raises(TextError, match=r"--set text.alphabet=letters"):
-        ENGLISH("привет")
+@pytest.mark.parametrize("text", ["привет", "route 66"])
+def test_a_setting_is_advised_where_the_command_has_settings(text: str) -> None:
+    with pytest.raises(TextError, match=r"--set text\.\w+=\w+"):
+        load_normaliser(None, [])(text)
+    with pytest.raises(TextError, match=r"; write (it in the letters a to z|numbers as words)$"):
+        ENGLISH(text)
 
 
 @settings(deadline=None, max_examples=300)
@@ -162,7 +166,7 @@ def write_table(folder: Path, text: str = TABLE) -> Path:
 def test_a_table_of_ones_own(tmp_path: Path) -> None:
     path = write_table(tmp_path)
     config = load_config(None, [f"text.alphabet={path}"])
-    normaliser = Normaliser(config.text)
+    normaliser = Normaliser(config.text, has_set=True)
     assert normaliser("Ƙasa QUIZ-q xa ‘ɗan’ 'yanci, ₦.") == "ƙasa kwiz-k a ɗan 'yanci naira"
     with pytest.raises(TextError, match=r"\(p v\); add them to your table, or a line"):
         normaliser("pv")
@@ -225,12 +229,12 @@ def test_spelling_numbers_needs_num2words(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize(
     ("language", "remedy"),
-    [("de", "spell out numbers, or --set text.numbers=spell"), ("hi", "spell out numbers in the texts")],
+    [("de", "write numbers as words, or --set text.numbers=spell"), ("hi", "write numbers as words")],
 )
 def test_spelling_is_advised_where_num2words_has_the_language(language: str, remedy: str) -> None:
     pytest.importorskip("num2words")
     with pytest.raises(TextError, match=rf"; {remedy}$"):
-        Normaliser(TextConfig(alphabet="letters", language=language))("5 \u0968")
+        Normaliser(TextConfig(alphabet="letters", language=language), has_set=True)("5 \u0968")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from tests.support.untrained import save_go_checkpoint
 from vox.checkpoint.files import load_recogniser
 from vox.cli import main
 from vox.decode import DECODERS, Hypothesis
+from vox.decode.found import Found
 from vox.decoder_names import VALIDATION_DECODERS
 from vox.errors import AudioError
 from vox.transcribe import Transcriber
@@ -125,7 +126,7 @@ def test_one_answer_comes_from_the_decoder_with_the_lower_dev_wer(
 def test_load_transcribes_files_and_arrays_alike(go_checkpoint: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.wav"
     soundfile.write(path, make_speech(SAMPLE_RATE, 1), SAMPLE_RATE, subtype="FLOAT")
-    transcriber = vox.load(go_checkpoint, decoder="ctc_beam", nbest=2, device="cpu")
+    transcriber = vox.load(go_checkpoint, decoder="ctc_beam", nbest=3, device="cpu")  # two are "go"
     from_file, from_array = transcriber.transcribe([path, make_speech(SAMPLE_RATE, 1)])
     assert replace(from_array, audio=str(path)) == from_file
     assert (from_file.text, from_file.decoder, from_file.seconds) == ("go", "ctc_beam", 1.0)
@@ -139,6 +140,24 @@ def test_load_transcribes_files_and_arrays_alike(go_checkpoint: Path, tmp_path: 
         list(transcriber.transcribe([np.zeros((2, 8_000), np.float32)]))
 
 
+def test_alternatives_are_different_texts(
+    go_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One text may be several sequences of pieces, and a hotword several spellings: the best counts."""
+    transcriber = vox.load(
+        go_checkpoint, decoder="ctc_beam", nbest=4, hotwords=["Nyx: left, stop"], device="cpu"
+    )
+    tokenizer = transcriber.loaded.tokenizer
+    whole, spelled = tokenizer.encode("go"), [tokenizer.pieces.index(piece) for piece in ("\u2581", "g", "o")]
+    assert whole != spelled and tokenizer.decode(spelled) == "go"
+    texts = [tokenizer.encode("left"), spelled, tokenizer.encode("stop"), whole]
+    hypotheses = [Hypothesis(ids, score=-float(k)) for k, ids in enumerate(texts)]
+    found = Found(9, hypotheses, hypotheses[0], [None] * len(hypotheses[0].ids), 0.0)
+    monkeypatch.setattr(transcriber, "recognise", lambda *_: found)
+    (transcript,) = transcriber.transcribe(make_speech(SAMPLE_RATE, 1))
+    assert [(each.text, each.score) for each in transcript.alternatives] == [("Nyx", 0.0), ("go", -1.0)]
+
+
 def test_transcribe_writes_formats_and_several_texts(
     go_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -149,7 +168,7 @@ def test_transcribe_writes_formats_and_several_texts(
     assert json.loads(capsys.readouterr().out)["words"][0]["text"] == "go"
     assert main([*arguments, "--format", "srt"]) == 0
     assert capsys.readouterr().out.endswith("\ngo\n")
-    assert main([*arguments, "--decoder", "ctc_beam", "--nbest", "2"]) == 0
+    assert main([*arguments, "--decoder", "ctc_beam", "--nbest", "3"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and lines[0].endswith("\tgo")
     assert main([*arguments, "--nbest", "2"]) == 0  # by rescoring

@@ -170,6 +170,13 @@ def test_outputs_that_cannot_be_are_one_line(
         assert transcribe(*arguments) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert reason in line and line.startswith("vox transcribe: error: ")
+    (talk.parent / "file").touch()
+    for out in ("/proc/a.txt", "/proc/a/", f"{talk.parent}/file/b/"):
+        assert transcribe(talk, "--out", out) == 2
+        error = capsys.readouterr().err
+        assert (
+            error.startswith("vox: error: cannot be written (") and f": {out}; choose another --out" in error
+        )
     assert talk.read_bytes() == before
     with PartialFile(talk.with_name("a.json.partial"), {}):
         assert transcribe(talk, "--out", talk.with_name("a.json")) == 2

@@ -209,13 +209,13 @@ def test_features_beyond_float16_are_skipped(tmp_path: Path) -> None:
         ("--layers", "3,3", "--layers takes different numbers"),
         ("--layers", "9", "ask for layer 9, and this WavLM has 4"),
         ("--rank", "2", "--rank 2 of --world-size 1"),
-        ("--split", "nope", "vox download --split nope"),
+        ("--split", "nope", "or make it with `vox corpus import`"),
         ("--device", "gpu", "unknown device: gpu"),
         ("--wavlm", "~nobody_of_this_name/wavlm", "no such WavLM folder"),
         ("--shard-gb", "nan", "'--shard-gb': nan is not a number"),
         ("--shard-gb", "inf", "'--shard-gb': inf is not in the range"),
         ("--batch-seconds", "0", "'--batch-seconds': 0.0 is not in the range"),
-        ("--features", "/proc/nowhere", "cannot be written here (No such file or directory): /proc/nowhere"),
+        ("--features", "/proc/nowhere", "cannot be written (No such file or directory): /proc/nowhere"),
     ],
 )
 def test_what_a_user_gets_wrong_is_one_line(
@@ -233,13 +233,13 @@ def test_what_a_user_gets_wrong_is_one_line(
     assert not any(tmp_path.iterdir())
 
 
-def kill_decoder(path: Path, speed: float, segment: object) -> np.ndarray:
+def kill_decoder(path: Path, speed: float, segment: object, warn: object) -> np.ndarray:
     """Die like a worker that is killed because memory ran out."""
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError(path)
 
 
-def fail_to_decode(path: Path, speed: float, segment: object) -> np.ndarray:
+def fail_to_decode(path: Path, speed: float, segment: object, warn: object) -> np.ndarray:
     """Fail with an error that ends the whole run, not only this recording."""
     raise CorpusError("the corpus went away", where=path)
 

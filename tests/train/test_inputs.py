@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.caches import SPLIT, write_cache
 from train.inputs import check_inputs
 from train.options import TrainOptions
-from vox.errors import CheckpointError, ConfigError, CorpusError
+from vox.errors import CheckpointError, ConfigError, CorpusError, WavLMError
 
 
 @pytest.fixture
@@ -52,6 +53,16 @@ def test_all_settings_of_another_wavlm_are_one_error(
     found = [each.rstrip(",") for each in re.findall(r"--set '?([^ ']+)", str(caught.value))]
     assert found == settings
     check_inputs(replace(options, overrides=tuple(settings)))
+
+
+def test_a_wavlm_that_is_not_there_and_the_one_of_the_cache_are_named(options: TrainOptions) -> None:
+    write_cache(options.features_dir)
+    (options.root / f"{SPLIT}.jsonl").write_text('{"audio": "a.wav", "text": "go"}\n')
+    lost = replace(options, wavlm="~nobody_of_this_name/wavlm", train_split=(SPLIT,))
+    with pytest.raises(WavLMError, match=r"no such WavLM folder.*; the cached features.*of --wavlm a/wavlm$"):
+        check_inputs(replace(lost, cached=True))
+    with pytest.raises(WavLMError, match=r"--wavlm FOLDER$"):
+        check_inputs(lost)
 
 
 def test_what_is_not_there_is_named(options: TrainOptions, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Shape suffixes: S samples, C channels.
 """
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,15 @@ log = logging.getLogger(__name__)
 
 # Channels whose mean has less than this share of the louder one's energy cancel each other (20 dB).
 CANCELLED_ENERGY = 0.01
+
+_warned: set[str] = set()
+
+
+def warn_once(message: str) -> None:
+    """Log a warning the first time that this process gives it: a run reads its recordings each epoch."""
+    if message not in _warned:
+        _warned.add(message)
+        log.warning("%s", message)
 
 
 class Energies:
@@ -37,12 +47,10 @@ class Energies:
         """
         return bool(self.of_mean < CANCELLED_ENERGY * self.by_channel_C.sum() / len(self.by_channel_C) ** 2)
 
-    def pick_loudest(self, path: Path | str) -> int:
+    def pick_loudest(self, path: Path | str, warn: Callable[[str], None]) -> int:
         """Return the loudest channel, and warn that it is used alone."""
         loudest = int(self.by_channel_C.argmax())
-        log.warning(
-            "%s: its channels cancel each other; channel %d (counted from 0) is used alone", path, loudest
-        )
+        warn(f"{path}: its channels cancel each other; channel {loudest} (counted from 0) is used alone")
         return loudest
 
 
@@ -53,10 +61,10 @@ def channels_cancel(waveform_SC: np.ndarray) -> bool:
     return energies.cancel()
 
 
-def mix_channels(waveform_SC: np.ndarray, path: Path | str) -> np.ndarray:
+def mix_channels(waveform_SC: np.ndarray, path: Path | str, warn: Callable[[str], None]) -> np.ndarray:
     """Return the mean of the channels, or the loudest where the mean would cancel it."""
     energies = Energies()
     mixed_S = energies.mix(waveform_SC)
     if not energies.cancel():
         return mixed_S
-    return np.ascontiguousarray(waveform_SC[:, energies.pick_loudest(path)])
+    return np.ascontiguousarray(waveform_SC[:, energies.pick_loudest(path, warn)])

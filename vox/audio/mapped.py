@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from vox.audio.channels import Energies
+from vox.audio.channels import Energies, warn_once
 from vox.audio.header_sizes import Source, check_size
 from vox.audio.sound_file import UNKNOWN_LENGTH, check_finite, open_sound, read_blocks, read_twice
 from vox.disk import name_os_errors
@@ -42,7 +42,7 @@ def _decode(source: Source, path: Path | str) -> tuple[np.ndarray, int]:
         mixed_S = _collect(energies.mix(block_SC) for block_SC in _read_checked(sound, source, path))
         num_channels, rate = sound.channels, sound.samplerate
     if num_channels > 1 and energies.cancel():
-        loudest = energies.pick_loudest(path)
+        loudest = energies.pick_loudest(path, warn_once)
         if isinstance(source, io.BytesIO):
             source.seek(0)
         with open_sound(source, path) as sound:

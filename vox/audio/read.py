@@ -4,13 +4,14 @@ Shape suffixes: S samples, C channels.
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from vox.audio.channels import mix_channels
+from vox.audio.channels import mix_channels, warn_once
 from vox.audio.header_sizes import Source, check_size, name_damage
 from vox.audio.sound_file import (
     UNKNOWN_LENGTH,
@@ -66,13 +67,20 @@ def read_header(path: Path | str, speed: float = 1.0, segment: Segment | None = 
     return read_twice(read, path)
 
 
-def read_audio(path: Path | str, speed: float = 1.0, segment: Segment | None = None) -> np.ndarray:
+def read_audio(
+    path: Path | str,
+    speed: float = 1.0,
+    segment: Segment | None = None,
+    warn: Callable[[str], None] = warn_once,
+) -> np.ndarray:
     """Decode a recording to float32 [S], 16 kHz mono: channels averaged, other rates resampled.
 
     A segment is cut out first: the samples are those of a file that holds nothing else. Where its format can
     seek without loss (PCM, FLAC), nothing before it is decoded.
 
     Of channels that cancel each other (one is another's negative) the loudest is taken, with a warning.
+
+    warn: gets that warning; by default it is logged, once for each file.
 
     speed: of playing it, as a tape's: 1.1 is 1.1 times faster, shorter, and higher in pitch.
 
@@ -82,16 +90,16 @@ def read_audio(path: Path | str, speed: float = 1.0, segment: Segment | None = N
     OSError, and too little memory a VoxError.
     """
     try:
-        return _read_audio(path, speed, segment or WHOLE)
+        return _read_audio(path, speed, segment or WHOLE, warn)
     except MemoryError:
         remedy = "take fewer --workers, or leave this recording out"
         raise VoxError("too little memory to decode a recording", where=path, remedy=remedy) from None
 
 
-def _read_audio(path: Path | str, speed: float, segment: Segment) -> np.ndarray:
+def _read_audio(path: Path | str, speed: float, segment: Segment, warn: Callable[[str], None]) -> np.ndarray:
     waveform_SC, rate = read_twice(lambda source: _decode(source, path, segment), path)
     if segment.channel is None:
-        waveform_S = mix_channels(waveform_SC, path)
+        waveform_S = mix_channels(waveform_SC, path, warn)
     else:
         waveform_S = np.ascontiguousarray(waveform_SC[:, segment.channel])
     check_finite(waveform_S, path)

@@ -46,9 +46,13 @@ def check_command(
     Exit status 0, also with findings; 2 where nothing in a split can be used.
     """
     from vox.corpora.check import check_split, describe, find_shared, list_findings, summarise
-    from vox.disk import write_whole
+    from vox.disk import check_writable, write_whole
     from vox.text import load_normaliser
 
+    for path, option in ((out, "--out"), (html, "--html")):
+        if path is not None:  # found before everything is decoded
+            check_writable(path, option, folder=path.parent)
+            path.parent.mkdir(parents=True, exist_ok=True)
     names = list(dict.fromkeys(splits))
     normalise = load_normaliser(config_path, overrides)
     checked = [check_split(root, split, workers, normalise) for split in names]
@@ -91,8 +95,10 @@ def import_command(
     config_path: Path | None,
     overrides: tuple[str, ...],
 ) -> None:
-    """Write a manifest for a corpus of Kaldi, NeMo, lhotse, CommonVoice or Hugging Face, or for a folder.
+    """Write a manifest for a corpus that was made for another tool.
 
+    Reads those of Kaldi, NeMo, lhotse, CommonVoice and Hugging Face, LibriSpeech's layout, and folders of
+    recordings with a text file beside each.
     Copies no audio. Lists what it leaves out.
     """
     from vox.corpora.convert import import_corpus

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vox.disk import write_whole
+from vox.disk import check_writable, write_whole
 from vox.errors import AudioError
 from vox.options import BEAM_OPTION, add_scorer_options, checkpoint_option, device_option
 from vox.transcript import FORMATS, Transcript
@@ -112,12 +112,14 @@ def plan_outputs(recordings: Sequence[Path], out: str, format_name: str) -> dict
     """Return the file to write for each recording, and create the folder if there are several recordings.
 
     A single recording's is `out` itself unless that is a folder or ends with a slash. Raises UsageError where
-    two recordings would have one file, where a recording would be replaced, and for a folder that is missing.
+    two recordings would have one file, where a recording would be replaced, and for a folder that is missing;
+    VoxError for one that cannot be written.
     """
     path = Path(out)
     if len(recordings) == 1 and not path.is_dir() and not out.endswith(os.sep):
         if not path.parent.is_dir():
             raise click.UsageError(f"--out {out}: there is no folder {path.parent}")
+        check_writable(out, "--out", folder=path.parent)
         outputs = {recordings[0]: path}
     else:
         suffix = ".txt" if format_name == "text" else f".{format_name}"
@@ -126,6 +128,7 @@ def plan_outputs(recordings: Sequence[Path], out: str, format_name: str) -> dict
             raise click.UsageError(
                 f"--out {out}: two recordings have the same name; transcribe them one by one"
             )
+        check_writable(out, "--out")
         path.mkdir(parents=True, exist_ok=True)
     for output in outputs.values():
         if output.exists() and not output.is_file():

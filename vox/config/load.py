@@ -1,5 +1,6 @@
 """From YAML files and `--set key=value` to a config, and back."""
 
+import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,10 +58,14 @@ def parse_config(
         key = ".".join(str(part) for part in first["loc"]) or "config"
         where = (where_by_key or {}).get(key, where)
         if first["type"] == "extra_forbidden":
+            guess = _guess_key(key)
+            remedy = f"did you mean {guess}? " if guess else ""
             raise ConfigError(
-                f"unknown config key {key}", where=where, remedy=f"known here: {_known_keys(first['loc'])}"
+                f"unknown config key {key}",
+                where=where,
+                remedy=f"{remedy}known here: {_known_keys(first['loc'])}",
             ) from None
-        what = first["msg"].removeprefix("Value error, ").replace("valid tuple", "list, like [1, 2, 3]")
+        what = first["msg"].removeprefix("Value error, ").replace("valid tuple", "list, like [1,2,3]")
         raise ConfigError(f"bad value for {key} ({what})", where=where, remedy="correct it") from None
 
 
@@ -133,6 +138,15 @@ def _yaml_number(value: Any) -> Any:
         except ValueError:
             return value
     return value
+
+
+def _guess_key(key: str) -> str | None:
+    """Return the known key or section that an unknown one is most like; None if it is like none."""
+    sections = {name: field.annotation.model_fields for name, field in Config.model_fields.items()}  # type: ignore[union-attr]
+    known = {key: f"{section}.{key}" for section, keys in sections.items() for key in keys}
+    known |= {name: name for name in [*sections, *known.values()]}
+    near = difflib.get_close_matches(key, known, n=1)
+    return known[near[0]] if near else None
 
 
 def _known_keys(location: tuple[int | str, ...]) -> str:

@@ -12,7 +12,7 @@ from vox.corpora.lhotse import read_cuts, read_recordings
 from vox.corpora.librispeech import TRANSCRIPTS, read_librispeech
 from vox.corpora.nemo import read_nemo
 from vox.corpora.tables import read_audio_folder, read_common_voice
-from vox.disk import write_whole
+from vox.disk import check_writable, write_whole
 from vox.errors import CorpusError, VoxError, name_count, name_first
 from vox.manifest import Entry, join_lines
 from vox.text import ENGLISH
@@ -97,9 +97,11 @@ def import_corpus(
     is_speech: False for a folder of recordings in which nothing is spoken.
     The texts are written as they are; those that `normalise` refuses are left out. No recording is copied or
     opened. Excluded entries are listed with their reason in ROOT/SPLIT.left-out.txt. Raises CorpusError if
-    the source's kind is unknown, nothing in it can be used, or the split exists.
+    the source's kind is unknown, nothing in it can be used, or the split exists, and VoxError for a root that
+    cannot be written.
     """
     refuse_existing_split(root, split)
+    check_writable(root, "--root")
     manifest_path = root / f"{split}.jsonl"
     kind, read = recognise(source) if is_speech else _recognise_without_speech(source)
     imported = read()

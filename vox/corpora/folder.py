@@ -4,33 +4,40 @@ from pathlib import Path
 
 from vox.corpora.imported import Imported, read_lines
 from vox.corpus import AUDIO_SUFFIXES
+from vox.errors import CorpusError
 from vox.manifest import Entry
 
-TEXT_SUFFIXES = (".txt", ".lab")
+TEXT_SUFFIXES = (".txt", ".lab")  # in any case; the first comes first
 
 
 def find_texts(folder: Path) -> bool:
     """Return whether any recording has a text file beside it."""
-    return any(_text_of(path) is not None for path in _find_recordings(folder))
+    stems = {path.with_suffix("") for path in _find_text_files(folder)}
+    return any(path.with_suffix("") in stems for path in _find_recordings(folder))
 
 
 def read_folder(folder: Path) -> Imported:
     """Read a folder at any depth; the speaker is the first folder below it."""
     imported = Imported(folder)
-    used = set()
+    text_paths, used = _find_text_files(folder), set()
+    texts = {path.with_suffix(""): path for path in reversed(text_paths)}  # of several the first
     for path in _find_recordings(folder):
-        name = path.relative_to(folder)
-        text_path = _text_of(path)
+        name, text_path = path.relative_to(folder), texts.get(path.with_suffix(""))
         if text_path is None:
             imported.leave_out(name, "a recording without a text")
             continue
         used.add(text_path)
-        text = " ".join(" ".join(read_lines(text_path)).split())
-        speaker = name.parts[0] if len(name.parts) > 1 else ""
-        imported.entries.append(Entry(str(name), text, None, speaker))
-    for suffix in TEXT_SUFFIXES:
-        for path in sorted(set(folder.rglob(f"*{suffix}")) - used):
-            imported.leave_out(path.relative_to(folder), "a text without a recording")
+        try:
+            text = " ".join(" ".join(read_lines(text_path)).split())
+        except CorpusError as error:  # not UTF-8
+            imported.leave_out(name, str(error))
+        else:
+            speaker = name.parts[0] if len(name.parts) > 1 else ""
+            imported.entries.append(Entry(str(name), text, None, speaker))
+    for path in sorted(set(text_paths) - used):
+        is_second = texts[path.with_suffix("")] in used
+        reason = "a second text of its recording" if is_second else "a text without a recording"
+        imported.leave_out(path.relative_to(folder), reason)
     return imported
 
 
@@ -40,8 +47,9 @@ def read_without_speech(folder: Path) -> Imported:
     A recording with a text beside it is left out.
     """
     imported = Imported(folder)
+    with_text = {path.with_suffix("") for path in _find_text_files(folder)}
     for path in _find_recordings(folder):
-        if _text_of(path) is None:
+        if path.with_suffix("") not in with_text:
             imported.entries.append(Entry(str(path.relative_to(folder)), "", is_speech=False))
         else:
             imported.leave_out(path.relative_to(folder), "it has a text, so something is spoken in it")
@@ -53,5 +61,7 @@ def _find_recordings(folder: Path) -> list[Path]:
     return sorted(path for path in paths if not path.name.startswith("."))
 
 
-def _text_of(path: Path) -> Path | None:
-    return next((p for p in map(path.with_suffix, TEXT_SUFFIXES) if p.is_file()), None)
+def _find_text_files(folder: Path) -> list[Path]:
+    """Return the text files, in the order of TEXT_SUFFIXES."""
+    paths = [path for path in folder.rglob("*") if path.suffix.lower() in TEXT_SUFFIXES and path.is_file()]
+    return sorted(paths, key=lambda path: (TEXT_SUFFIXES.index(path.suffix.lower()), path))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from vox.corpora.imported import Imported, read_lines
 from vox.corpus import list_chapter, walk_chapters
+from vox.errors import CorpusError
 from vox.manifest import Entry
 
 TRANSCRIPTS = "*.trans.txt"
@@ -22,7 +23,12 @@ def _read_chapter(chapter_dir: Path, speaker: str, imported: Imported) -> None:
     recordings, transcript_names = list_chapter(chapter_dir)
     used = set()
     for transcripts in (chapter_dir / name for name in transcript_names):
-        for line in read_lines(transcripts):
+        try:
+            lines = list(read_lines(transcripts))
+        except CorpusError as error:  # not UTF-8
+            imported.leave_out(chapter / transcripts.name, str(error))
+            continue
+        for line in lines:
             name, _, text = line.strip().partition(" ")
             if not name:
                 continue

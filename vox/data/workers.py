@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from vox.audio import hash_recording, read_audio
+from vox.audio.channels import warn_once
 from vox.corpus import Utterance
 from vox.data.batch import AudioBatch, AudioFailure, make_audio_batch
 from vox.errors import WORKER_DEATH, AudioError, VoxError, is_worker_death
@@ -71,6 +72,8 @@ def _load_batches(
     for decoded in _explain_dead_workers(loader):
         if isinstance(decoded, Exception):
             raise decoded
+        for warning in decoded.warnings:  # here, because an epoch's workers do not know of those before
+            warn_once(warning)
         yield decoded.to_audio_batch(), decoded.failures, decoded.audio_sha256
 
 
@@ -138,6 +141,7 @@ class _DecodedBatch:
     num_samples_B: torch.Tensor | np.ndarray
     failures: list[AudioFailure]
     audio_sha256: dict[str, str]  # by utterance; of none unless asked for
+    warnings: list[str]
 
     def to_audio_batch(self) -> AudioBatch:
         waveforms_BS, num_samples_B = map(torch.as_tensor, (self.waveforms_BS, self.num_samples_B))
@@ -173,12 +177,15 @@ class _BatchDataset(Dataset[_DecodedBatch | VoxError | OSError]):
 
     def _decode(self, index: int) -> _DecodedBatch:
         ids, waveforms, failures, audio_sha256 = [], [], [], {}
+        warnings: list[str] = []
         for utterance in self.batches[index]:
             if self.is_hashed:
                 # Before decoding: a recording replaced in between is found changed, never taken for the same.
                 audio_sha256[utterance.id] = hash_recording(utterance.audio_path, utterance.segment)
             try:
-                waveform = read_audio(utterance.audio_path, utterance.speed, utterance.segment)
+                waveform = read_audio(
+                    utterance.audio_path, utterance.speed, utterance.segment, warnings.append
+                )
                 if utterance.num_samples is not None and len(waveform) != utterance.num_samples:
                     raise AudioError(f"decoded {len(waveform)} samples, header says {utterance.num_samples}")
             except AudioError as error:
@@ -191,4 +198,4 @@ class _BatchDataset(Dataset[_DecodedBatch | VoxError | OSError]):
         num_samples_B: torch.Tensor | np.ndarray = batch.num_samples_B
         if self.is_through_pipe:
             waveforms_BS, num_samples_B = batch.waveforms_BS.numpy(), batch.num_samples_B.numpy()
-        return _DecodedBatch(ids, waveforms_BS, num_samples_B, failures, audio_sha256)
+        return _DecodedBatch(ids, waveforms_BS, num_samples_B, failures, audio_sha256, warnings)

@@ -22,6 +22,7 @@ import click
 
 import vox
 from vox.demo.grammar import has_name, is_string
+from vox.disk import check_writable
 from vox.errors import VoxError
 from vox.runs.layout import BEST, METRICS, STATE
 
@@ -202,6 +203,7 @@ def clear_folder(out: Path) -> None:
         for entry in out.iterdir():
             if entry.name != MARK:
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    check_writable(out, "--out")
     out.mkdir(parents=True, exist_ok=True)
     (out / MARK).write_text(
         json.dumps({"made_by": "vox demo", "version": vox.__version__}) + "\n", encoding="utf-8"

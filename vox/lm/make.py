@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vox.disk import check_writable
 from vox.errors import LanguageModelError
 from vox.lm.arpa import BOS, EOS, UNK, NgramTable, write_arpa
 from vox.lm.estimate import estimate, join_sentences
@@ -38,6 +39,7 @@ def make_model(
         raise LanguageModelError(
             "the model cannot be written over a text or a folder", where=out, remedy="choose another --out"
         )
+    check_writable(out, "--out", folder=out.parent)
     vocabulary, parts, held_tokens = _read_all(texts, tokenizer, held_out, skip_bad, normalise)
     if held_tokens is None:
         tables = estimate(np.concatenate(parts), vocabulary, order)

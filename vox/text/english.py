@@ -49,13 +49,13 @@ def _reduce_character(character: str) -> str:
 _REDUCTION = _Reduction()
 
 
-def normalise_text(text: str) -> str:
+def normalise_text(text: str, *, has_set: bool = False) -> str:
     """Reduce a transcript to lower-case a-z, apostrophes and single spaces.
 
     Accents are stripped, typographic apostrophes mapped, quotation marks removed, other punctuation replaced
     by a space. Returns "" if nothing is left. Raises TextError naming what is in brackets (a noise, a remark,
     or words that are spoken: only a person can tell), and the characters that remain (digits, symbols that
-    are spoken, other alphabets).
+    are spoken, other alphabets). has_set: as in `Normaliser`.
     """
     lowered = text.lower()
     if _NORMALISED.fullmatch(lowered) and "'" not in lowered:
@@ -65,8 +65,9 @@ def normalise_text(text: str) -> str:
     decomposed = unicodedata.normalize("NFKD", lowered).lower().translate(_LETTERS)
     spelled = decomposed.translate(_REDUCTION)
     if bad := set(spelled) - set(ALPHABET + "\u2018 "):
-        letters = "write it in the letters a to z, or use --set text.alphabet=letters"
-        raise outside_alphabet(bad, letters, language="en")
+        letters = "write it in the letters a to z"
+        letters += ", or use --set text.alphabet=letters" if has_set else ""
+        raise outside_alphabet(bad, letters, language="en", has_set=has_set)
     words: list[str] = []
     for _ in range(MAX_QUOTATIONS):  # one inside another, until nothing changes
         before, words = words, _remove_quotes(re.sub("''+", " ", spelled).split())

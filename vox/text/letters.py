@@ -27,12 +27,14 @@ _TATWEEL = "\u0640"  # stretches an Arabic word, and is not read
 _ZERO = "\u3007"  # a number to Unicode, a character of Chinese words
 
 
-def normalise_letters(text: str, language: str | None = None, table: Table | None = None) -> str:
+def normalise_letters(
+    text: str, language: str | None = None, table: Table | None = None, *, has_set: bool = False
+) -> str:
     """Return a transcript in lower-case letters of any script, apostrophes and single spaces, in NFC.
 
     language: a code such as `tr`. table: allows its own characters, and no others. Punctuation is replaced by
     a space, quotation marks are removed. Returns "" if nothing is left. Raises TextError naming what is in
-    brackets, and digits, symbols and characters that are not in the table.
+    brackets, and digits, symbols and characters that are not in the table. has_set: as in `Normaliser`.
     """
     text = fold_shapes(text).translate(_BRACKETS)
     refuse_tags(text)
@@ -43,7 +45,8 @@ def normalise_letters(text: str, language: str | None = None, table: Table | Non
     apostrophes = {code: mark for code, mark in _APOSTROPHES.items() if chr(code) not in (allowed or ())}
     reduced = "".join(_reduce_character(character, allowed) for character in text.translate(apostrophes))
     if bad := {c for c in reduced if not _is_known(c, allowed)}:
-        raise outside_alphabet(bad, "add them to your table, or a line `x -> y` for each", language)
+        letters = "add them to your table, or a line `x -> y` for each" if has_set else "write it otherwise"
+        raise outside_alphabet(bad, letters, language, has_set=has_set)
     spaced = re.sub(r"(?<!l)\u00b7|\u00b7(?!l)", " ", reduced) if allowed is None else reduced
     inside = _JOINERS_AT_AN_EDGE.sub("", spaced)
     joined = " ".join(remove_quotes(_mark_quotes(inside).split()))
@@ -52,9 +55,9 @@ def normalise_letters(text: str, language: str | None = None, table: Table | Non
     return joined if "'" in allowed else " ".join(joined.replace("'", " ").split())
 
 
-def normalise_characters(text: str, language: str | None = None) -> str:
+def normalise_characters(text: str, language: str | None = None, *, has_set: bool = False) -> str:
     """Return a transcript of a script without spaces: as `normalise_letters`, then without any space."""
-    return normalise_letters(text, language).replace(" ", "")
+    return normalise_letters(text, language, has_set=has_set).replace(" ", "")
 
 
 def fold_shapes(text: str) -> str:

@@ -24,16 +24,19 @@ def refuse_tags(text: str) -> None:
         )
 
 
-def outside_alphabet(characters: Iterable[str], letters: str, language: str | None) -> TextError:
+def outside_alphabet(
+    characters: Iterable[str], letters: str, language: str | None, *, has_set: bool
+) -> TextError:
     """Return the error for characters that an alphabet lacks.
 
-    letters: what to do about letters. language: that of the texts, None if it is not set.
+    letters: what to do about letters. language: that of the texts, None if it is not set. has_set: as in
+    `Normaliser`.
     """
     bad = sorted(set(characters))
     if any(character.isdecimal() for character in bad):
-        remedy = advise_on_digits(language)
+        remedy = advise_on_digits(language, has_set=has_set)
     elif any(map(_is_number, bad)):
-        remedy = "spell out numbers"
+        remedy = "write numbers as words"
     elif any(character.isalpha() for character in bad):
         remedy = letters
     else:

@@ -17,11 +17,13 @@ class Normaliser:
 
     config: what it was made from. letters: those that a tokenizer must have; "" where only the texts tell.
     has_words: False for scripts without spaces, where a character is the unit of the tokenizer and of scores.
+    has_set: whether the command that reads the texts has `--set`: only then errors advise to use it.
     """
 
-    def __init__(self, config: TextConfig | None = None) -> None:
+    def __init__(self, config: TextConfig | None = None, *, has_set: bool = False) -> None:
         """Prepare a config's rules; None: English. Raises TextError for what cannot be used."""
         self.config = config = config or TextConfig()
+        self.has_set = has_set
         self.has_words = config.alphabet != "characters"
         self._table = None if config.table is None else parse_table(config.table, config.alphabet)
         self.letters = ALPHABET if config.alphabet == "english" else ""
@@ -29,7 +31,7 @@ class Normaliser:
             self.letters = "".join(sorted(self._table.characters))
         self._spell = None
         if config.numbers == "spell":
-            self._spell = make_speller(config.language or "en", has_words=self.has_words)
+            self._spell = make_speller(config.language or "en", has_words=self.has_words, has_set=has_set)
 
     def __call__(self, text: str) -> str:
         """Return a text in the alphabet; "" if nothing is left of it.
@@ -40,10 +42,10 @@ class Normaliser:
         if self._spell is not None:
             text = self._spell(text)
         if self.config.alphabet == "english":
-            return normalise_text(text)
+            return normalise_text(text, has_set=self.has_set)
         if not self.has_words:
-            return normalise_characters(text, self.config.language)
-        return normalise_letters(text, self.config.language, self._table)
+            return normalise_characters(text, self.config.language, has_set=self.has_set)
+        return normalise_letters(text, self.config.language, self._table, has_set=self.has_set)
 
     def count_spelled(self, text: str) -> int:
         """Count the numbers of a usable text that were written as words."""
@@ -76,7 +78,7 @@ def load_normaliser(config_path: Path | None, overrides: Sequence[str]) -> Norma
         raise ConfigError(
             f"--set {other}: only keys of the section text count here", remedy="as text.alphabet=letters"
         )
-    return Normaliser(load_config(config_path, overrides).text)
+    return Normaliser(load_config(config_path, overrides).text, has_set=True)
 
 
 def accept_any_text(text: str) -> str:

@@ -12,19 +12,20 @@ _BEFORE = frozenset("\"'(\u2018\u201c\u201e\u00ab\u2039\u300c\u300e\u00bf\u00a1"
 _AFTER = frozenset("\"').,;:!?\u2019\u201d\u201c\u2026\u00bb\u203a\u300d\u300f\u3002\u3001\uff0c\uff01\uff1f")
 
 
-def make_speller(language: str, *, has_words: bool) -> Callable[[str], str]:
+def make_speller(language: str, *, has_words: bool, has_set: bool = False) -> Callable[[str], str]:
     """Return a function that writes the whole numbers of a text as words.
 
     It raises TextError naming a number that can be read in several ways: with a sign, a decimal point, a
     unit, letters beside it (but in scripts without words), zeros before it, or a full stop within a text (in
     many languages an ordinal number). Raises TextError if num2words is not installed or lacks the language.
+    has_set: as in `Normaliser`.
     """
     try:
         import num2words
     except ImportError:
         raise TextError(
             "text.numbers is spell, and the package num2words is not installed",
-            remedy="pip install num2words, or --set text.numbers=refuse",
+            remedy="pip install num2words" + (", or --set text.numbers=refuse" if has_set else ""),
         ) from None
     known = num2words.CONVERTER_CLASSES
     code = _find_code(language, known)
@@ -47,9 +48,14 @@ def make_speller(language: str, *, has_words: bool) -> Callable[[str], str]:
     return spell
 
 
-def advise_on_digits(language: str | None) -> str:
-    """Return what a user can do about digits in a transcript; None: a language that is not known."""
-    by_hand = "spell out numbers"
+def advise_on_digits(language: str | None, *, has_set: bool) -> str:
+    """Return what a user can do about digits in a text.
+
+    language: None if it is not known. has_set: as in `Normaliser`.
+    """
+    by_hand = "write numbers as words"
+    if not has_set:
+        return by_hand
     if language is None:
         return f"{by_hand}, or --set text.language=CODE --set text.numbers=spell"
     try:
@@ -57,7 +63,7 @@ def advise_on_digits(language: str | None) -> str:
     except ImportError:
         return f"{by_hand}, or pip install num2words and --set text.numbers=spell, if it has {language}"
     is_known = _find_code(language, num2words.CONVERTER_CLASSES) is not None
-    return f"{by_hand}, or --set text.numbers=spell" if is_known else f"{by_hand} in the texts"
+    return f"{by_hand}, or --set text.numbers=spell" if is_known else by_hand
 
 
 def _find_code(language: str, known: Container[str]) -> str | None:

@@ -94,10 +94,11 @@ class WavLM(nn.Module):
         """
         missing = [layer for layer in layers if not 0 <= layer < self.num_layers]
         if missing:
-            top = list(range(max(0, self.num_layers - 3), self.num_layers))
+            top = ",".join(map(str, range(max(0, self.num_layers - 3), self.num_layers)))
             raise ConfigError(
                 f"train.unfreeze_layers names layer {missing[0]}, and this WavLM has {self.num_layers}",
-                remedy=f"layers are counted from 0 here: the top three are --set train.unfreeze_layers={top}",
+                remedy="layers are counted from 0 here: the top three are "
+                f"--set 'train.unfreeze_layers=[{top}]'",
             )
         self.trainable_layers = tuple(sorted(set(layers)))
         self.requires_grad_(False)
