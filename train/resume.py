@@ -89,7 +89,8 @@ def rank_best(run_dir: Path, progress: Progress) -> None:
     best = run_dir / BEST
     dev = read_state(best).get("dev") if best.exists() else None
     if dev is not None:
-        progress.best = list(rank_result(dev["wer"], dev["ctc"] + dev["attention"]))
+        source = dev.get("source")
+        progress.best = list(rank_result(dev["wer"], dev["ctc"] + dev["attention"], source and source["wer"]))
 
 
 def restore_links(run_dir: Path, last: Path, progress: Progress, keep: int = 0) -> None:

@@ -300,6 +300,17 @@ def test_a_decoder_that_babbles_does_not_decide_which_checkpoint_is_best():
     assert learnt.rank < babbling.rank < silent.rank
 
 
+def test_where_only_the_decoder_learns_ctc_does_not_decide_which_checkpoint_is_best():
+    found = {"split": "d", "split_digest": "", "num_truncated": 0, "seconds": 1.0, "examples": []}
+    first, second = (
+        DevResult(ctc=4.0, attention=4.0, wer=wer, **found)
+        for wer in ({"ctc": 0.3, "attention": 0.6}, {"ctc": 0.4, "attention": 0.5})
+    )
+    assert first.rank < second.rank
+    first, second = (replace(each, source=each.of_attention_alone()) for each in (first, second))
+    assert first.rank > second.rank
+
+
 def test_a_split_named_twice_and_a_run_named_as_a_checkpoint_are_refused(stage1, capsys):
     assert main(["train", "--stage", "1", "--train-split", "a", "--train-split", "a:2"]) == 2
     assert "data.train_split (a, a:2 must be different splits)" in capsys.readouterr().err

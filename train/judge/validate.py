@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -61,9 +61,9 @@ class DevResult:
 
     @property
     def rank(self) -> tuple[float, float]:
-        """The key that orders results: see `rank_result`. A decoder that cannot change has no part in it."""
-        judged = self.wer if self.source is None else {name: self.wer[name] for name in self.source.wer}
-        return rank_result(judged, self.ctc + self.attention)
+        """The key that orders results: see `rank_result`."""
+        judged = None if self.source is None else self.source.wer
+        return rank_result(self.wer, self.ctc + self.attention, judged)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as JSON values, for a checkpoint's state."""
@@ -89,13 +89,16 @@ class DevResult:
         }
 
 
-def rank_result(wer: Mapping[str, float], losses: float) -> tuple[float, float]:
+def rank_result(
+    wer: Mapping[str, float], losses: float, judged: Collection[str] | None = None
+) -> tuple[float, float]:
     """Return a sort key for dev results: the better decoder's WER, then the losses; non-finite sorts last.
 
     The better decoder counts because `vox transcribe` uses it (`vox.decode.preferred_decoder`). While even
-    its WER is near 100 %, it is noise, and the losses decide.
+    its WER is near 100 %, it is noise, and the losses decide. judged: the decoders that count, those of which
+    the source's result in stage 3 has a WER; None: all. CTC does not count where only the decoder learns.
     """
-    better = min(min(wer.values()), UNDECIDED_WER)
+    better = min(*(wer[name] for name in judged or wer), UNDECIDED_WER)
     return (better, losses) if math.isfinite(losses) else (math.inf, math.inf)
 
 
