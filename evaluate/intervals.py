@@ -131,9 +131,11 @@ def measure_intervals(
         [one.num_characters for one in some_N],
         units_N,
     )
+    by_utterance = units_N is evaluation.ids
+    speakers = {utterances[each].speaker for each in evaluation.ids if utterances[each].text}
     return Intervals(
-        over="utterances" if units_N is evaluation.ids else "speakers",
-        num_units=len(set(units_N)),
+        over="utterances" if by_utterance else "speakers",
+        num_units=len(set(evaluation.ids) if by_utterance else speakers),
         wer=wer,
         cer=cer,
         between_decoders=[
@@ -153,7 +155,7 @@ def _pick_units(ids: Sequence[str], utterances: Mapping[str, Utterance]) -> Sequ
     speakers = {each: utterances[each].speaker for each in ids if utterances[each].text}
     if not all(speakers.values()) or len(set(speakers.values())) < 2:
         return ids
-    return [("speaker", speakers[each]) if each in speakers else ("recording", each) for each in ids]
+    return [("speaker", speakers[each]) if each in speakers else ("", each) for each in ids]
 
 
 def _compare(first: str, second: str, one: Rate, other: Rate, num_utterances: int, rate: str) -> Comparison:

@@ -62,8 +62,10 @@ def tune(
     from vox.corpus import load_split, refuse_without_words
     from vox.decode import SearchOptions
     from vox.device import pick_device
+    from vox.disk import check_writable
     from vox.tuned import read_tuned, write_tuned
 
+    check_writable(folder, "--checkpoint")
     place = pick_device(device)
     loaded = load_recogniser(folder, place)
     read_tuned(folder, lm)  # fail on a damaged tuned.json before the work

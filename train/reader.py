@@ -32,7 +32,9 @@ class Reader:
     @property
     def normaliser(self) -> Normaliser:
         """What brings the transcripts into the alphabet."""
-        return Normaliser(self.config.text, has_set=True)
+        # Later stages have the checkpoint's alphabet, and a resumed run has its own settings.
+        has_set = self.options.stage == 1 and not self.options.resume
+        return Normaliser(self.config.text, has_set=has_set)
 
     @property
     def _how(self) -> dict[str, Any]:

@@ -260,7 +260,7 @@ def test_a_folder_of_recordings_without_speech(tmp_path: Path, capsys: pytest.Ca
     assert problems == []
     assert [(u.id, u.text, u.speaker) for u in utterances] == [("noise-a", "", "")]
     left_out = (tmp_path / "noise.left-out.txt").read_text()
-    assert left_out == "music/b.flac\tit has a text, so something is spoken in it\n"
+    assert left_out == "music/b.flac\ta text is beside it: remove the text if nothing is spoken\n"
 
 
 def test_ids_stay_when_a_corpus_grows(tmp_path: Path) -> None:

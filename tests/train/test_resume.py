@@ -333,3 +333,7 @@ def test_the_best_checkpoint_of_an_older_version_is_ranked_as_this_one_does(tmp_
     progress = Progress(best=[0.315, 2.0])
     rank_best(tmp_path, progress)
     assert progress.best == [0.02, 2.0]
+    only_the_decoder_learns = dev | {"source": {"wer": {"attention": 0.1}}}
+    (tmp_path / "best" / "state.json").write_text(json.dumps({"dev": only_the_decoder_learns}))
+    rank_best(tmp_path, progress)
+    assert progress.best == [0.61, 2.0]

@@ -52,7 +52,6 @@ def check_command(
     for path, option in ((out, "--out"), (html, "--html")):
         if path is not None:  # found before everything is decoded
             check_writable(path, option, folder=path.parent)
-            path.parent.mkdir(parents=True, exist_ok=True)
     names = list(dict.fromkeys(splits))
     normalise = load_normaliser(config_path, overrides)
     checked = [check_split(root, split, workers, normalise) for split in names]
@@ -69,6 +68,8 @@ def check_command(
     for kind, count, hours, examples, remedy in summarise(findings):
         amount = f"{count}, {hours} hours" if hours else count
         click.echo(f"{kind} ({amount}): {examples}\n  -> {remedy}")
+    for path in filter(None, (out, html)):
+        path.parent.mkdir(parents=True, exist_ok=True)
     if out is not None:
         write_whole(out, "".join(list_findings(*each) for each in found).encode())
         click.echo(f"{name_count(len(findings), 'finding')}: {out}")

@@ -52,7 +52,9 @@ def read_without_speech(folder: Path) -> Imported:
         if path.with_suffix("") not in with_text:
             imported.entries.append(Entry(str(path.relative_to(folder)), "", is_speech=False))
         else:
-            imported.leave_out(path.relative_to(folder), "it has a text, so something is spoken in it")
+            imported.leave_out(
+                path.relative_to(folder), "a text is beside it: remove the text if nothing is spoken"
+            )
     return imported
 
 
