@@ -119,7 +119,8 @@ def measure_intervals(
     utterances: by id; all of the evaluation, maybe more.
     """
     scores = {name: result.score.utterances for name, result in evaluation.decoders.items()}
-    units_N = _pick_units(evaluation.ids, utterances)
+    speakers = _find_speakers(evaluation.ids, utterances)
+    units_N = _pick_units(evaluation.ids, speakers)
     some_N = next(iter(scores.values()))
     wer = measure_rates(
         {name: [one.num_errors for one in some] for name, some in scores.items()},
@@ -131,11 +132,9 @@ def measure_intervals(
         [one.num_characters for one in some_N],
         units_N,
     )
-    by_utterance = units_N is evaluation.ids
-    speakers = {utterances[each].speaker for each in evaluation.ids if utterances[each].text}
     return Intervals(
-        over="utterances" if by_utterance else "speakers",
-        num_units=len(set(evaluation.ids) if by_utterance else speakers),
+        over="speakers" if speakers else "utterances",
+        num_units=len(set(speakers.values()) or evaluation.ids),
         wer=wer,
         cer=cer,
         between_decoders=[
@@ -147,15 +146,15 @@ def measure_intervals(
     )
 
 
-def _pick_units(ids: Sequence[str], utterances: Mapping[str, Utterance]) -> Sequence[Hashable]:
-    """Return each utterance's speaker; the ids instead if a speaker is unknown or there is only one.
-
-    A recording in which nothing is spoken is a unit of its own.
-    """
+def _find_speakers(ids: Sequence[str], utterances: Mapping[str, Utterance]) -> dict[str, str]:
+    """Return the speaker of each utterance with speech; nothing if one is unknown or there is only one."""
     speakers = {each: utterances[each].speaker for each in ids if utterances[each].text}
-    if not all(speakers.values()) or len(set(speakers.values())) < 2:
-        return ids
-    return [("speaker", speakers[each]) if each in speakers else ("", each) for each in ids]
+    return speakers if all(speakers.values()) and len(set(speakers.values())) > 1 else {}
+
+
+def _pick_units(ids: Sequence[str], speakers: Mapping[str, str]) -> list[Hashable]:
+    """Return each utterance's speaker as its unit; an utterance without one is a unit of its own."""
+    return [("speaker", speakers[each]) if each in speakers else ("utterance", each) for each in ids]
 
 
 def _compare(first: str, second: str, one: Rate, other: Rate, num_utterances: int, rate: str) -> Comparison:
@@ -182,7 +181,7 @@ def _compare_with_earlier(
         rates = measure_rates(
             {"then": [one.num_errors for one in then], "now": [now[i].num_errors for i in ids]},
             [one.num_words for one in then],
-            _pick_units(ids, utterances),
+            _pick_units(ids, _find_speakers(ids, utterances)),
         )
         comparisons.append(
             _compare(

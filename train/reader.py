@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from train.joined import join_names, leave_out_by_length, open_dev_splits, open_splits
@@ -29,7 +30,7 @@ class Reader:
     count_frames: Callable[[int], int]
     pin: bool
 
-    @property
+    @cached_property
     def normaliser(self) -> Normaliser:
         """What brings the transcripts into the alphabet."""
         # Later stages have the checkpoint's alphabet, and a resumed run has its own settings.

@@ -228,8 +228,8 @@ def test_words_that_are_heard_where_nothing_is_spoken_are_counted(
     table = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["noise", "0", "1", "heard"] in table and ["total", "3", "66.67"] in table
     report = json.loads((own_root / "heard" / "report.json").read_text())
-    drawn = report["bootstrap"]  # the noise, of nobody, is a unit of its own, and no speaker
-    assert (drawn["over"], drawn["units"]) == ("speakers", 2)
+    bootstrap = report["bootstrap"]  # a recording without speech does not count as a speaker
+    assert (bootstrap["over"], bootstrap["units"]) == ("speakers", 2)
     assert report["splits"]["noise"]["decoders"]["ctc"]["wer"] is None
     write_earlier_report(own_root / "earlier", [("noise/u0", "", "go"), ("other/u9", "go", "go")])
     both = [*arguments, "--split", "spoken", "--split", "noise", "--against", str(own_root / "earlier")]
