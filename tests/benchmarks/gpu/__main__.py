@@ -47,7 +47,6 @@ STEPS: list[Step[Bench]] = [
     on_subject("memory", training.check_memory),
     Step("precompute", commands.time_precompute),
     Step("commands", commands.check_training),
-    Step("compiled layer", kernels.time_compiled_layer),
     Step("depthwise", kernels.time_depthwise),
     Step("CTC", kernels.time_ctc),
     Step("precisions", models.check_other_precisions),

@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -72,11 +73,10 @@ def check_training(bench: Bench) -> Found:
     status = interrupt_after_updates(bench, arguments, run, 6)
     yield Promise("", f"exit status after SIGTERM less {128 + signal.SIGTERM}", abs(status - 143), 0)
     run_vox(bench, "train", "--stage", "1", "--run", str(run), "--resume")
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    # float16 skips updates while it looks for its scale.
-    updates = [line["update"] for line in lines if line["kind"] in ("train", "skipped")]
+    lines = _read_metrics(run / "metrics.jsonl")
     say(f"lines of the metrics: {dict(Counter(line['kind'] for line in lines))}")
-    yield Promise("", "updates missing after the resumed run", 12 - len(set(updates)), 0)
+    missing = 12 - len(_updates_in(run / "metrics.jsonl"))
+    yield Promise("", "updates missing after the resumed run", missing, 0)
     dev = [line for line in lines if line["kind"] == "dev"][-1]
     yield Rate("validation", f"validation of {DEV_UTTERANCES} utterances", dev["seconds"], "s")
     checkpoint = ("--checkpoint", str(run / "last"))
@@ -112,7 +112,7 @@ def interrupt_after_updates(bench: Bench, arguments: list[str], run: Path, count
     try:
         while time.monotonic() < deadline and process.poll() is None:
             metrics = run / "metrics.jsonl"
-            if metrics.exists() and metrics.read_text().count('"kind": "train"') >= count:
+            if metrics.exists() and len(_updates_in(metrics)) >= count:
                 break
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
@@ -122,6 +122,17 @@ def interrupt_after_updates(bench: Bench, arguments: list[str], run: Path, count
     if process.returncode != 128 + signal.SIGTERM:
         say(errors.read_text(errors="replace")[-500:])
     return process.returncode
+
+
+def _read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a metrics file that may still be written to."""
+    whole, _, _ = path.read_text().rpartition("\n")
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def _updates_in(metrics: Path) -> set[int]:
+    """Return the updates that a run has made or skipped: float16 skips some while it looks for its scale."""
+    return {line["update"] for line in _read_metrics(metrics) if line["kind"] in ("train", "skipped")}
 
 
 def _write_manifest(path: Path, num_files: int, count: int) -> None:

@@ -1,4 +1,4 @@
-"""Single kernels: attention with cuDNN and without, depthwise convolutions, CTC, compiled layers.
+"""Single kernels: attention with cuDNN and without, depthwise convolutions, CTC.
 
 B batch, H heads, T frames, K head width, D model width, V vocabulary.
 """
@@ -12,14 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.benchmarks.gpu.bench import Bench, Found, say
-from train.check.gradients import HALF_BOUND
+from tests.benchmarks.gpu.bench import CTC_BOUND, Bench, Found, say
 from vox.check.environment import describe, look_at_machine
 from vox.check.rates import time_work
 from vox.check.results import Promise, Rate
-from vox.device import autocast
-from vox.model.conformer import ConformerLayer
-from vox.model.rotary import Rotary, rotary_table
 
 BACKENDS = {0: "math", 1: "flash", 2: "memory-efficient", 3: "cuDNN", 4: "overrideable"}  # torch's numbers
 NEW_LENGTHS = 10
@@ -101,44 +97,7 @@ def time_ctc(bench: Bench) -> Found:
             gradients.append(some_TBV.grad.cpu())
         expected, found = gradients
         distance = float(torch.linalg.norm(found - expected) / torch.linalg.norm(expected))
-        yield Promise("", f"CTC's gradient where {name}, against the CPU's", distance, 1e-4)
-
-
-def time_compiled_layer(bench: Bench) -> Found:
-    """Time one Conformer layer as it is and compiled, forward and backward."""
-    torch._dynamo.config.cache_size_limit = 64
-    encoder = bench.subject.recogniser.encoder
-    layer = next(module for module in encoder.modules() if isinstance(module, ConformerLayer))
-    width, frames = bench.subject.config.model.d_model, 599 if bench.is_cuda else 60
-    head_width = width // bench.subject.config.model.encoder_heads
-    x_BTD = torch.randn(8, frames, width, device=bench.device, requires_grad=True)
-
-    def rotary_of(num_frames: int) -> Rotary:
-        return rotary_table(torch.arange(num_frames, device=bench.device), head_width)
-
-    is_valid_BT = torch.ones(8, frames, dtype=torch.bool, device=bench.device)
-
-    def gradient(run: Callable[..., Tensor], x_BTD: Tensor) -> Tensor:
-        x_BTD, num_frames = x_BTD.detach().requires_grad_(True), x_BTD.shape[1]
-        with autocast(bench.device, bench.subject.precision):
-            out = run(x_BTD, rotary_of(num_frames), is_valid_BT[:, :num_frames])
-        out.float().square().mean().backward()
-        assert x_BTD.grad is not None
-        return x_BTD.grad
-
-    layer.eval()  # without dropout, so that the two can be compared
-    for name, run in (("eager", layer), ("compiled", torch.compile(layer, dynamic=True))):
-        first = time_work(partial(gradient, run, x_BTD), bench.device, warm_up=0)
-        again = time_work(partial(gradient, run, x_BTD), bench.device, repeats=10)
-        what = f"a Conformer layer, {name}"
-        yield Rate(f"layer_{name}", what, 1000 * again, "ms", note=f"first {first:.1f} s")
-    for num_frames in (frames - 1, frames // 2, frames // 3 * 2):
-        shorter_BTD = x_BTD[:, :num_frames]
-        seconds = time_work(partial(gradient, run, shorter_BTD), bench.device, warm_up=0)
-        found, expected = gradient(run, shorter_BTD), gradient(layer, shorter_BTD)
-        error = float((found - expected).norm() / expected.norm())
-        what = f"gradient of the compiled layer, {num_frames} frames ({seconds:.1f} s at first)"
-        yield Promise("", what, error, HALF_BOUND)
+        yield Promise("", f"CTC's gradient where {name}, against the CPU's", distance, CTC_BOUND)
 
 
 def _time_shapes(
