@@ -123,7 +123,10 @@ def _read_transcripts(loaded: Checkpoint, root: Path) -> dict[str, list[str]]:
     splits = dict.fromkeys([*config.data.train_weights, *(config.adapt.replay_split or ())])
     try:
         return {
-            split: [utterance.text for utterance in read_split(root, split, loaded.normaliser)[0]]
+            split: [
+                utterance.text
+                for utterance in read_split(root, split, loaded.normaliser, needs_audio=False)[0]
+            ]
             for split in splits
         }
     except CorpusError as error:

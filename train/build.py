@@ -157,7 +157,7 @@ def choose_trainable(recogniser: Recogniser, config: Config, *, cached: bool) ->
     recogniser.requires_grad_(True)
     recogniser.extractor.wavlm.freeze_except(config.train.unfreeze_layers)
     recogniser.extractor.mix.requires_grad_(not cached or _cached_layer(config) is not None)
-    if config.adapt.learns == "decoder":
+    if not config.adapt.ctc_learns:
         recogniser.requires_grad_(False)
         recogniser.decoder.requires_grad_(True)
 

@@ -146,7 +146,7 @@ def step_settings(run: Run, ctc_weight: float) -> StepSettings:
     return StepSettings(
         device=run.device,
         precision=run.precision,
-        ctc_weight=None if config.adapt.learns == "decoder" else ctc_weight,
+        ctc_weight=ctc_weight if config.adapt.ctc_learns else None,
         label_smoothing=config.train.label_smoothing,
         max_grad_norm=config.optimizer.max_grad_norm,
         augment=config.augment,

@@ -104,7 +104,7 @@ def _check_adapting(stage: Stage, options: TrainOptions) -> None:
 
 def _check_learning(stage: Stage, config: Config, where: Path) -> None:
     """Raise ConfigError where adapt.learns contradicts the stage or train.unfreeze_layers."""
-    if config.adapt.learns == "all":
+    if config.adapt.ctc_learns:
         return
     if not stage.adapts:
         other = next(each.number for each in STAGES.values() if each.adapts)

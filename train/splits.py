@@ -114,7 +114,9 @@ def open_source(
         speed: open_cache(options.features_dir, split, wanted, command_for(options, split, wanted))
         for speed, wanted in prints.items()
     }
-    corpus = load_split(options.root, split, probe=False, skip_bad=options.skip_bad, normalise=normalise)
+    corpus = load_split(
+        options.root, split, needs_audio=False, skip_bad=options.skip_bad, normalise=normalise
+    )
     for speed, cache in caches.items():
         utterances += _match_cache(corpus, cache, split, prints[speed], options)
     merged = merge_caches({variant_prefix(speed): cache for speed, cache in caches.items()})

@@ -212,6 +212,16 @@ def test_manifest_problems_are_named(tmp_path: Path) -> None:
     assert [u.id for u in read_split(tmp_path, "s")[0]] == ["fine"]
 
 
+def test_transcripts_are_enough_where_no_audio_is_needed(tmp_path: Path) -> None:
+    chapter_dir = write_split(tmp_path, "s", 2)
+    (chapter_dir / "7-1-0001.flac").rename(chapter_dir / "7-1-0009.flac")
+    (tmp_path / "m.jsonl").write_text('{"audio": "gone.wav", "text": "five"}')
+    utterances, problems = read_split(tmp_path, "s", needs_audio=False)
+    assert [u.audio_path for u in utterances] == [chapter_dir / f"7-1-000{index}.flac" for index in (0, 1)]
+    assert [problem.name for problem in problems] == ["7-1-0009"]  # audio without a transcript still is one
+    assert [u.text for u in read_split(tmp_path, "m", needs_audio=False)[0]] == ["five"]
+
+
 def test_probe_names_recordings_that_cannot_be_used(tmp_path: Path) -> None:
     names = [f"7-1-000{i}" for i in range(6)]
     chapter_dir = write_chapter(tmp_path, [f"{name} GO" for name in names], [f"{n}.flac" for n in names])
@@ -245,7 +255,7 @@ def test_load_split_refuses_or_skips_and_lists_every_problem(
         load_split(tmp_path, "s")
     message = str(refused.value)
     assert re.search(r"5 problems in split s: 7-1-0000 \(an empty file.* and 2 more; .*--skip-bad", message)
-    assert len(load_split(tmp_path, "s", probe=False)) == 6  # the text is fine, and no audio was opened
+    assert len(load_split(tmp_path, "s", needs_audio=False)) == 6  # the text is fine, and no audio was opened
     left = load_split(tmp_path, "s", skip_bad=True)
     assert [u.id for u in left] == ["7-1-0005"]
     warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]

@@ -305,6 +305,13 @@ def test_a_status_imports_no_torch(run):
     subprocess.run([sys.executable, "-c", program], cwd=CHECKOUT, check=True, stdout=subprocess.DEVNULL)
 
 
+def test_a_run_of_the_decoder_alone_shows_no_loss_of_ctc(run, capsys):
+    event = {key: value for key, value in TRAIN.items() if key != "ctc"}
+    (run / METRICS).write_text(json.dumps(event) + "\n")
+    assert main(["status", str(run)]) == 0
+    assert "1.6250 (attention 1.2500 a label)" in capsys.readouterr().out
+
+
 def test_a_real_run(tiny_root, tiny_wavlm_dir, tmp_path):
     """Training writes the files that `vox status` reads, with the same names and keys."""
     options = stage1_options(

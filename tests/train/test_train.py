@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 import shlex
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -68,6 +69,23 @@ def test_stage1_live_learns_what_stage1_cached_learns(stage1, tiny_root, tiny_wa
     assert live[0] == pytest.approx(cached[0], rel=1e-4)
     mix = read_weights(options.run_dir)["extractor.mix.weights"]
     assert not torch.equal(mix, torch.tensor([0, 0, 0.5, 0.5]))  # learnt, where nothing is cached
+
+
+def test_stage1_cached_needs_transcripts_and_features_alone(
+    stage1, tiny_root, tiny_wavlm_dir, features_dir, tmp_path
+):
+    root = tmp_path / "data"
+    for transcript in tiny_root.rglob("*.trans.txt"):
+        copy = root / transcript.relative_to(tiny_root)
+        copy.parent.mkdir(parents=True)
+        shutil.copy(transcript, copy)
+    options = stage1_options(root, tiny_wavlm_dir, tmp_path / "run", cached=True, features=features_dir)
+    run_training(options)
+    expected, losses = (
+        [line["ctc"] for line in read_metrics(run) if line["kind"] == "train"]
+        for run in (stage1.run_dir, options.run_dir)
+    )
+    assert losses == expected
 
 
 def test_stage2_starts_where_stage1_ended_and_trains_the_top(stage1, tiny_root, tmp_path):

@@ -43,7 +43,7 @@ class Trainer:
         self.settings = StepSettings(
             device=device,
             precision=dtype,
-            ctc_weight=config.train.ctc_weight,
+            ctc_weight=config.train.ctc_weight if config.adapt.ctc_learns else None,
             label_smoothing=config.train.label_smoothing,
             max_grad_norm=config.optimizer.max_grad_norm,
             augment=config.augment,

@@ -158,7 +158,7 @@ def validate_run(run: Run, is_stopped: Callable[[], bool] = lambda: False) -> De
             return result
         is_first = run.progress.promise is None  # its interval becomes the limit
         source = validate_split(split=parts.source_dev, with_intervals=is_first)
-        if parts.config.adapt.learns == "decoder":
+        if not parts.config.adapt.ctc_learns:
             source = source.of_attention_alone()
         return replace(result, source=source)
 

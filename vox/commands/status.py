@@ -70,10 +70,9 @@ def _list_rows(status: RunStatus, now: float) -> Iterator[tuple[str, str]]:
         return  # it never began
     yield "epoch", f"{_count(status.epoch)} of {_count(status.epochs)}"
     yield "update", f"{_count(status.update)} of {_count(status.total_updates)}"
-    losses = (
-        f"{_figure(status.loss)} (CTC {_figure(status.ctc)}, attention {_figure(status.attention)} a label)"
-    )
-    yield "loss", losses
+    has_ctc = status.ctc is not None or status.loss is None  # none where the decoder learns alone
+    ctc = f"CTC {_figure(status.ctc)}, " if has_ctc else ""
+    yield "loss", f"{_figure(status.loss)} ({ctc}attention {_figure(status.attention)} a label)"
     yield "learning rate", _figure(status.learning_rate, ".3g")
     yield "gradient norm", _figure(status.grad_norm, ".3g")
     for dev in status.dev or (None,):

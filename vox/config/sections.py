@@ -195,6 +195,11 @@ class AdaptConfig(Section):
         default="all", description="all above WavLM, or the attention decoder alone"
     )
 
+    @property
+    def ctc_learns(self) -> bool:
+        """Whether the encoder and CTC learn, and so have a loss and may forget."""
+        return self.learns == "all"
+
 
 class Config(Section):
     """Everything that one run of training needs to know."""

@@ -1,4 +1,4 @@
-"""Corpora: a split's utterances, from LibriSpeech's layout or from a JSON-lines manifest.
+"""A split as it lies on the disk: LibriSpeech's layout, or a JSON-lines manifest.
 
 LibriSpeech's layout is ROOT/LibriSpeech/<split>/<speaker>/<chapter>/<id>.flac (or another format, or at
 another depth) with the texts in the chapter's *.trans.txt, a line each: the id, a space, the text. A
@@ -6,26 +6,20 @@ manifest is ROOT/<split>.jsonl, a JSON object a line (vox/manifest.py). A split 
 """
 
 import difflib
-import logging
 import os
 import shlex
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from itertools import chain, islice
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from vox.audio import AudioHeader, read_header
-from vox.errors import CorpusError, VoxError, escape_surrogates, name_count, name_first
+from vox.corpus.utterance import Problem, Utterance
+from vox.errors import CorpusError, VoxError, escape_surrogates, name_first
 from vox.ffmpeg import FFMPEG_SUFFIXES
 from vox.manifest import name_entries, parse_entry
 from vox.segment import WHOLE, Segment, find_overlaps
 from vox.text import ENGLISH, Normaliser
-from vox.units import RECEPTIVE_FIELD_SAMPLES, SAMPLE_RATE, samples_to_frames
-
-log = logging.getLogger(__name__)
 
 AUDIO_SUFFIXES = FFMPEG_SUFFIXES | frozenset(
     ".flac .wav .mp3 .ogg .opus .aif .aiff .aifc .au .snd .caf .w64 .rf64 .sph .nist".split()  # noqa: SIM905
@@ -44,43 +38,14 @@ LIBRISPEECH_SPLITS = frozenset(  # what `vox download` can fetch
 )
 
 
-@dataclass(frozen=True, slots=True)  # hundreds of thousands of them: half the memory
-class Utterance:
-    """One recording (or a segment of one) and what is said in it.
-
-    text: normalised; "" if nothing is spoken. speaker: "" if a manifest does not say. num_samples: at 16 kHz
-    after conversion; None until the header is read. speed: at which the recording is played. segment: None
-    for all of it. split: that it is of; "" where only one is read.
-    """
-
-    id: str
-    audio_path: Path
-    text: str
-    speaker: str
-    num_samples: int | None = None
-    speed: float = 1.0
-    segment: Segment | None = None
-    split: str = ""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Why an utterance (or a file of the corpus) cannot be used."""
-
-    name: str
-    reason: str
-
-
-KnownLength = Callable[[Utterance], int | None]  # samples at the utterance's speed, or None
-
-
 @dataclass
-class _Reading:
+class Reading:
     """What reading a split has found so far."""
 
     utterances: list[Utterance] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     normalise: Callable[[str], str] = ENGLISH
+    needs_audio: bool = True
     num_texts_changed: int = 0  # by more than case and spacing
     num_numbers: int = 0  # that were spelled
 
@@ -113,179 +78,25 @@ class _Reading:
 
 
 def read_split(
-    root: Path | str, split: str, normalise: Callable[[str], str] = ENGLISH
+    root: Path | str,
+    split: str,
+    normalise: Callable[[str], str] = ENGLISH,
+    *,
+    needs_audio: bool = True,
 ) -> tuple[list[Utterance], list[Problem]]:
     """List a split's utterances, sorted by id, and what is wrong with the others; open no audio.
 
     normalise: brings a text into the alphabet; raises TextError for one that cannot be used.
+    needs_audio: a transcript without audio is a problem; without this it is kept, with the path that its
+    recording would have.
     Problems: a transcript without audio, audio without a transcript, an empty transcript, characters
     outside the alphabet, an id that occurs more than once (none of its utterances is used), segments of one
     recording that overlap (none of them is used), a line that is malformed, an id that cannot be written
     down, a file that is not text. Raises CorpusError if the split is missing, is empty, or exists in both
     layouts.
     """
-    reading = _read_split(Path(root), split, normalise)
+    reading = collect(Path(root), split, normalise, needs_audio=needs_audio)
     return reading.utterances, reading.problems
-
-
-def probe_audio(
-    utterances: Sequence[Utterance], workers: int = 8, known_length: KnownLength | None = None
-) -> tuple[list[Utterance], list[Problem]]:
-    """Read every recording's header in threads and fill in `num_samples`; keep the order.
-
-    known_length: asked first, from several threads. Problems: recordings that are missing, unreadable, empty,
-    or shorter than one frame.
-    """
-    probed, problems, _ = _probe(utterances, workers, known_length)
-    return probed, problems
-
-
-def load_split(
-    root: Path | str,
-    split: str,
-    *,
-    probe: bool = True,
-    skip_bad: bool = False,
-    speed: float = 1.0,
-    known_length: KnownLength | None = None,
-    normalise: Callable[[str], str] = ENGLISH,
-) -> list[Utterance]:
-    """List the utterances of a split that can be used: the first result of `load_split_and_problems`."""
-    utterances, _ = load_split_and_problems(
-        root,
-        split,
-        probe=probe,
-        skip_bad=skip_bad,
-        speed=speed,
-        known_length=known_length,
-        normalise=normalise,
-    )
-    return utterances
-
-
-def load_split_and_problems(
-    root: Path | str,
-    split: str,
-    *,
-    probe: bool = True,
-    skip_bad: bool = False,
-    speed: float = 1.0,
-    known_length: KnownLength | None = None,
-    normalise: Callable[[str], str] = ENGLISH,
-) -> tuple[list[Utterance], list[Problem]]:
-    """List the utterances of a split that can be used, and what is left out; log what was converted.
-
-    probe: also read the audio headers and fill in `num_samples`. speed: at which the recordings are
-    played. known_length: asked first, from several threads; a header is read where it returns None.
-    normalise: as in `read_split`. Raises CorpusError if anything in the split cannot be used; with
-    `skip_bad`, logs each problem and returns the rest, and raises only if nothing is left.
-    """
-    reading = _read_split(Path(root), split, normalise)
-    utterances, problems = reading.utterances, reading.problems
-    if speed != 1:
-        utterances = [replace(utterance, speed=speed) for utterance in utterances]
-    if probe:
-        utterances, unreadable, headers = _probe(utterances, known_length=known_length)
-        problems = problems + unreadable
-        _log_audio_conversions(split, headers)
-    if reading.num_texts_changed:
-        changed = name_count(reading.num_texts_changed, "transcript")
-        is_english = isinstance(normalise, Normaliser) and normalise.config.alphabet == "english"
-        what = "punctuation or accents (text.alphabet=letters keeps accents)" if is_english else "punctuation"
-        log.info("%s: %s removed from %s", split, what, changed)
-    if reading.num_numbers:
-        numbers = name_count(reading.num_numbers, "number")
-        log.info("%s: %s written as words: years and ordinals may be read otherwise", split, numbers)
-    _warn_of_shared_recordings(split, utterances)
-    if problems:
-        _report(split, problems, len(utterances), skip_bad)
-    return utterances, problems
-
-
-def _warn_of_shared_recordings(split: str, utterances: Sequence[Utterance]) -> None:
-    """Say where one file is the recording of several texts: at most one of them can be right."""
-    counts = Counter(str(utterance.audio_path) for utterance in utterances if utterance.segment is None)
-    shared = sorted(path for path, count in counts.items() if count > 1)
-    if shared:
-        count = name_count(len(shared), "recording")
-        log.warning("%s: more than one text for %s: %s", split, count, name_first(shared))
-
-
-def _report(split: str, problems: Sequence[Problem], num_left: int, skip_bad: bool) -> None:
-    shown = name_first([f"{problem.name} ({problem.reason})" for problem in problems])
-    if num_left == 0:
-        raise CorpusError(f"nothing in split {split} can be used: {shown}", remedy="correct the corpus")
-    if not skip_bad:
-        raise CorpusError(
-            f"{name_count(len(problems), 'problem')} in split {split}: {shown}",
-            remedy="correct them, or leave these out with --skip-bad",
-        )
-    left = name_count(num_left, "utterance")
-    log.warning("%s: %s; %s left", split, name_count(len(problems), "problem"), left)
-    for problem in problems:
-        log.warning("%s: left out %s: %s", split, problem.name, problem.reason)
-
-
-def _log_audio_conversions(split: str, headers: Sequence[AudioHeader]) -> None:
-    rates = Counter(header.sample_rate for header in headers if header.sample_rate != SAMPLE_RATE)
-    if rates:
-        seen = ", ".join(f"{rate} Hz" for rate in sorted(rates))
-        count = name_count(rates.total(), "recording")
-        log.info("%s: %s resampled to %d Hz (from %s)", split, count, SAMPLE_RATE, seen)
-    num_mixed = sum(header.channels > 1 for header in headers)
-    if num_mixed:
-        log.info(
-            "%s: several channels read as one in %s: their mean, or the loudest if they cancel",
-            split,
-            name_count(num_mixed, "recording"),
-        )
-
-
-def _probe(
-    utterances: Sequence[Utterance], workers: int = 8, known_length: KnownLength | None = None
-) -> tuple[list[Utterance], list[Problem], list[AudioHeader]]:
-    def probe(utterance: Utterance) -> AudioHeader | int | str:
-        if known_length is not None and (length := known_length(utterance)) is not None:
-            return length
-        try:
-            header = read_header(utterance.audio_path, utterance.speed, utterance.segment)
-        except VoxError as error:
-            return str(error)
-        if samples_to_frames(header.num_samples) == 0:
-            return f"shorter than one frame: {header.num_samples} samples of {RECEPTIVE_FIELD_SAMPLES}"
-        return header
-
-    def probe_some(some: tuple[Utterance, ...]) -> list[AudioHeader | int | str]:
-        return [probe(utterance) for utterance in some]
-
-    probed, problems, headers = [], [], []
-    with ThreadPoolExecutor(workers) as pool:
-        # In portions, so that an interrupt does not have to wait for a whole corpus; and several files a
-        # task, because a task costs more than a file about which all is known.
-        remaining = iter(utterances)
-        while portion := list(islice(remaining, 4096)):
-            tasks = [tuple(portion[start : start + 32]) for start in range(0, len(portion), 32)]
-            answers = chain.from_iterable(pool.map(probe_some, tasks))
-            for utterance, found in zip(portion, answers, strict=True):
-                if isinstance(found, str):
-                    problems.append(Problem(utterance.id, found))
-                elif isinstance(found, int):
-                    probed.append(replace(utterance, num_samples=found))
-                else:
-                    is_one_channel = utterance.segment is not None and utterance.segment.channel is not None
-                    headers.append(replace(found, channels=1) if is_one_channel else found)
-                    probed.append(replace(utterance, num_samples=found.num_samples))
-    return probed, problems, headers
-
-
-def refuse_without_words(split: str, utterances: Sequence[Utterance]) -> None:
-    """Raise CorpusError if nothing is spoken in a split: it has no error rate."""
-    if not any(utterance.text for utterance in utterances):
-        raise CorpusError(
-            "nothing is spoken in this split, so it has no error rate",
-            where=split,
-            remedy="name a split of speech",
-        )
 
 
 def find_split(root: Path | str, split: str) -> Path:
@@ -309,22 +120,6 @@ def find_split(root: Path | str, split: str) -> Path:
     raise _no_split(root, split)
 
 
-def _read_split(root: Path, split: str, normalise: Callable[[str], str]) -> _Reading:
-    reading, source = _Reading(normalise=normalise), find_split(root, split)
-    if source.is_dir():
-        _read_librispeech(source, reading)
-    else:
-        _read_manifest(source, reading)
-    _reject_duplicates(reading)
-    _reject_overlaps(reading)
-    if not reading.utterances and not reading.problems:
-        raise CorpusError(
-            f"split {split} is empty", where=source, remedy="put recordings and transcripts there"
-        )
-    reading.utterances.sort(key=lambda utterance: utterance.id)
-    return reading
-
-
 def _no_split(root: Path, split: str) -> CorpusError:
     there = sorted(
         {path.stem for path in root.glob("*.jsonl")} | {p.name for p in root.glob("LibriSpeech/*/")}
@@ -340,7 +135,25 @@ def _no_split(root: Path, split: str) -> CorpusError:
     return CorpusError(f"no split {split} in {root}{known}", remedy=remedy)
 
 
-def _reject_duplicates(reading: _Reading) -> None:
+def collect(root: Path, split: str, normalise: Callable[[str], str], *, needs_audio: bool = True) -> Reading:
+    """Read a split, as `read_split` does, and keep the counts of what was changed in its texts."""
+    reading = Reading(normalise=normalise, needs_audio=needs_audio)
+    source = find_split(root, split)
+    if source.is_dir():
+        _read_librispeech(source, reading)
+    else:
+        _read_manifest(source, reading)
+    _reject_duplicates(reading)
+    _reject_overlaps(reading)
+    if not reading.utterances and not reading.problems:
+        raise CorpusError(
+            f"split {split} is empty", where=source, remedy="put recordings and transcripts there"
+        )
+    reading.utterances.sort(key=lambda utterance: utterance.id)
+    return reading
+
+
+def _reject_duplicates(reading: Reading) -> None:
     """Drop every utterance of an id that occurs more than once: which of them is right is not known."""
     counts = Counter(utterance.id for utterance in reading.utterances)
     if len(counts) == len(reading.utterances):
@@ -351,7 +164,7 @@ def _reject_duplicates(reading: _Reading) -> None:
             reading.reject(name, f"the id occurs {count} times")
 
 
-def _reject_overlaps(reading: _Reading) -> None:
+def _reject_overlaps(reading: Reading) -> None:
     """Drop segments of one recording that overlap: each holds words of the other's text."""
     if all(utterance.segment is None for utterance in reading.utterances):
         return
@@ -371,7 +184,7 @@ def _reject_overlaps(reading: _Reading) -> None:
             reading.reject(name, reason)
 
 
-def _read_librispeech(split_dir: Path, reading: _Reading) -> None:
+def _read_librispeech(split_dir: Path, reading: Reading) -> None:
     """Read every folder that holds transcripts or recordings, at whatever depth."""
     for chapter_dir, speaker in walk_chapters(split_dir):
         _read_chapter(chapter_dir, speaker, reading)
@@ -398,7 +211,7 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _read_chapter(chapter_dir: Path, speaker: str, reading: _Reading) -> None:
+def _read_chapter(chapter_dir: Path, speaker: str, reading: Reading) -> None:
     audio_names, transcript_names = list_chapter(chapter_dir)
     unused = set(audio_names)
     for transcript_name in transcript_names:
@@ -406,6 +219,8 @@ def _read_chapter(chapter_dir: Path, speaker: str, reading: _Reading) -> None:
             name, *texts = line.strip().split(maxsplit=1) or [""]
             files = audio_names.get(name, [])
             unused.discard(name)
+            if not files and name and not reading.needs_audio:
+                files = [f"{name}.flac"]
             if len(files) == 1:
                 reading.add(name, chapter_dir / files[0], texts[0] if texts else "", speaker)
             elif name:
@@ -431,7 +246,7 @@ def list_chapter(chapter_dir: Path) -> tuple[dict[str, list[str]], list[str]]:
     return audio_names, transcript_names
 
 
-def _read_manifest(manifest_path: Path, reading: _Reading) -> None:
+def _read_manifest(manifest_path: Path, reading: Reading) -> None:
     entries = []
     for number, line in enumerate(_read_lines(manifest_path, reading), start=1):
         if not line.strip():
@@ -443,7 +258,8 @@ def _read_manifest(manifest_path: Path, reading: _Reading) -> None:
     for entry in name_entries(entries):
         audio_path = manifest_path.parent / entry.audio
         name = entry.id or ""
-        if _has_unwritable(name) or os.path.isfile(audio_path):  # noqa: PTH113 - half the time
+        is_there = not reading.needs_audio or os.path.isfile(audio_path)  # noqa: PTH113 - half the time
+        if _has_unwritable(name) or is_there:
             reading.add(name, audio_path, entry.text, entry.speaker, entry.segment, is_speech=entry.is_speech)
         else:
             reading.reject(name, f"transcript without audio: {audio_path}")
@@ -456,7 +272,7 @@ def _has_unwritable(name: str) -> bool:
     return any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name)
 
 
-def _read_lines(path: Path, reading: _Reading) -> list[str]:
+def _read_lines(path: Path, reading: Reading) -> list[str]:
     try:
         return path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
