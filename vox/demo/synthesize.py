@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 import numpy as np
 
+from vox.data.read_ahead import map_ahead
 from vox.demo.grammar import make_name_sentences, make_sentences
 from vox.errors import VoxError
 from vox.units import SAMPLE_RATE, samples_to_seconds
@@ -166,21 +167,29 @@ def write_corpus(root: Path, lines: Iterable[Line], seed: int) -> Iterator[tuple
     """Say every line into ROOT/LibriSpeech/<split>/…: 16 kHz FLAC, and transcripts in upper case.
 
     lines: those of a chapter follow each other. Yields each line when its recording is written, with the
-    number of its samples; a chapter's transcript is written after its recordings. Raises VoxError, OSError.
+    number of its samples; a chapter's transcript is written after its recordings. One thread speaks, and two
+    convert and write, which is more work. Raises VoxError, OSError.
     """
     import soundfile
     import torchaudio.transforms
 
     synthesizer = Synthesizer()
     resample = torchaudio.transforms.Resample(synthesizer.sample_rate, SAMPLE_RATE)
-    for chapter_dir, chapter in itertools.groupby(lines, key=lambda line: line.chapter_dir):
-        (root / chapter_dir).mkdir(parents=True, exist_ok=True)
+
+    def write(said: tuple[Line, np.ndarray]) -> tuple[Line, int]:
+        line, samples_S = said
+        finished_S = _finish(samples_S, resample)
+        (root / line.chapter_dir).mkdir(parents=True, exist_ok=True)
+        soundfile.write(root / line.chapter_dir / f"{line.id}.flac", finished_S, SAMPLE_RATE)
+        return line, len(finished_S)
+
+    said = ((line, synthesizer.say(line, seed)) for line in lines)
+    written = map_ahead(write, said, threads=2)
+    for chapter_dir, chapter in itertools.groupby(written, key=lambda each: each[0].chapter_dir):
         transcripts = []
-        for line in chapter:
-            samples_S = _finish(synthesizer.say(line, seed), resample)
-            soundfile.write(root / chapter_dir / f"{line.id}.flac", samples_S, SAMPLE_RATE)
+        for line, num_samples in chapter:
             transcripts.append(f"{line.id} {line.text.upper()}\n")
-            yield line, len(samples_S)
+            yield line, num_samples
         name = "-".join(chapter_dir.parts[-2:])
         (root / chapter_dir / f"{name}.trans.txt").write_text("".join(transcripts), encoding="utf-8")
 
