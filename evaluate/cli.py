@@ -10,6 +10,7 @@ import click
 from evaluate.standard import STANDARDS, UNCHANGED, load_standard
 from vox.options import (
     BEAM_OPTION,
+    VAD_OPTION,
     add_scorer_options,
     batch_seconds_option,
     checkpoint_option,
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     help="Transcribe each recording whole, as vox transcribe does, and score it against the joined texts of "
     "its segments.",
 )
+@VAD_OPTION
 @click.option(
     "--against",
     type=click.Path(path_type=Path),
@@ -98,6 +100,7 @@ def evaluate(
     workers: int,
     skip_bad: bool,
     whole: bool,
+    vad: bool,
     against: Path | None,
     normalise: str | None,
 ) -> None:
@@ -109,10 +112,15 @@ def evaluate(
     from vox.checkpoint.series import find_checkpoint
     from vox.corpus import find_split
     from vox.decoder_names import VALIDATION_DECODERS, check_decoders
+    from vox.vad import SpeechDetector, check_installed
 
     # Before torch is imported, which takes seconds.
     if decoders:
         check_decoders(decoders, beam)
+    if vad and not whole:
+        raise click.UsageError("--vad is for recordings that are transcribed whole: add --whole")
+    if vad:
+        check_installed()
     folder = find_checkpoint(checkpoint)
     for split in splits:
         find_split(root, split)
@@ -164,7 +172,9 @@ def evaluate(
     earlier = None if against is None else read_earlier(against, names, utterances, standard)
     out_dir = prepare_out_dir(out or default_out_dir(folder, title))
 
-    decode_and_score: Callable[..., Evaluation] = evaluate_whole
+    decode_and_score: Callable[..., Evaluation] = partial(
+        evaluate_whole, detector=SpeechDetector() if vad else None
+    )
     if not whole:
         decode_and_score = partial(
             evaluate_split, batch_seconds=batch_seconds, workers=workers, left_out=left_out

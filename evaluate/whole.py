@@ -20,6 +20,7 @@ from vox.errors import AudioError, CorpusError, name_count, name_first
 from vox.hotword_list import Hotword
 from vox.segment import Segment
 from vox.transcribe import Transcriber
+from vox.vad import SpeechDetector
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +80,7 @@ def evaluate_whole(
     hotwords: Sequence[Hotword] = (),
     temperature: float = 1.0,
     standard: Standard = UNCHANGED,
+    detector: SpeechDetector | None = None,
 ) -> Evaluation:
     """Transcribe each recording of `join_segments` with each decoder, and score it against its whole text.
 
@@ -89,7 +91,10 @@ def evaluate_whole(
     tally = Tally.begin(loaded, decoders, standard)
     tally.seconds[""] = 0.0
     options = options or SearchOptions()
-    transcribers = {name: Transcriber(loaded, name, options, temperature=temperature) for name in decoders}
+    transcribers = {
+        name: Transcriber(loaded, name, options, temperature=temperature, detector=detector)
+        for name in decoders
+    }
     for recording in recordings:
         try:
             samples_S = (

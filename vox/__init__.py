@@ -29,6 +29,7 @@ def load(
     hotword_file: Path | str | None = None,
     hotword_weight: float | None = None,
     domain: Path | str | None = None,
+    vad: bool = False,
     device: str = "auto",
 ) -> "Transcriber":
     """Load a checkpoint to write down recordings with; see `vox.transcribe.Transcriber`.
@@ -36,17 +37,20 @@ def load(
     checkpoint: a folder, such as runs/stage2/best; None for the newest stage's best under runs/.
     decoder, beam, nbest, lm, lm_weight, hotword_weight: as `vox transcribe` has them; None for what
     `vox tune` chose, or the default. hotwords: lines as in such a file. domain: a folder of `vox adapt`, in
-    place of lm and hotwords. device: auto, cpu, cuda or cuda:N.
+    place of lm and hotwords. vad: hear only where Silero VAD finds speech. device: auto, cpu, cuda or cuda:N.
     Imports torch. Raises CheckpointError, ConfigError, DeviceError, DomainError, LanguageModelError or
     TextError, each a VoxError of one line.
     """
     from vox.checkpoint.series import find_checkpoint
     from vox.decoder_names import check_decoders
+    from vox.vad import SpeechDetector, check_installed
 
     names: Sequence[str] = [] if decoder is None else [decoder]
     # Before torch is imported, which takes seconds.
     if names:
         check_decoders(names, beam, others=["--nbest"] * (nbest > 1))
+    if vad:
+        check_installed()
     folder = find_checkpoint(checkpoint).resolve()
 
     from vox.additions import plan_search
@@ -74,4 +78,5 @@ def load(
         plan.options_for(loaded, place),
         plan.additions.hotwords,
         temperature=plan.temperature,
+        detector=SpeechDetector() if vad else None,
     )

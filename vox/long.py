@@ -4,6 +4,9 @@ Each window has context frames on both sides of the frames it owns, and every fr
 window. The owned frames, in order, form one sequence for the whole recording. The sequence is cut at the
 longest stretches of blank, and each piece is decoded alone. Only one window and one piece are in memory.
 
+Where it is known in which spans of a recording somebody speaks (vox/vad.py), each such span is a recording of
+its own, and the others have no text.
+
 B batch, S samples, T frames, V vocabulary, D model width.
 """
 
@@ -23,6 +26,7 @@ from vox.model.recogniser import Recogniser
 from vox.progress import ProgressBar
 from vox.text import BLANK_ID
 from vox.units import FRAME_RATE, HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, samples_to_frames, samples_to_seconds
+from vox.vad import Span
 from vox.wavlm.measure import Measured
 
 DEFAULT_LONGEST_SAMPLES = 30 * 16_000  # if the checkpoint does not record the longest training recording
@@ -147,6 +151,7 @@ def recognise_long(
     name: str = "audio",
     done: Iterable[Found] = (),
     keep: Callable[[Found], None] = lambda piece: None,
+    spans: Sequence[Span] | None = None,
 ) -> Found:
     """Recognise float32 [S], on the CPU, of any length; without a search, by greedy CTC.
 
@@ -154,36 +159,55 @@ def recognise_long(
     search, because an attention decoder can invent one. name: shown by the progress bar.
 
     done: the first pieces of this recording, decoded before with the same arguments; they are not decoded
-    again. keep: called with every further piece.
+    again. keep: called with every further piece. spans: of all frames, in order; None: one, of speech.
     """
     found = find_nothing()
     for piece in done:
         found = join_found(found, piece, nbest)
     seconds = samples_to_seconds(len(waveform_S))
     with ProgressBar(seconds, name, done=found.num_frames / FRAME_RATE) as progress:
-        for encoded in _encode_pieces(recogniser, waveform_S, longest_samples, found.num_frames):
-            piece = _decode_piece(recogniser, encoded, search, temperature, found.num_frames)
-            keep(piece)
-            found = join_found(found, piece, nbest)
-            progress.add(piece.num_frames / FRAME_RATE)
+        for span in spans or [Span(0, samples_to_frames(len(waveform_S)))]:
+            for encoded in _encode_span(recogniser, waveform_S, span, longest_samples, found.num_frames):
+                if isinstance(encoded, Encoded):
+                    piece = _decode_piece(recogniser, encoded, search, temperature, found.num_frames)
+                else:
+                    piece = find_nothing(encoded)
+                keep(piece)
+                found = join_found(found, piece, nbest)
+                progress.add(piece.num_frames / FRAME_RATE)
     return found
 
 
-def _encode_pieces(
-    recogniser: Recogniser, waveform_S: Tensor, longest_samples: int, first_frame: int
-) -> Iterator[Encoded]:
-    """Yield the pieces from a frame on. They are the same wherever the frame is, if a piece begins there."""
+def _encode_span(
+    recogniser: Recogniser, waveform_S: Tensor, span: Span, longest_samples: int, first_frame: int
+) -> Iterator[Encoded | int]:
+    """Yield the pieces of a span from a frame of the recording on; for a pause, how many frames are left.
+
+    The pieces are the same wherever the frame is, if a piece begins there.
+    """
+    num_frames, first_frame = span.end - span.first, max(0, first_frame - span.first)
+    if first_frame >= num_frames:
+        return
+    if not span.is_speech:
+        yield num_frames - first_frame
+        return
     max_frames = max(ENCODER_STEP, samples_to_frames(longest_samples))
     window_frames = min(max(max_frames, MIN_WINDOW_FRAMES), MAX_WINDOW_FRAMES)
-    windows = [
+    if num_frames <= min(max_frames, window_frames):
+        windows = [Window(0, 0, num_frames, num_frames)]
+    else:
+        windows = plan_windows(num_frames, window_frames)
+    rest = [
         replace(window, own_first=max(window.own_first, first_frame))
-        for window in plan_windows(samples_to_frames(len(waveform_S)), window_frames)
+        for window in windows
         if window.own_end > first_frame
     ]
-    if not windows:
-        return
-    measured = recogniser.extractor.wavlm.measure(waveform_S)
-    yield from cut_pieces(encode_windows(recogniser, waveform_S, measured, windows), max_frames)
+    end_sample = (span.end - 1) * HOP_SAMPLES + RECEPTIVE_FIELD_SAMPLES
+    # What is left after a recording's last frame is measured too.
+    is_last = span.end == samples_to_frames(len(waveform_S))
+    span_S = waveform_S[span.first * HOP_SAMPLES : None if is_last else end_sample]
+    measured = recogniser.extractor.wavlm.measure(span_S)
+    yield from cut_pieces(encode_windows(recogniser, span_S, measured, rest), max_frames)
 
 
 def _decode_piece(

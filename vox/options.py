@@ -45,6 +45,13 @@ class Weight(_Number):
         super().__init__(min=-LARGEST_WEIGHT, max=LARGEST_WEIGHT)
 
 
+VAD_OPTION = click.option(
+    "--vad",
+    is_flag=True,
+    help="Hear only where Silero VAD finds speech: no words for noise and pauses. Needs the extra `vad`.",
+)
+
+
 def add_scorer_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of what a search may be given beside the recogniser: see vox/additions.py."""
     options = (

@@ -41,6 +41,7 @@ from vox.partial import PartialFile
 from vox.runs.layout import CHECKSUMS
 from vox.transcript import Alternative, SpottedHotword, Transcript, Word
 from vox.units import samples_to_frames, samples_to_seconds
+from vox.vad import SpeechDetector
 
 log = logging.getLogger(__name__)
 
@@ -63,15 +64,18 @@ class Transcriber:
         options: SearchOptions | None = None,
         hotwords: Sequence[Hotword] = (),
         temperature: float = 1.0,
+        detector: SpeechDetector | None = None,
     ) -> None:
         """Choose the decoder. None: the greedy one with the lower dev WER in the checkpoint's state.
 
         options: None for the defaults. hotwords: the phrases of the hotword scorer in options.scorers, if
         there is one; in a text their spellings are replaced by their phrases. temperature: of confidences.
+        detector: finds where somebody speaks; the rest is not heard.
 
         Raises ConfigError for an unknown decoder.
         """
         self.temperature = temperature
+        self._detector = detector
         self.loaded = loaded
         self.decoder = decoder or preferred_decoder(loaded.state)
         check_decoder(self.decoder)
@@ -92,9 +96,10 @@ class Transcriber:
         A recording is a file, or an array: float32 [S], 16 kHz, one channel.
 
         A recording longer than the longest training recording is encoded in windows and decoded in pieces
-        (vox/long.py). Logs a warning if a text is much longer or shorter than greedy CTC's. A recording that
-        cannot be read does not stop the others: it is logged, and after the last recording an AudioError
-        gives the number of failures. The AudioError of a single recording is raised and not logged.
+        (vox/long.py). With a detector, each span of speech is treated as a recording. Logs a warning if a
+        text is much longer or shorter than greedy CTC's. A recording that cannot be read does not stop the
+        others: it is logged, and after the last recording an AudioError gives the number of failures. The
+        AudioError of a single recording is raised and not logged.
 
         partial: keeps what is decoded; what it has already, from this transcriber's `identity`, is not
         decoded again.
@@ -142,6 +147,7 @@ class Transcriber:
             "decoder": self.decoder,
             "options": {**{f.name: getattr(options, f.name) for f in fields(options)}, "scorers": scorers},
             "temperature": self.temperature,
+            "speech": None if self._detector is None else self._detector.identity,
         }
 
     def _transcribe(
@@ -184,8 +190,9 @@ class Transcriber:
         """
         recogniser = self.loaded.recogniser
         device = device_of(recogniser)
+        spans = None if self._detector is None else self._detector.find_spans(waveform_S)
         with autocast(device, pick_precision("auto", device)):
-            if len(waveform_S) > self._longest_samples:
+            if spans is not None or len(waveform_S) > self._longest_samples:
                 return recognise_long(
                     recogniser,
                     waveform_S,
@@ -196,6 +203,7 @@ class Transcriber:
                     name=name,
                     done=done,
                     keep=keep,
+                    spans=spans,
                 )
             if done:
                 return done[0]

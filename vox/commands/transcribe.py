@@ -10,7 +10,7 @@ import click
 
 from vox.disk import check_writable, write_whole
 from vox.errors import AudioError
-from vox.options import BEAM_OPTION, add_scorer_options, checkpoint_option, device_option
+from vox.options import BEAM_OPTION, VAD_OPTION, add_scorer_options, checkpoint_option, device_option
 from vox.transcript import FORMATS, Transcript
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ PARTIAL_SUFFIX = ".partial"
 )
 @BEAM_OPTION
 @add_scorer_options
+@VAD_OPTION
 @click.option(
     "--nbest",
     type=click.IntRange(min=1),
@@ -69,6 +70,7 @@ def transcribe(
     hotword: tuple[str, ...],
     hotword_weight: float | None,
     domain: Path | None,
+    vad: bool,
     nbest: int,
     format_name: str,
     out: str | None,
@@ -98,6 +100,7 @@ def transcribe(
         hotword_file=hotwords,
         hotword_weight=hotword_weight,
         domain=domain,
+        vad=vad,
         device=device,
     )
     if out is None:
