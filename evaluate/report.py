@@ -66,6 +66,8 @@ def format_table(evaluation: Evaluation) -> str:
         f"{evaluation.split}: {name_count(len(evaluation.ids), 'utterance')}, "
         f"{evaluation.audio_seconds / 60:.1f} min"
     )
+    if evaluation.vad:
+        lines.append(f"heard where {evaluation.vad.partition(',')[0]} finds speech")
     if evaluation.standard.name:
         lines.append(f"scored after --normalise {evaluation.standard.name}, transcripts as written")
     lines += _split_lines(evaluation)
@@ -188,6 +190,7 @@ def _make_report(
         "audio_seconds": evaluation.audio_seconds,
         "precision": evaluation.precision,
         "rate": evaluation.rate,  # CER: `wer` and `words` count characters
+        "vad": evaluation.vad or None,
         "normalise": evaluation.standard.name or None,  # of the texts, before they were scored
         "decoders": {
             name: _decoder_figures(name, result)

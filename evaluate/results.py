@@ -35,6 +35,7 @@ class Evaluation:
     options: SearchOptions  # of the searches; greedy decoders ignore them
     by_split: dict[str, dict[str, Score]] = field(default_factory=dict)  # by decoder; empty for one split
     word_pieces: dict[str, str] = field(default_factory=dict)  # of the words to list: how they are spelled
+    vad: str = ""  # what found the speech in the recordings; "": everything was heard
     standard: Standard = UNCHANGED  # applied to all texts before they were scored
 
     @property

@@ -85,8 +85,8 @@ def evaluate_whole(
     """Transcribe each recording of `join_segments` with each decoder, and score it against its whole text.
 
     What is said outside the segments, and recognised, counts as insertions. The real-time factor of a decoder
-    is that of `vox transcribe`. standard: as in `evaluate_split`. Raises CorpusError if no recording can be
-    read or nothing is left to score against.
+    is that of `vox transcribe`. standard: as in `evaluate_split`. detector: as of a Transcriber. Raises
+    CorpusError if no recording can be read or nothing is left to score against.
     """
     tally = Tally.begin(loaded, decoders, standard)
     tally.seconds[""] = 0.0
@@ -111,7 +111,8 @@ def evaluate_whole(
             _transcribe(transcriber, recording.id, torch.from_numpy(samples_S), name, tally)
     if len(tally.excluded) == len(recordings):
         raise CorpusError("no recording could be read", where=title, remedy="see the reasons above")
-    return score_tally(title, recordings, tally, {}, options, hotwords)
+    evaluation = score_tally(title, recordings, tally, {}, options, hotwords)
+    return evaluation if detector is None else replace(evaluation, vad=detector.identity)
 
 
 def _transcribe(

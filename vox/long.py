@@ -164,8 +164,8 @@ def recognise_long(
     found = find_nothing()
     for piece in done:
         found = join_found(found, piece, nbest)
-    seconds = samples_to_seconds(len(waveform_S))
-    with ProgressBar(seconds, name, done=found.num_frames / FRAME_RATE) as progress:
+    seconds, is_short = samples_to_seconds(len(waveform_S)), len(waveform_S) <= longest_samples
+    with ProgressBar(seconds, name, done=found.num_frames / FRAME_RATE, is_hidden=is_short) as progress:
         for span in spans or [Span(0, samples_to_frames(len(waveform_S)))]:
             for encoded in _encode_span(recogniser, waveform_S, span, longest_samples, found.num_frames):
                 if isinstance(encoded, Encoded):

@@ -37,11 +37,12 @@ class ProgressBar:
         *,
         done: float = 0.0,
         has_result: bool = False,
+        is_hidden: bool = False,
     ) -> None:
         """Begin at `done` of `total`, both in what the unit counts; a total of None is not known.
 
         has_result: the work logs its result itself, so no line says that it is done, nor an early one how
-        long it takes.
+        long it takes. is_hidden: no bar, and lines only if it takes long after all.
         """
         self._total = None if total is None else total / unit.size
         self._name, self._unit = name, unit
@@ -54,7 +55,7 @@ class ProgressBar:
             initial=round(self._done),
             desc=name,
             unit=unit.bar_name,
-            disable=None,  # unless stderr is a terminal
+            disable=True if is_hidden else None,  # None: unless stderr is a terminal
         )
 
     def add(self, amount: float) -> None:
