@@ -1,8 +1,8 @@
 """Transcribe recordings longer than the training recordings: encode in windows, decode in pieces.
 
 Each window has context frames on both sides of the frames it owns, and every frame is owned by exactly one
-window. The owned frames, in order, form one sequence for the whole recording. The sequence is cut at the
-longest stretches of blank, and each piece is decoded alone. Only one window and one piece are in memory.
+window. The owned frames, in order, form one sequence for the whole recording. The sequence is cut before
+words, at the longest stretches of blank, and each piece is decoded alone. Only one window and one piece are in memory.
 
 Where it is known in which spans of a recording somebody speaks (vox/vad.py), each such span is a recording of
 its own, and the others have no text.
@@ -10,7 +10,7 @@ its own, and the others have no text.
 B batch, S samples, T frames, V vocabulary, D model width.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -99,13 +99,18 @@ def slice_frames(encoded: Encoded, start: int, end: int) -> Encoded:
     )
 
 
-def cut_pieces(parts: Iterator[Encoded], max_frames: int) -> Iterator[Encoded]:
-    """Concatenate consecutive parts of one utterance, and cut them into pieces of at most `max_frames`."""
+def cut_pieces(
+    parts: Iterator[Encoded], max_frames: int, word_starts: Collection[int] = ()
+) -> Iterator[Encoded]:
+    """Concatenate consecutive parts of one utterance, and cut them into pieces of at most `max_frames`.
+
+    word_starts: labels that begin a word.
+    """
     kept: Encoded | None = None
     for part in parts:
         kept = part if kept is None else _join(kept, part)
         while (num_frames := kept.hidden_BTD.shape[1]) > max_frames:
-            end = find_cut(kept.ctc_log_probs_BTV[0], max_frames)
+            end = find_cut(kept.ctc_log_probs_BTV[0], max_frames, word_starts)
             yield slice_frames(kept, 0, end)
             kept = slice_frames(kept, end, num_frames)
     if kept is not None:
@@ -121,14 +126,18 @@ def _join(first: Encoded, second: Encoded) -> Encoded:
     )
 
 
-def find_cut(log_probs_TV: Tensor, max_frames: int) -> int:
+def find_cut(log_probs_TV: Tensor, max_frames: int, word_starts: Collection[int] = ()) -> int:
     """Return the length of the next piece: at most `max_frames` and at least a third of that.
 
-    The cut is in the middle of the longest stretch of frames whose best label is blank. If there is no such
-    frame, the cut is at a change of the best label, so that no label is found on both sides, and among the
-    changes at the one where blank is likeliest.
+    The cut is before a word, in the middle of the longest stretch of frames whose best label is blank. Where
+    no word begins, or no labels are known to begin one, it is in the longest stretch of all. If there is no
+    blank frame, the cut is at a change of the best label, so that no label is found on both sides, and among
+    the changes at the one where blank is likeliest.
     """
     first = max(1, int(max_frames * MIN_PIECE_SHARE))
+    before_word = _find_cut_before_word(log_probs_TV.argmax(1).tolist(), first, max_frames, word_starts)
+    if before_word is not None:
+        return before_word
     searched_TV = log_probs_TV[first : max_frames + 1]
     best_T = log_probs_TV[: max_frames + 1].argmax(1)
     is_blank_T = best_T[first:] == BLANK_ID
@@ -139,6 +148,28 @@ def find_cut(log_probs_TV: Tensor, max_frames: int) -> int:
     longest = int((counts * values).argmax())
     before = int(counts[:longest].sum())
     return first + before + int(counts[longest]) // 2
+
+
+def _find_cut_before_word(
+    best: Sequence[int], first: int, last: int, word_starts: Collection[int]
+) -> int | None:
+    """Return where to cut within [first, last] before a word that CTC hears; None if none begins there.
+
+    best: the best label of each frame. A word may begin after `last`, if the blanks before it reach back.
+    """
+    found, longest, blanks = None, -1, 0
+    for frame, label in enumerate(best):
+        if label == BLANK_ID:
+            blanks += 1
+            continue
+        begins = label in word_starts and (blanks > 0 or label != best[frame - 1])
+        start, end = max(first, frame - blanks), min(last, frame)
+        if begins and end - start > longest:
+            found, longest = (start + end) // 2, end - start
+        if frame > last:
+            break
+        blanks = 0
+    return found
 
 
 def recognise_long(
@@ -152,6 +183,7 @@ def recognise_long(
     done: Iterable[Found] = (),
     keep: Callable[[Found], None] = lambda piece: None,
     spans: Sequence[Span] | None = None,
+    word_starts: Collection[int] = (),
 ) -> Found:
     """Recognise float32 [S], on the CPU, of any length; without a search, by greedy CTC.
 
@@ -160,6 +192,7 @@ def recognise_long(
 
     done: the first pieces of this recording, decoded before with the same arguments; they are not decoded
     again. keep: called with every further piece. spans: of all frames, in order; None: one, of speech.
+    word_starts: labels that begin a word; no piece ends within a word, as far as CTC hears where they begin.
     """
     found = find_nothing()
     for piece in done:
@@ -167,7 +200,10 @@ def recognise_long(
     seconds, is_short = samples_to_seconds(len(waveform_S)), len(waveform_S) <= longest_samples
     with ProgressBar(seconds, name, done=found.num_frames / FRAME_RATE, is_hidden=is_short) as progress:
         for span in spans or [Span(0, samples_to_frames(len(waveform_S)))]:
-            for encoded in _encode_span(recogniser, waveform_S, span, longest_samples, found.num_frames):
+            pieces = _encode_span(
+                recogniser, waveform_S, span, longest_samples, found.num_frames, word_starts
+            )
+            for encoded in pieces:
                 if isinstance(encoded, Encoded):
                     piece = _decode_piece(recogniser, encoded, search, temperature, found.num_frames)
                 else:
@@ -179,7 +215,12 @@ def recognise_long(
 
 
 def _encode_span(
-    recogniser: Recogniser, waveform_S: Tensor, span: Span, longest_samples: int, first_frame: int
+    recogniser: Recogniser,
+    waveform_S: Tensor,
+    span: Span,
+    longest_samples: int,
+    first_frame: int,
+    word_starts: Collection[int],
 ) -> Iterator[Encoded | int]:
     """Yield the pieces of a span from a frame of the recording on; for a pause, how many frames are left.
 
@@ -207,7 +248,7 @@ def _encode_span(
     is_last = span.end == samples_to_frames(len(waveform_S))
     span_S = waveform_S[span.first * HOP_SAMPLES : None if is_last else end_sample]
     measured = recogniser.extractor.wavlm.measure(span_S)
-    yield from cut_pieces(encode_windows(recogniser, span_S, measured, rest), max_frames)
+    yield from cut_pieces(encode_windows(recogniser, span_S, measured, rest), max_frames, word_starts)
 
 
 def _decode_piece(

@@ -204,6 +204,7 @@ class Transcriber:
                     done=done,
                     keep=keep,
                     spans=spans,
+                    word_starts=self.loaded.tokenizer.word_starts,
                 )
             if done:
                 return done[0]

@@ -14,13 +14,15 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from vox.errors import ConfigError
-from vox.units import HOP_SAMPLES, SAMPLE_RATE, samples_to_frames, seconds_to_samples
+from vox.progress import ProgressBar
+from vox.units import HOP_SAMPLES, SAMPLE_RATE, samples_to_frames, samples_to_seconds, seconds_to_samples
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 MIN_PAUSE_SECONDS = 1.0  # shorter ones are heard
 MARGIN_SECONDS = 0.2  # of sound around speech that is heard with it
+SHORT_SECONDS = 60.0  # a shorter recording needs no progress bar
 
 
 @dataclass(frozen=True)
@@ -65,13 +67,23 @@ class SpeechDetector:
 
     def find_spans(self, waveform_S: "Tensor") -> list[Span]:
         """Divide a recording into speech and pauses: float32 [S], 16 kHz, on the CPU, a frame at least."""
-        found = self._find_speech(
-            waveform_S,
-            self._model,
-            sampling_rate=SAMPLE_RATE,
-            min_silence_duration_ms=int(1000 * MIN_PAUSE_SECONDS),
-            speech_pad_ms=int(1000 * MARGIN_SECONDS),
-        )
+        seconds = samples_to_seconds(len(waveform_S))
+        with ProgressBar(seconds, "finding speech", is_hidden=seconds < SHORT_SECONDS) as progress:
+            percent = 0.0
+
+            def show(now: float) -> None:
+                nonlocal percent
+                progress.add(seconds * (min(100.0, now) - percent) / 100)
+                percent = min(100.0, now)
+
+            found = self._find_speech(
+                waveform_S,
+                self._model,
+                sampling_rate=SAMPLE_RATE,
+                min_silence_duration_ms=int(1000 * MIN_PAUSE_SECONDS),
+                speech_pad_ms=int(1000 * MARGIN_SECONDS),
+                progress_tracking_callback=show,
+            )
         return divide([(each["start"], each["end"]) for each in found], len(waveform_S))
 
 

@@ -169,6 +169,37 @@ def test_a_cut_is_in_the_longest_stretch_of_blank(data: st.DataObject, max_frame
         assert log_probs_TV[cut, BLANK_ID] == max(log_probs_TV[k, BLANK_ID] for k in places)
 
 
+@settings(deadline=None)
+@given(data=st.data(), max_frames=st.integers(4, 30))
+def test_a_cut_is_before_a_word_where_one_begins(data: st.DataObject, max_frames: int) -> None:
+    """A stretch may reach to a word that begins after the longest piece."""
+    labels = st.sampled_from([BLANK_ID, BLANK_ID, LABEL, LABEL + 1])
+    script = data.draw(st.lists(labels, min_size=max_frames + 1, max_size=50))
+    log_probs_TV = torch.nn.functional.one_hot(torch.tensor(script), 8).float().mul(5).log_softmax(1)
+    cut = find_cut(log_probs_TV, max_frames, {LABEL})
+    first = max(1, max_frames // 3)
+
+    def is_before_word(frame: int) -> bool:
+        while frame < len(script) and script[frame] == BLANK_ID:
+            frame += 1
+        return frame < len(script) and script[frame] == LABEL and script[frame - 1] != LABEL
+
+    def stretch(frame: int) -> int:
+        """Count the blanks around a frame, one by one, within where a cut may be."""
+        start = end = frame
+        while start > first and script[start - 1] == BLANK_ID:
+            start -= 1
+        while end < max_frames and script[end] == BLANK_ID:
+            end += 1
+        return end - start
+
+    places = [frame for frame in range(first, max_frames + 1) if is_before_word(frame)]
+    if places:
+        assert cut in places and stretch(cut) == max(map(stretch, places))
+    else:
+        assert cut == find_cut(log_probs_TV, max_frames)
+
+
 def test_the_n_best_of_pieces_joined_are_those_of_enumeration() -> None:
     generator = np.random.default_rng(0)
     pieces = [

@@ -33,8 +33,9 @@ MIN_MERGES = 10
 class Tokenizer:
     """A SentencePiece model over normalised text.
 
-    vocab_size: pieces, the four special tokens included. has_words: False where no piece begins a word, so
-    that each piece is a unit by itself. rate: the error rate that leads, WER or CER.
+    vocab_size: pieces, the four special tokens included. word_starts: ids of the pieces that begin a word.
+    has_words: False where none does, so that each piece is a unit by itself. rate: the error rate that leads,
+    WER or CER.
     model_bytes: the model as it is stored; equal bytes, equal tokenizer.
     """
 
@@ -53,7 +54,8 @@ class Tokenizer:
             )
         self._processor = processor
         self.vocab_size: int = processor.vocab_size()
-        self.has_words = any(piece.startswith(WORD_MARK) for piece in self.pieces)
+        self.word_starts = frozenset(i for i, piece in enumerate(self.pieces) if piece.startswith(WORD_MARK))
+        self.has_words = bool(self.word_starts)
         self.rate = "WER" if self.has_words else "CER"
 
     @property
@@ -95,7 +97,7 @@ class Tokenizer:
         groups: list[list[int]] = []
         for position, piece_id in enumerate(ids):
             is_first = not groups or not self.has_words
-            if is_first or self._processor.IdToPiece(int(piece_id)).startswith(WORD_MARK):
+            if is_first or int(piece_id) in self.word_starts:
                 groups.append([])
             groups[-1].append(position)
         return [group for group in groups if self.decode([ids[k] for k in group]).strip()]
