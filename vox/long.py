@@ -2,7 +2,8 @@
 
 Each window has context frames on both sides of the frames it owns, and every frame is owned by exactly one
 window. The owned frames, in order, form one sequence for the whole recording. The sequence is cut before
-words, at the longest stretches of blank, and each piece is decoded alone. Only one window and one piece are in memory.
+words, at the longest stretches of blank, and each piece is decoded alone. Only one window and one piece are
+in memory.
 
 Where it is known in which spans of a recording somebody speaks (vox/vad.py), each such span is a recording of
 its own, and the others have no text.
@@ -166,7 +167,7 @@ def _find_cut_before_word(
         start, end = max(first, frame - blanks), min(last, frame)
         if begins and end - start > longest:
             found, longest = (start + end) // 2, end - start
-        if frame > last:
+        if frame >= last:
             break
         blanks = 0
     return found
@@ -222,7 +223,7 @@ def _encode_span(
     first_frame: int,
     word_starts: Collection[int],
 ) -> Iterator[Encoded | int]:
-    """Yield the pieces of a span from a frame of the recording on; for a pause, how many frames are left.
+    """Yield the pieces of a span from a frame of the recording on; a pause is one, given by its frames.
 
     The pieces are the same wherever the frame is, if a piece begins there.
     """
@@ -230,7 +231,7 @@ def _encode_span(
     if first_frame >= num_frames:
         return
     if not span.is_speech:
-        yield num_frames - first_frame
+        yield num_frames
         return
     max_frames = max(ENCODER_STEP, samples_to_frames(longest_samples))
     window_frames = min(max(max_frames, MIN_WINDOW_FRAMES), MAX_WINDOW_FRAMES)

@@ -24,7 +24,7 @@ from vox import long
 from vox.checkpoint.files import load_recogniser
 from vox.decode import Hypothesis, SearchOptions, make_search
 from vox.decode.ctc import greedy_ctc
-from vox.decode.found import join_hypotheses
+from vox.decode.found import Found, join_hypotheses
 from vox.long import (
     MAX_WINDOW_FRAMES,
     cut_pieces,
@@ -198,6 +198,28 @@ def test_a_cut_is_before_a_word_where_one_begins(data: st.DataObject, max_frames
         assert cut in places and stretch(cut) == max(map(stretch, places))
     else:
         assert cut == find_cut(log_probs_TV, max_frames)
+
+
+def test_a_label_that_goes_on_begins_no_word() -> None:
+    script = [BLANK_ID, LABEL, LABEL, LABEL, LABEL, LABEL + 1, LABEL + 1, LABEL + 1, LABEL + 1, LABEL + 1]
+    log_probs_TV = torch.nn.functional.one_hot(torch.tensor(script), 8).float().mul(5).log_softmax(1)
+    assert find_cut(log_probs_TV, 9, {LABEL}) == find_cut(log_probs_TV, 9) == 5
+
+
+def test_pieces_end_before_words_though_a_word_has_a_longer_pause_in_it() -> None:
+    word = [LABEL, *[BLANK_ID] * 9, LABEL + 1, *[BLANK_ID] * 3]
+    script = word * 400
+    kept: list[Found] = []
+    recognise_long(
+        FrameNumbers(script),  # type: ignore[arg-type]
+        number_frames(len(script)),
+        None,
+        4 * SAMPLE_RATE,
+        keep=kept.append,
+        word_starts={LABEL},
+    )
+    assert len(kept) > 10
+    assert all(piece.ctc.ids[0] == LABEL and piece.ctc.ids[-1] == LABEL + 1 for piece in kept)
 
 
 def test_the_n_best_of_pieces_joined_are_those_of_enumeration() -> None:

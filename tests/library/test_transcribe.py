@@ -3,12 +3,14 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 
 import vox
+import vox.transcribe
 from tests.support.speech import make_speech
 from tests.support.untrained import save_go_checkpoint
 from vox.checkpoint.files import load_recogniser
@@ -75,6 +77,23 @@ def test_transcribe_cuts_recordings_longer_than_those_trained_on_without_a_warni
     with caplog.at_level("WARNING"):
         found = list(Transcriber(trained, "ctc").transcribe(paths))
     assert [transcript.seconds for transcript in found] == [2.0, 3.0] and not caplog.records
+
+
+def test_a_long_recording_is_cut_before_the_tokenizer_s_words(
+    go_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, seen = load_recogniser(go_checkpoint), list[object]()
+    recognise = vox.transcribe.recognise_long
+
+    def spy(*arguments: Any, **options: Any) -> Found:
+        seen.append(options["word_starts"])
+        return recognise(*arguments, **options)
+
+    monkeypatch.setattr(vox.transcribe, "recognise_long", spy)
+    trained = replace(loaded, state={"longest_train_samples": SAMPLE_RATE})
+    list(Transcriber(trained, "ctc").transcribe([make_speech(2 * SAMPLE_RATE, 1)]))
+    pieces = loaded.tokenizer.pieces
+    assert seen == [{i for i, piece in enumerate(pieces) if piece.startswith("\u2581")}] and seen[0]
 
 
 def test_transcribe_warns_where_the_decoders_differ_in_length(

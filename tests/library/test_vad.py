@@ -56,6 +56,7 @@ def test_only_short_pauses_at_the_ends_are_heard() -> None:
         (250, 300, True),
         (300, 399, False),
     ]
+    assert divide([(second, 2 * second)], 3 * second - 1) == [Span(0, 50, is_speech=False), Span(50, 149)]
 
 
 def test_what_is_said_in_spans_comes_back_with_its_times_wherever_it_goes_on() -> None:
@@ -127,6 +128,8 @@ def test_transcribe_and_evaluate_hear_only_speech(
     assert all(each["text"] for each in texts[False])
     assert texts[True][0]["text"] == "" and texts[True][1]["words"][0]["start"] >= 4 - 2 * MARGIN_SECONDS
     assert texts[True][1]["seconds"] == texts[False][1]["seconds"]
+    identities = [vox.load(checkpoint, device="cpu", vad=vad).identity()["speech"] for vad in (False, True)]
+    assert identities[0] is None and identities[1].startswith("silero-vad ")
     (tmp_path / "own.jsonl").write_text(json.dumps({"audio": "both.wav", "text": "go"}) + "\n")
     split = [
         "evaluate",
