@@ -20,7 +20,7 @@ from vox.errors import AudioError, CorpusError, name_count, name_first
 from vox.hotword_list import Hotword
 from vox.segment import Segment
 from vox.transcribe import Transcriber
-from vox.vad import SpeechDetector
+from vox.vad import Span, SpeechDetector
 
 log = logging.getLogger(__name__)
 
@@ -91,10 +91,7 @@ def evaluate_whole(
     tally = Tally.begin(loaded, decoders, standard)
     tally.seconds[""] = 0.0
     options = options or SearchOptions()
-    transcribers = {
-        name: Transcriber(loaded, name, options, temperature=temperature, detector=detector)
-        for name in decoders
-    }
+    transcribers = {name: Transcriber(loaded, name, options, temperature=temperature) for name in decoders}
     for recording in recordings:
         try:
             samples_S = (
@@ -107,8 +104,11 @@ def evaluate_whole(
             tally.excluded[recording.id] = str(error)
             continue
         tally.num_samples += len(samples_S)
+        waveform_S, start = torch.from_numpy(samples_S), time.perf_counter()
+        spans = None if detector is None else detector.find_spans(waveform_S)
+        tally.seconds[""] += time.perf_counter() - start
         for name, transcriber in transcribers.items():
-            _transcribe(transcriber, recording.id, torch.from_numpy(samples_S), name, tally)
+            _transcribe(transcriber, recording.id, waveform_S, name, tally, spans)
     if len(tally.excluded) == len(recordings):
         raise CorpusError("no recording could be read", where=title, remedy="see the reasons above")
     evaluation = score_tally(title, recordings, tally, {}, options, hotwords)
@@ -116,10 +116,15 @@ def evaluate_whole(
 
 
 def _transcribe(
-    transcriber: Transcriber, recording_id: str, waveform_S: torch.Tensor, name: str, tally: Tally
+    transcriber: Transcriber,
+    recording_id: str,
+    waveform_S: torch.Tensor,
+    name: str,
+    tally: Tally,
+    spans: Sequence[Span] | None,
 ) -> None:
     start = time.perf_counter()
-    found = transcriber.recognise(waveform_S, f"{recording_id}, {name}")
+    found = transcriber.recognise(waveform_S, f"{recording_id}, {name}", spans=spans)
     tally.seconds[name] = tally.seconds.get(name, 0.0) + time.perf_counter() - start
     best, tokenizer = found.hypotheses[0], transcriber.loaded.tokenizer
     tally.texts[name][recording_id] = tokenizer.decode(best.ids)

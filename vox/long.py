@@ -20,12 +20,12 @@ from torch import Tensor
 from vox.decode import Search
 from vox.decode.confidence import silence_confidence
 from vox.decode.ctc import decode_ctc
-from vox.decode.found import Found, find_nothing, join_found
+from vox.decode.found import Found, begin_word, find_nothing, join_found
 from vox.decode.words import time_labels
 from vox.model.encoded import Encoded
 from vox.model.recogniser import Recogniser
 from vox.progress import ProgressBar
-from vox.text import BLANK_ID
+from vox.text import BLANK_ID, Tokenizer
 from vox.units import FRAME_RATE, HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, samples_to_frames, samples_to_seconds
 from vox.vad import Span
 from vox.wavlm.measure import Measured
@@ -156,7 +156,8 @@ def _find_cut_before_word(
 ) -> int | None:
     """Return where to cut within [first, last] before a word that CTC hears; None if none begins there.
 
-    best: the best label of each frame. A word may begin after `last`, if the blanks before it reach back.
+    best: the best label of each frame, more of them than `last`. A word may begin after `last`, if the blanks
+    before it reach back, and is expected after blanks at the end.
     """
     found, longest, blanks = None, -1, 0
     for frame, label in enumerate(best):
@@ -168,9 +169,11 @@ def _find_cut_before_word(
         if begins and end - start > longest:
             found, longest = (start + end) // 2, end - start
         if frame >= last:
-            break
+            return found
         blanks = 0
-    return found
+    # A pause that reaches the end of what is known.
+    start = max(first, len(best) - blanks)
+    return (start + last) // 2 if blanks and last - start > longest else found
 
 
 def recognise_long(
@@ -184,7 +187,7 @@ def recognise_long(
     done: Iterable[Found] = (),
     keep: Callable[[Found], None] = lambda piece: None,
     spans: Sequence[Span] | None = None,
-    word_starts: Collection[int] = (),
+    tokenizer: Tokenizer | None = None,
 ) -> Found:
     """Recognise float32 [S], on the CPU, of any length; without a search, by greedy CTC.
 
@@ -193,11 +196,13 @@ def recognise_long(
 
     done: the first pieces of this recording, decoded before with the same arguments; they are not decoded
     again. keep: called with every further piece. spans: of all frames, in order; None: one, of speech.
-    word_starts: labels that begin a word; no piece ends within a word, as far as CTC hears where they begin.
+    tokenizer: says where words begin; no piece ends within a word, as far as CTC hears where they begin, and
+    a span begins with one.
     """
     found = find_nothing()
     for piece in done:
         found = join_found(found, piece, nbest)
+    word_starts = () if tokenizer is None else tokenizer.word_starts
     seconds, is_short = samples_to_seconds(len(waveform_S)), len(waveform_S) <= longest_samples
     with ProgressBar(seconds, name, done=found.num_frames / FRAME_RATE, is_hidden=is_short) as progress:
         for span in spans or [Span(0, samples_to_frames(len(waveform_S)))]:
@@ -207,6 +212,8 @@ def recognise_long(
             for encoded in pieces:
                 if isinstance(encoded, Encoded):
                     piece = _decode_piece(recogniser, encoded, search, temperature, found.num_frames)
+                    if tokenizer is not None and found.num_frames == span.first:
+                        piece = begin_word(piece, tokenizer)
                 else:
                     piece = find_nothing(encoded)
                 keep(piece)
@@ -235,7 +242,7 @@ def _encode_span(
         return
     max_frames = max(ENCODER_STEP, samples_to_frames(longest_samples))
     window_frames = min(max(max_frames, MIN_WINDOW_FRAMES), MAX_WINDOW_FRAMES)
-    if num_frames <= min(max_frames, window_frames):
+    if num_frames <= max_frames:
         windows = [Window(0, 0, num_frames, num_frames)]
     else:
         windows = plan_windows(num_frames, window_frames)

@@ -22,7 +22,7 @@ from vox.units import FRAME_RATE
 
 log = logging.getLogger(__name__)
 
-PARTIAL_FORMAT = 1
+PARTIAL_FORMAT = 2  # 2: pieces end before words
 
 
 class PartialFile:
@@ -62,7 +62,10 @@ class PartialFile:
                     remedy="move it, or choose another --out",
                 )
             if isinstance(found, dict):
-                keys = [key for key in (*header, *found) if header.get(key) != found.get(key)]
+                missing = object()
+                keys = [
+                    key for key in (*header, *found) if header.get(key, missing) != found.get(key, missing)
+                ]
                 log.info(
                     "%s: starting again, because of another %s", self.path, " and ".join(dict.fromkeys(keys))
                 )

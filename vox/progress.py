@@ -42,14 +42,14 @@ class ProgressBar:
         """Begin at `done` of `total`, both in what the unit counts; a total of None is not known.
 
         has_result: the work logs its result itself, so no line says that it is done, nor an early one how
-        long it takes. is_hidden: no bar, and lines only if it takes long after all.
+        long it takes. is_hidden: nor is there a bar.
         """
         self._total = None if total is None else total / unit.size
         self._name, self._unit = name, unit
         self._done = self._first = done / unit.size
         self._start = time.monotonic()
-        self._has_result = has_result
-        self._next_line = self._start + (LINE_SECONDS if has_result else FIRST_LINE_SECONDS)
+        self._has_result = has_result or is_hidden
+        self._next_line = self._start + (LINE_SECONDS if self._has_result else FIRST_LINE_SECONDS)
         self._bar = tqdm(
             total=None if self._total is None else round(self._total),
             initial=round(self._done),

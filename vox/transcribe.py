@@ -41,7 +41,7 @@ from vox.partial import PartialFile
 from vox.runs.layout import CHECKSUMS
 from vox.transcript import Alternative, SpottedHotword, Transcript, Word
 from vox.units import samples_to_frames, samples_to_seconds
-from vox.vad import SpeechDetector
+from vox.vad import Span, SpeechDetector
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +157,8 @@ class Transcriber:
         done: Sequence[Found] = (),
         keep: Callable[[Found], None] = lambda piece: None,
     ) -> Transcript:
-        found = self.recognise(waveform_S, name, done, keep)
+        spans = None if self._detector is None else self._detector.find_spans(waveform_S)
+        found = self.recognise(waveform_S, name, done, keep, spans)
         hypotheses, ctc = found.hypotheses, found.ctc
         best, tokenizer = hypotheses[0], self.loaded.tokenizer
         words, confidence = found.list_words(tokenizer)
@@ -183,14 +184,14 @@ class Transcriber:
         name: str,
         done: Sequence[Found] = (),
         keep: Callable[[Found], None] = lambda piece: None,
+        spans: Sequence[Span] | None = None,
     ) -> Found:
         """Recognise float32 [S] at 16 kHz, on the CPU, whole or in pieces; at least one frame.
 
-        name: shown by the progress bar. done, keep: see `recognise_long`.
+        name: shown by the progress bar. done, keep, spans: see `recognise_long`.
         """
         recogniser = self.loaded.recogniser
         device = device_of(recogniser)
-        spans = None if self._detector is None else self._detector.find_spans(waveform_S)
         with autocast(device, pick_precision("auto", device)):
             if spans is not None or len(waveform_S) > self._longest_samples:
                 return recognise_long(
@@ -204,7 +205,7 @@ class Transcriber:
                     done=done,
                     keep=keep,
                     spans=spans,
-                    word_starts=self.loaded.tokenizer.word_starts,
+                    tokenizer=self.loaded.tokenizer,
                 )
             if done:
                 return done[0]

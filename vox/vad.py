@@ -8,7 +8,8 @@ S samples.
 
 import importlib.util
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -49,12 +50,8 @@ class SpeechDetector:
     def __init__(self) -> None:
         """Load it; raise ConfigError where it is not installed."""
         check_installed()
-        import torch
-
-        num_threads = torch.get_num_threads()
-        import silero_vad
-
-        torch.set_num_threads(num_threads)  # importing it sets 1
+        with _one_thread():  # importing it sets 1, for good
+            import silero_vad
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit, in which it is published
             self._model = silero_vad.load_silero_vad()
@@ -76,15 +73,29 @@ class SpeechDetector:
                 progress.add(seconds * (min(100.0, now) - percent) / 100)
                 percent = min(100.0, now)
 
-            found = self._find_speech(
-                waveform_S,
-                self._model,
-                sampling_rate=SAMPLE_RATE,
-                min_silence_duration_ms=int(1000 * MIN_PAUSE_SECONDS),
-                speech_pad_ms=int(1000 * MARGIN_SECONDS),
-                progress_tracking_callback=show,
-            )
+            with _one_thread():
+                found = self._find_speech(
+                    waveform_S,
+                    self._model,
+                    sampling_rate=SAMPLE_RATE,
+                    min_silence_duration_ms=int(1000 * MIN_PAUSE_SECONDS),
+                    speech_pad_ms=int(1000 * MARGIN_SECONDS),
+                    progress_tracking_callback=show,
+                )
         return divide([(each["start"], each["end"]) for each in found], len(waveform_S))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let torch compute in one thread: the model is so small that two take a hundred times as long."""
+    import torch
+
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def divide(speech: Sequence[tuple[int, int]], num_samples: int) -> list[Span]:

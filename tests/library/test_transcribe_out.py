@@ -194,6 +194,16 @@ def test_what_is_no_output_of_ours_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "notes").read_text() == "mine\n"
 
 
+def test_what_an_older_file_does_not_say_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "a.partial"
+    PartialFile(path, {"decoder": "ctc"}).__exit__(None, None, None)
+    with caplog.at_level("INFO"):
+        PartialFile(path, {"decoder": "ctc", "speech": None}).__exit__(None, None, None)
+    assert [record.message for record in caplog.records] == [
+        f"{path}: starting again, because of another speech"
+    ]
+
+
 def test_a_line_without_its_end_is_decoded_again(tmp_path: Path) -> None:
     """Its content may be whole: what is written next must not be appended to it."""
     path, identity = tmp_path / "a.partial", {"decoder": "ctc"}

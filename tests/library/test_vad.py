@@ -5,6 +5,7 @@ import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,13 +18,13 @@ import vox
 import vox.vad
 from tests.library.test_long import LABEL, FrameNumbers, number_frames
 from tests.support.speech import make_speech
-from tests.support.untrained import save_arbitrary_checkpoint
+from tests.support.untrained import make_tokenizer, save_arbitrary_checkpoint
 from vox.cli import main
 from vox.decode.found import Found
 from vox.demo.synthesize import TRAIN_VOICES, Synthesizer, draw_line
 from vox.long import recognise_long
 from vox.resample import resample
-from vox.text import BLANK_ID
+from vox.text import BLANK_ID, Tokenizer
 from vox.units import FRAME_RATE, HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, SAMPLE_RATE, samples_to_frames
 from vox.vad import MARGIN_SECONDS, Span, SpeechDetector, divide
 
@@ -84,6 +85,12 @@ def test_what_is_said_in_spans_comes_back_with_its_times_wherever_it_goes_on() -
 
 
 @pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    """Train one on a few words."""
+    return make_tokenizer(40)
+
+
+@pytest.fixture(scope="module")
 def spoken_S() -> np.ndarray:
     """Say a sentence: float32 [S], 16 kHz."""
     synthesizer = Synthesizer()
@@ -93,12 +100,7 @@ def spoken_S() -> np.ndarray:
 
 
 def test_speech_is_found_between_silence_and_noise(spoken_S: np.ndarray) -> None:
-    torch.set_num_threads(2)
-    try:
-        detector = SpeechDetector()
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(1)
+    detector = SpeechDetector()
     noise_S = np.random.default_rng(0).normal(0, 0.01, 3 * SAMPLE_RATE).astype(np.float32)
     silence_S = np.zeros(3 * SAMPLE_RATE, np.float32)
     joined_S = np.concatenate([silence_S, spoken_S, noise_S, spoken_S, silence_S])
@@ -112,6 +114,41 @@ def test_speech_is_found_between_silence_and_noise(spoken_S: np.ndarray) -> None
     assert none == Span(0, samples_to_frames(len(silence_S)), is_speech=False)
 
 
+def test_it_computes_in_one_thread_and_leaves_the_number_as_it_was(
+    spoken_S: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads take a hundred times as long."""
+    detector, seen = SpeechDetector(), list[int]()
+    find = detector._find_speech
+
+    def spy(*arguments: Any, **options: Any) -> list[dict[str, int]]:
+        seen.append(torch.get_num_threads())
+        found: list[dict[str, int]] = find(*arguments, **options)
+        return found
+
+    monkeypatch.setattr(detector, "_find_speech", spy)
+    torch.set_num_threads(2)
+    try:
+        detector.find_spans(torch.from_numpy(spoken_S))
+        assert (seen, torch.get_num_threads()) == ([1], 2)
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_a_span_begins_with_a_word(tokenizer: Tokenizer) -> None:
+    """Its first label may begin none: the text must not be glued to the span before."""
+    mark, (inside, *_) = tokenizer.word_mark, tokenizer.encode("o")[-1:]
+    assert mark is not None and inside not in tokenizer.word_starts
+    script = [BLANK_ID] * 300
+    script[40] = script[240] = inside
+    model, waveform_S = FrameNumbers(script, size=tokenizer.vocab_size), number_frames(300)
+    spans = [Span(0, 100), Span(100, 200, is_speech=False), Span(200, 300)]
+    found = recognise_long(model, waveform_S, None, SAMPLE_RATE * 20, spans=spans, tokenizer=tokenizer)  # type: ignore[arg-type]
+    assert found.hypotheses[0].ids == found.ctc.ids == [mark, inside, mark, inside]
+    words, _ = found.list_words(tokenizer)
+    assert [(word.text, word.start, word.end) for word in words] == [("o", 0.8, 0.82), ("o", 4.8, 4.82)]
+
+
 def test_transcribe_and_evaluate_hear_only_speech(
     spoken_S: np.ndarray, tiny_wavlm_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -121,6 +158,8 @@ def test_transcribe_and_evaluate_hear_only_speech(
         soundfile.write(tmp_path / f"{name}.wav", samples_S, SAMPLE_RATE, subtype="FLOAT")
     common = ["--checkpoint", str(checkpoint), "--device", "cpu", "--decoder", "ctc"]
     files = [str(tmp_path / f"{name}.wav") for name in ("noise", "both")]
+    assert main(["transcribe", *files, "--vad", *common]) == 0
+    assert "real time" not in capsys.readouterr().err  # short recordings need no progress
     texts = {}
     for option in ([], ["--vad"]):
         assert main(["transcribe", *files, "--format", "json", *option, *common]) == 0

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from vox.decode.hypothesis import Hypothesis
@@ -60,6 +60,23 @@ def join_found(before: Found, after: Found, nbest: int) -> Found:
         before.times + after.times,
         min(before.silence, after.silence),
     )
+
+
+def begin_word(found: Found, tokenizer: Tokenizer) -> Found:
+    """Return it with the mark of a word's beginning before a text that begins within a word."""
+    mark = tokenizer.word_mark
+    if mark is None:
+        return found
+
+    def begin(hypothesis: Hypothesis) -> Hypothesis:
+        is_begun = not hypothesis.ids or hypothesis.ids[0] in tokenizer.word_starts
+        return hypothesis if is_begun else replace(hypothesis, ids=[mark, *hypothesis.ids])
+
+    hypotheses, times = [begin(hypothesis) for hypothesis in found.hypotheses], found.times
+    if len(hypotheses[0].ids) > len(times):
+        first = times[0]
+        times = [None if first is None else replace(first, end=first.start), *times]
+    return replace(found, hypotheses=hypotheses, ctc=begin(found.ctc), times=times)
 
 
 def join_hypotheses(

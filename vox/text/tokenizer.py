@@ -34,8 +34,8 @@ class Tokenizer:
     """A SentencePiece model over normalised text.
 
     vocab_size: pieces, the four special tokens included. word_starts: ids of the pieces that begin a word.
-    has_words: False where none does, so that each piece is a unit by itself. rate: the error rate that leads,
-    WER or CER.
+    word_mark: the one that does nothing else. has_words: False where none does, so that each piece is a unit
+    by itself. rate: the error rate that leads, WER or CER.
     model_bytes: the model as it is stored; equal bytes, equal tokenizer.
     """
 
@@ -56,6 +56,7 @@ class Tokenizer:
         self.vocab_size: int = processor.vocab_size()
         self.word_starts = frozenset(i for i, piece in enumerate(self.pieces) if piece.startswith(WORD_MARK))
         self.has_words = bool(self.word_starts)
+        self.word_mark: int | None = self.pieces.index(WORD_MARK) if WORD_MARK in self.pieces else None
         self.rate = "WER" if self.has_words else "CER"
 
     @property
