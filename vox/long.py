@@ -136,9 +136,10 @@ def find_cut(log_probs_TV: Tensor, max_frames: int, word_starts: Collection[int]
     the changes at the one where blank is likeliest.
     """
     first = max(1, int(max_frames * MIN_PIECE_SHARE))
-    before_word = _find_cut_before_word(log_probs_TV.argmax(1).tolist(), first, max_frames, word_starts)
-    if before_word is not None:
-        return before_word
+    if word_starts:
+        before_word = _find_cut_before_word(log_probs_TV.argmax(1).tolist(), first, max_frames, word_starts)
+        if before_word is not None:
+            return before_word
     searched_TV = log_probs_TV[first : max_frames + 1]
     best_T = log_probs_TV[: max_frames + 1].argmax(1)
     is_blank_T = best_T[first:] == BLANK_ID
@@ -173,7 +174,7 @@ def _find_cut_before_word(
         blanks = 0
     # A pause that reaches the end of what is known.
     start = max(first, len(best) - blanks)
-    return (start + last) // 2 if blanks and last - start > longest else found
+    return (start + last) // 2 if last - start > max(0, longest) else found
 
 
 def recognise_long(

@@ -311,7 +311,7 @@ def test_an_unreadable_recording_is_excluded_and_said(
 ) -> None:
     """A truncated FLAC has a complete header and fails only when decoded. Headers are read once."""
     headers: list[Path] = []
-    monkeypatch.setattr("vox.corpus.read_header", lambda *a: (headers.append(a[0]), read_header(*a))[1])
+    monkeypatch.setattr("vox.corpus.load.read_header", lambda *a: (headers.append(a[0]), read_header(*a))[1])
     broken, empty, *_ = sorted(own_root.rglob("*.flac"))
     broken.write_bytes(broken.read_bytes()[: broken.stat().st_size // 2])
     empty.write_bytes(b"")

@@ -179,12 +179,13 @@ def test_a_cut_is_before_a_word_where_one_begins(data: st.DataObject, max_frames
     log_probs_TV = torch.nn.functional.one_hot(torch.tensor(script), 8).float().mul(5).log_softmax(1)
     cut = find_cut(log_probs_TV, max_frames, {LABEL})
     first = max(1, max_frames // 3)
+    last_label = max((k for k, label in enumerate(script) if label != BLANK_ID), default=-1)
 
     def is_before_word(frame: int) -> bool:
         while frame < len(script) and script[frame] == BLANK_ID:
             frame += 1
-        if frame == len(script):
-            return script[-1] == BLANK_ID  # a pause to the end of what is known
+        if frame == len(script):  # a pause to the end of what is known
+            return max_frames > max(first, last_label + 1)
         return script[frame] == LABEL and script[frame - 1] != LABEL
 
     def stretch(frame: int) -> int:

@@ -137,7 +137,7 @@ def test_new_times_alone_are_recorded_quietly(
     assert list(verify_cache(cache_folder(root))) == []
     # Recorded: now neither contents nor headers are read.
     monkeypatch.delattr("precompute.audio_changes.hash_recording")
-    monkeypatch.delattr("vox.corpus.read_header")
+    monkeypatch.delattr("vox.corpus.load.read_header")
     assert precompute(root, tiny_wavlm_dir) == 0
 
 
