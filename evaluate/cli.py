@@ -172,10 +172,10 @@ def evaluate(
     earlier = None if against is None else read_earlier(against, names, utterances, standard)
     out_dir = prepare_out_dir(out or default_out_dir(folder, title))
 
-    decode_and_score: Callable[..., Evaluation] = partial(
-        evaluate_whole, detector=SpeechDetector() if vad else None
-    )
-    if not whole:
+    decode_and_score: Callable[..., Evaluation]
+    if whole:
+        decode_and_score = partial(evaluate_whole, detector=SpeechDetector() if vad else None)
+    else:
         decode_and_score = partial(
             evaluate_split, batch_seconds=batch_seconds, workers=workers, left_out=left_out
         )

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from evaluate.standard import WHISPER_ENGLISH, Standard
-from vox.corpus import Utterance, load_split_and_problems, refuse_without_words
+from vox.corpus import Problem, Utterance, load_split, refuse_without_words
 from vox.errors import CorpusError, TextError
 from vox.text import ENGLISH, Normaliser
 
@@ -28,12 +28,13 @@ def load_splits(
 ) -> tuple[list[Utterance], dict[str, str]]:
     """List the utterances of splits that can be used, and why others cannot, by id.
 
-    Of several splits an id is `<split>/<id>`. Raises CorpusError as `load_split_and_problems` does.
+    Of several splits an id is `<split>/<id>`. Raises CorpusError as `load_split` does.
     """
     utterances: list[Utterance] = []
     left_out: dict[str, str] = {}
     for split in splits:
-        found, problems = load_split_and_problems(root, split, skip_bad=skip_bad, normalise=normalise)
+        problems: list[Problem] = []
+        found = load_split(root, split, skip_bad=skip_bad, normalise=normalise, left_out=problems)
         prefix = f"{split}/" if len(splits) > 1 else ""
         utterances += [replace(each, id=prefix + each.id, split=split) for each in found]
         left_out |= {prefix + problem.name: problem.reason for problem in problems}

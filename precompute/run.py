@@ -24,7 +24,7 @@ from precompute.prepare import (
     inspect_cache,
     prepare_folder,
 )
-from vox.corpus import Problem, find_split, load_split_and_problems
+from vox.corpus import Problem, find_split, load_split
 from vox.errors import CacheError, DeviceError, name_count
 from vox.features.cache import cache_dir
 from vox.features.fingerprint import Fingerprint, ModelIdentity, identify_model
@@ -180,13 +180,15 @@ def _inspect_variant(
     fingerprint = fingerprint.at_speed(speed)
     folder = cache_dir(options.features, split, fingerprint)
     recordings = Recordings.recall(folder, options.root)
-    corpus, problems = load_split_and_problems(
+    problems: list[Problem] = []
+    corpus = load_split(
         options.root,
         split,
         skip_bad=options.skip_bad,
         speed=speed,
         known_length=recordings.known_length,
         normalise=options.normalise,
+        left_out=problems,
     )
     work = plan_cache(
         split,

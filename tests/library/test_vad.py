@@ -84,6 +84,13 @@ def test_what_is_said_in_spans_comes_back_with_its_times_wherever_it_goes_on() -
         assert rest == pieces[count:]
 
 
+def test_a_span_no_longer_than_the_longest_training_recording_is_encoded_at_once() -> None:
+    model = FrameNumbers([BLANK_ID] * 1_850)
+    spans = [Span(0, 100, is_speech=False), Span(100, 1_850)]
+    recognise_long(model, number_frames(1_850), None, 40 * SAMPLE_RATE, spans=spans)  # type: ignore[arg-type]
+    assert model.longest_window == 1_750
+
+
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     """Train one on a few words."""
@@ -170,16 +177,8 @@ def test_transcribe_and_evaluate_hear_only_speech(
     identities = [vox.load(checkpoint, device="cpu", vad=vad).identity()["speech"] for vad in (False, True)]
     assert identities[0] is None and identities[1].startswith("silero-vad ")
     (tmp_path / "own.jsonl").write_text(json.dumps({"audio": "both.wav", "text": "go"}) + "\n")
-    split = [
-        "evaluate",
-        "--split",
-        "own",
-        "--root",
-        str(tmp_path),
-        "--out",
-        str(tmp_path / "report"),
-        *common,
-    ]
+    places = ["--root", str(tmp_path), "--out", str(tmp_path / "report")]
+    split = ["evaluate", "--split", "own", *places, *common]
     assert main([*split, "--whole", "--vad"]) == 0
     (row,) = map(json.loads, (tmp_path / "report" / "hypotheses-ctc.jsonl").read_text().splitlines())
     assert row["hypothesis"] == texts[True][1]["text"]

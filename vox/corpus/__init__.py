@@ -11,7 +11,6 @@ from vox.corpus.layouts import (
 from vox.corpus.load import (
     KnownLength,
     load_split,
-    load_split_and_problems,
     probe_audio,
     refuse_without_words,
 )
@@ -26,7 +25,6 @@ __all__ = [
     "find_split",
     "list_chapter",
     "load_split",
-    "load_split_and_problems",
     "probe_audio",
     "read_split",
     "refuse_without_words",

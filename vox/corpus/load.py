@@ -41,37 +41,16 @@ def load_split(
     speed: float = 1.0,
     known_length: KnownLength | None = None,
     normalise: Callable[[str], str] = ENGLISH,
+    left_out: list[Problem] | None = None,
 ) -> list[Utterance]:
-    """List the utterances of a split that can be used: the first result of `load_split_and_problems`."""
-    utterances, _ = load_split_and_problems(
-        root,
-        split,
-        needs_audio=needs_audio,
-        skip_bad=skip_bad,
-        speed=speed,
-        known_length=known_length,
-        normalise=normalise,
-    )
-    return utterances
-
-
-def load_split_and_problems(
-    root: Path | str,
-    split: str,
-    *,
-    needs_audio: bool = True,
-    skip_bad: bool = False,
-    speed: float = 1.0,
-    known_length: KnownLength | None = None,
-    normalise: Callable[[str], str] = ENGLISH,
-) -> tuple[list[Utterance], list[Problem]]:
-    """List the utterances of a split that can be used, and what is left out; log what was converted.
+    """List the utterances of a split that can be used; log what was converted.
 
     needs_audio: also read the audio headers and fill in `num_samples`; without this, transcripts are enough,
     and nothing is said of recordings that are not there. speed: at which the recordings are played.
     known_length: asked first, from several threads; a header is read where it returns None.
-    normalise: as in `read_split`. Raises CorpusError if anything in the split cannot be used; with
-    `skip_bad`, logs each problem and returns the rest, and raises only if nothing is left.
+    normalise: as in `read_split`. left_out: gets what cannot be used.
+    Raises CorpusError if anything in the split cannot be used; with `skip_bad`, logs each problem and returns
+    the rest, and raises only if nothing is left.
     """
     reading = collect(Path(root), split, normalise, needs_audio=needs_audio)
     utterances, problems = reading.utterances, reading.problems
@@ -92,7 +71,9 @@ def load_split_and_problems(
     _warn_of_shared_recordings(split, utterances)
     if problems:
         _report(split, problems, len(utterances), skip_bad)
-    return utterances, problems
+    if left_out is not None:
+        left_out += problems
+    return utterances
 
 
 def _warn_of_shared_recordings(split: str, utterances: Sequence[Utterance]) -> None:

@@ -40,9 +40,7 @@ class Step:
     title: str
     arguments: tuple[str, ...]  # of `python -m`
     lane: str = ""  # neighbouring steps of two lanes run at once, each lane in its order
-    threads: int = (
-        1  # the models are too small to share among threads: 11 updates a second with one, 8 with two
-    )
+    threads: int = 1  # of torch; more make models this small slower: 8 updates a second with two, 11 with one
 
     def __str__(self) -> str:
         command = "vox" if self.arguments[0] == "vox" else f"python -m {self.arguments[0]}"
