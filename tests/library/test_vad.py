@@ -152,6 +152,8 @@ def test_a_span_begins_with_a_word(tokenizer: Tokenizer) -> None:
     spans = [Span(0, 100), Span(100, 200, is_speech=False), Span(200, 300)]
     found = recognise_long(model, waveform_S, None, SAMPLE_RATE * 20, spans=spans, tokenizer=tokenizer)  # type: ignore[arg-type]
     assert found.hypotheses[0].ids == found.ctc.ids == [mark, inside, mark, inside]
+    spans_of_labels = [(time.start, time.end) for time in found.times if time is not None]
+    assert spans_of_labels == [(40, 40), (40, 41), (240, 240), (240, 241)]  # the mark takes no time
     words, _ = found.list_words(tokenizer)
     assert [(word.text, word.start, word.end) for word in words] == [("o", 0.8, 0.82), ("o", 4.8, 4.82)]
 
