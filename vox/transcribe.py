@@ -96,7 +96,7 @@ class Transcriber:
         A recording is a file, or an array: float32 [S], 16 kHz, one channel.
 
         A recording longer than the longest training recording is encoded in windows and decoded in pieces
-        (vox/long.py). With a detector, each span of speech is treated as a recording. Logs a warning if a
+        (vox/long/). With a detector, each span of speech is treated as a recording. Logs a warning if a
         text is much longer or shorter than greedy CTC's. A recording that cannot be read does not stop the
         others: it is logged, and after the last recording an AudioError gives the number of failures. The
         AudioError of a single recording is raised and not logged.

@@ -20,18 +20,17 @@ from tests.support.speech import make_speech
 from tests.support.tiny_model import make_recogniser
 from tests.support.untrained import save_arbitrary_checkpoint
 from tests.support.wavlm_models import SHAPES, copy_to_ours, make_reference, make_waveform, relative_l2
-from vox import long
 from vox.checkpoint.files import load_recogniser
 from vox.decode import Hypothesis, SearchOptions, make_search
 from vox.decode.ctc import greedy_ctc
 from vox.decode.found import Found, join_hypotheses
-from vox.long import (
+from vox.long import recognise, recognise_long
+from vox.long.cut import cut_pieces, find_cut
+from vox.long.windows import (
     MAX_WINDOW_FRAMES,
-    cut_pieces,
+    MIN_WINDOW_FRAMES,
     encode_windows,
-    find_cut,
     plan_windows,
-    recognise_long,
     slice_frames,
 )
 from vox.model.encoded import Encoded
@@ -284,10 +283,10 @@ def test_windows_differ_from_the_whole_by_attention_s_reach_only(shape: str) -> 
 def test_a_piece_s_label_positions_are_the_encoder_s() -> None:
     recogniser = make_recogniser(seed=2)
     encoded = recogniser.encode(torch.randn(1, 50, 12), torch.tensor([50]))
-    placed = long._place(recogniser, slice_frames(encoded, 0, 50))
+    placed = recognise._place(recogniser, slice_frames(encoded, 0, 50))
     assert encoded.label_positions_BT is not None and placed.label_positions_BT is not None
     assert torch.equal(placed.label_positions_BT, encoded.label_positions_BT)
-    later = long._place(recogniser, slice_frames(encoded, 20, 50))
+    later = recognise._place(recogniser, slice_frames(encoded, 20, 50))
     assert later.label_positions_BT is not None and later.label_positions_BT[0, 0] < 1.0
 
 
@@ -328,7 +327,7 @@ def _ctc_of_windows(recogniser: torch.nn.Module, waveform_S: np.ndarray) -> list
     """Return the greedy text of all windows' log-probabilities as one sequence."""
     whole_S = torch.from_numpy(waveform_S)
     num_frames = samples_to_frames(len(whole_S))
-    windows = plan_windows(num_frames, long.MIN_WINDOW_FRAMES)
+    windows = plan_windows(num_frames, MIN_WINDOW_FRAMES)
     with torch.inference_mode():
         measured = recogniser.extractor.wavlm.measure(whole_S)  # type: ignore[union-attr,operator]
         parts = encode_windows(recogniser, whole_S, measured, windows)  # type: ignore[arg-type]

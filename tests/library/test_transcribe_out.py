@@ -11,7 +11,7 @@ import click
 import pytest
 import soundfile
 
-import vox.long
+import vox.long.recognise
 import vox.transcribe
 from tests.support.speech import make_speech
 from tests.support.untrained import make_tokenizer, save_arbitrary_checkpoint
@@ -51,8 +51,10 @@ def transcribe(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Transcribe:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list that gets the first frame of every piece that is decoded."""
     first_frames: list[int] = []
-    decode = vox.long._decode_piece
-    monkeypatch.setattr(vox.long, "_decode_piece", lambda *a: first_frames.append(a[-1]) or decode(*a))
+    decode = vox.long.recognise._decode_piece
+    monkeypatch.setattr(
+        vox.long.recognise, "_decode_piece", lambda *a: first_frames.append(a[-1]) or decode(*a)
+    )
     return first_frames
 
 

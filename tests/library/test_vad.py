@@ -158,6 +158,24 @@ def test_a_span_begins_with_a_word(tokenizer: Tokenizer) -> None:
     assert [(word.text, word.start, word.end) for word in words] == [("o", 0.8, 0.82), ("o", 4.8, 4.82)]
 
 
+def test_a_span_begins_with_a_word_though_its_first_piece_has_no_text(tokenizer: Tokenizer) -> None:
+    mark, (inside, *_) = tokenizer.word_mark, tokenizer.encode("o")[-1:]
+    script = [BLANK_ID] * 1_500
+    script[40] = script[1_000] = script[1_300] = inside
+    model, waveform_S = FrameNumbers(script, size=tokenizer.vocab_size), number_frames(1_500)
+    spans, pieces = [Span(0, 100), Span(100, 200, is_speech=False), Span(200, 1_500)], list[Found]()
+
+    def recognise(done: Sequence[Found], keep: list[Found]) -> Found:
+        options = {"keep": keep.append, "spans": spans, "tokenizer": tokenizer}
+        return recognise_long(model, waveform_S, None, 4 * SAMPLE_RATE, done=done, **options)  # type: ignore[arg-type]
+
+    found = recognise([], pieces)
+    assert found.ctc.ids == [mark, inside, mark, inside, inside]
+    assert [len(piece.ctc.ids) for piece in pieces[:5]] == [2, 0, 0, 0, 0]
+    for count in range(len(pieces)):
+        assert recognise(pieces[:count], []) == found
+
+
 def test_transcribe_and_evaluate_hear_only_speech(
     spoken_S: np.ndarray, tiny_wavlm_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
