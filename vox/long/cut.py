@@ -61,7 +61,10 @@ def find_cut(log_probs_TV: Tensor, max_frames: int, word_starts: Collection[int]
     values, counts = is_blank_T.unique_consecutive(return_counts=True)
     if not bool(values.any()):
         is_change_T = best_T[first:] != best_T[first - 1 : -1]
-        return first + int((searched_TV[:, BLANK_ID].exp() + is_change_T).argmax())
+        blank_T = searched_TV[:, BLANK_ID]
+        if bool(is_change_T.any()):
+            blank_T = blank_T.masked_fill(~is_change_T, -torch.inf)
+        return first + int(blank_T.argmax())
     longest = int((counts * values).argmax())
     before = int(counts[:longest].sum())
     return first + before + int(counts[longest]) // 2
