@@ -18,7 +18,6 @@ from train.splits import TrainingSplit
 from train.state import Run
 from train.update.schedule import ctc_weight_at, learning_rate_at, set_learning_rate
 from train.update.step import LabelTotals, MicroBatchTooLargeError, StepSettings, run_update
-from vox.config import switch_is_on
 from vox.data.batch import AudioBatch, FeatureBatch, LabelBatch
 from vox.data.concatenate import RowUpdate, concatenate_batch, count_in_rows
 from vox.errors import AudioError
@@ -142,16 +141,12 @@ def _update(
 
 def step_settings(run: Run, ctc_weight: float) -> StepSettings:
     """Return what an update of this run needs beside the model and the data."""
-    config = run.parts.config
-    return StepSettings(
-        device=run.device,
-        precision=run.precision,
-        ctc_weight=ctc_weight if config.adapt.ctc_learns else None,
-        label_smoothing=config.train.label_smoothing,
-        max_grad_norm=config.optimizer.max_grad_norm,
-        augment=config.augment,
+    return StepSettings.from_config(
+        run.parts.config,
+        run.device,
+        run.precision,
+        ctc_weight=ctc_weight,
         cached_layer=run.parts.cached_layer,
-        is_padded_to_few_shapes=switch_is_on(config.train.few_shapes, auto=run.device.type == "cuda"),
     )
 
 

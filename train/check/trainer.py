@@ -40,13 +40,11 @@ class Trainer:
         self.losses = wrap_losses(recogniser, Ranks())
         self.optimizer = build_optimizer(recogniser, config.optimizer)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
-        self.settings = StepSettings(
-            device=device,
-            precision=dtype,
-            ctc_weight=config.train.ctc_weight if config.adapt.ctc_learns else None,
-            label_smoothing=config.train.label_smoothing,
-            max_grad_norm=config.optimizer.max_grad_norm,
-            augment=config.augment,
+        self.settings = StepSettings.from_config(
+            config,
+            device,
+            dtype,
+            ctc_weight=config.train.ctc_weight,
             # Stage 2 goes on from the layer below the first that learns.
             cached_layer=min(config.train.unfreeze_layers, default=None) if cached else None,
         )

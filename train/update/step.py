@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from train.ranks import Ranks
 from train.update.augment import mask_features
 from train.update.l2_sp import L2Sp
-from vox.config import AugmentConfig
+from vox.config import AugmentConfig, Config, switch_is_on
 from vox.data.batch import IGNORED, AudioBatch, FeatureBatch, LabelBatch, make_label_batch
 from vox.device import at_least_float32, autocast
 from vox.hear import Batch, count_frames, hear
@@ -75,6 +75,28 @@ class StepSettings:
     augment: AugmentConfig | None
     cached_layer: int | None = None  # the layer whose output the cache holds; None: it holds the mix
     is_padded_to_few_shapes: bool = False
+
+    @classmethod
+    def from_config(
+        cls,
+        config: Config,
+        device: torch.device,
+        precision: torch.dtype,
+        *,
+        ctc_weight: float,
+        cached_layer: int | None,
+    ) -> "StepSettings":
+        """Return what a run of this config needs; ctc_weight: of this update, where CTC learns."""
+        return cls(
+            device=device,
+            precision=precision,
+            ctc_weight=ctc_weight if config.adapt.ctc_learns else None,
+            label_smoothing=config.train.label_smoothing,
+            max_grad_norm=config.optimizer.max_grad_norm,
+            augment=config.augment,
+            cached_layer=cached_layer,
+            is_padded_to_few_shapes=switch_is_on(config.train.few_shapes, auto=device.type == "cuda"),
+        )
 
     def mask(self, features_BTC: torch.Tensor, num_frames_B: torch.Tensor) -> torch.Tensor:
         """Mask features as the config says; without one, return them as they are."""
