@@ -8,6 +8,8 @@ from typing import Any
 from vox.errors import CheckpointError, name_first
 from vox.runs.layout import STATE, Weights
 
+OF_BEST = ("best", "best_errors", "best_limit", "best_checkpoint")  # what a run knows of its best checkpoint
+
 
 @dataclass
 class Progress:
@@ -20,8 +22,10 @@ class Progress:
     skipped_updates: int = 0  # their gradient was not finite
     skipped_in_a_row: int = 0  # of these, those since the last update that changed the weights
     unread_updates: int = 0  # none of their recordings could be read
-    best: list[float] | None = None  # rank of the best dev result
-    best_checkpoint: str | None = None  # and the name of its folder
+    best: list[float] | None = None  # the lowest rank of a dev result
+    best_errors: str = ""  # of each utterance of that result, to compare newer ones with
+    best_limit: float = 0.0  # a newer checkpoint that takes the place of a lower one must have a WER below
+    best_checkpoint: str | None = None  # the name of the best checkpoint's folder
     dev: dict[str, Any] | None = None  # the newest dev result
     weights: Weights = "raw"  # which weights it is of, and the checkpoint stands for
     micro_batch_utterances: int = 0  # what data.micro_batch_utterances came to; 0: not known yet

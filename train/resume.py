@@ -11,7 +11,7 @@ import torch
 from train.build import Parts
 from train.judge.validate import rank_result
 from train.options import TrainOptions
-from train.progress import Progress
+from train.progress import OF_BEST, Progress
 from train.ranks import Ranks
 from train.record.utterances import describe_changes
 from train.save import RngState
@@ -49,9 +49,11 @@ def find_progress(options: TrainOptions, parts: Parts, fresh: Progress, ranks: R
         if ranks.is_first:
             keep = parts.config.train.keep_checkpoints
             restore_links(options.run_dir, parts.origin.folder, progress, keep)
-            rank_best(options.run_dir, progress)
+            if "best_limit" not in parts.origin.state:
+                rank_best(options.run_dir, progress)
     # Where the best checkpoint is lost, rank 0 has found the next best one.
-    progress.best, progress.best_checkpoint = ranks.gather((progress.best, progress.best_checkpoint))[0]
+    for name, value in ranks.gather({name: getattr(progress, name) for name in OF_BEST})[0].items():
+        setattr(progress, name, value)
     return progress
 
 
@@ -90,7 +92,8 @@ def rank_best(run_dir: Path, progress: Progress) -> None:
     dev = read_state(best).get("dev") if best.exists() else None
     if dev is not None:
         source = dev.get("source")
-        progress.best = list(rank_result(dev["wer"], dev["ctc"] + dev["attention"], source and source["wer"]))
+        judged = source["wer"] if source else dev["wer"]
+        progress.best = list(rank_result(dev["wer"], dev["ctc"] + dev["attention"], judged))
 
 
 def restore_links(run_dir: Path, last: Path, progress: Progress, keep: int = 0) -> None:
@@ -142,7 +145,8 @@ def _find_best(run_dir: Path, progress: Progress, last: Path) -> str | None:
             continue
         if name != wanted:
             log.warning("the best checkpoint, %s, is lost: %s is now", wanted, name)
-            progress.best, progress.best_checkpoint = state["best"], name
+            for key in OF_BEST:
+                setattr(progress, key, state.get(key, getattr(Progress, key)))
         return name
     return None
 

@@ -18,7 +18,6 @@ import train.loop
 from precompute.cli import precompute
 from tests.support.speech import write_split
 from tests.support.training import read_metrics, read_weights, stage1_options, stage2_options
-from train.judge.validate import DevResult
 from train.options import TrainOptions, resolve_config, warn_if_all_frozen
 from train.run import run_training
 from vox.checkpoint.files import load_recogniser, read_words
@@ -307,26 +306,6 @@ def test_labels_longer_than_their_audio_are_named(tiny_wavlm_dir, tmp_path):
         run_training(options)
     run_training(replace(options, skip_bad=True))
     assert (options.run_dir / "best").exists()
-
-
-def test_a_decoder_that_babbles_does_not_decide_which_checkpoint_is_best():
-    """Early in training, attention may insert many times the words of the reference: then losses decide."""
-    found = {"split": "d", "split_digest": "", "num_truncated": 0, "seconds": 1.0, "examples": []}
-    silent = DevResult(ctc=10.0, attention=5.0, wer={"ctc": 1.0, "attention": 1.0}, **found)
-    babbling = DevResult(ctc=4.0, attention=3.0, wer={"ctc": 1.0, "attention": 4.0}, **found)
-    learnt = DevResult(ctc=5.0, attention=4.0, wer={"ctc": 0.89, "attention": 1.0}, **found)
-    assert learnt.rank < babbling.rank < silent.rank
-
-
-def test_where_only_the_decoder_learns_ctc_does_not_decide_which_checkpoint_is_best():
-    found = {"split": "d", "split_digest": "", "num_truncated": 0, "seconds": 1.0, "examples": []}
-    first, second = (
-        DevResult(ctc=4.0, attention=4.0, wer=wer, **found)
-        for wer in ({"ctc": 0.3, "attention": 0.6}, {"ctc": 0.4, "attention": 0.5})
-    )
-    assert first.rank < second.rank
-    first, second = (replace(each, source=each.of_attention_alone()) for each in (first, second))
-    assert first.rank > second.rank
 
 
 def test_a_split_named_twice_and_a_run_named_as_a_checkpoint_are_refused(stage1, capsys):

@@ -6,46 +6,80 @@ import math
 from collections.abc import Mapping
 
 from train.judge.promise import keeps_promise
-from train.judge.validate import DevResult
+from train.judge.validate import UNDECIDED_WER, DevResult
+from train.progress import Progress
 from train.save import save_run
 from train.state import Run
+from vox.bootstrap import compare_rates, measure_rates
 from vox.runs.layout import Kind, Weights, checkpoint_name
 
 log = logging.getLogger(__name__)
+
+
+def judge(progress: Progress, result: DevResult) -> str:
+    """Say why a result's weights are the best so far, in words for the log; "" if they are not.
+
+    `best` is the newest checkpoint that is not clearly worse than the lowest. The lowest of many WERs is low
+    by luck too, and the newest weights have the lowest learning rate (docs/training.md). Weights from before
+    the first update have to be improved on. In stage 3, a result above the limit of the source's WER (T15) is
+    never `best`.
+
+    Keeps in `progress` what later results are compared with.
+    """
+    rank = list(result.rank)
+    if not (keeps_promise(progress.promise, result) and math.isfinite(rank[1])):
+        return ""
+    if progress.best is None:
+        progress.best_limit = UNDECIDED_WER if progress.update else rank[0]
+    if progress.best is None or rank < progress.best:
+        progress.best, progress.best_errors = rank, " ".join(map(str, result.errors[result.better]))
+        return "best so far"
+    if rank[0] < progress.best_limit and not _is_clearly_worse(progress.best_errors, result):
+        return "best now: newer, and not clearly worse"
+    return ""
+
+
+def _is_clearly_worse(lowest_errors: str, result: DevResult) -> bool:
+    """Say whether the 95 % interval of the difference from the lowest result excludes 0 (paired bootstrap).
+
+    lowest_errors: of each utterance. Where other utterances could be read this time, it cannot be said.
+    """
+    before, now = list(map(int, lowest_errors.split())), result.errors[result.better]
+    if len(before) != len(now):
+        return True
+    rates = measure_rates({"before": before, "now": now}, result.num_words, range(len(now)))
+    return compare_rates(rates["before"], rates["now"]).interval[0] > 0
 
 
 def record(run: Run, results: Mapping[Weights, DevResult], *, can_be_worse: bool = True) -> bool:
     """Log dev results, keyed by the weights they belong to; save a checkpoint, as `best` if it is the best.
 
     The better of the results represents the checkpoint. In stage 3, a result within the limit of the source's
-    WER (T15) ranks before one above it, and a result above the limit is never `best`. can_be_worse: save the
-    checkpoint even if it is not the best. Returns whether it is.
+    WER ranks before one above it. can_be_worse: save the checkpoint even if it is not the best. Returns
+    whether it is.
     """
     progress = run.progress
     weights, result = min(
         results.items(), key=lambda item: (not keeps_promise(progress.promise, item[1]), item[1].rank)
     )
-    is_kept = keeps_promise(progress.promise, result)
-    rank = list(result.rank)
-    is_best = is_kept and math.isfinite(rank[1]) and (progress.best is None or rank < progress.best)
+    verdict = judge(progress, result)
+    is_best = bool(verdict)
     for name, each in results.items():
         event = "dev" if name == "raw" else f"dev_{name}"
         figures = {"epoch": progress.epoch, "is_best": is_best and name == weights} | each.scalars()
         run.write(event, progress.update, figures)
-        _log_result(run, name, each, is_best=is_best and name == weights)
+        _log_result(run, name, each, verdict if name == weights else "")
     for example in result.examples:
         run.write_text(f"dev/{example['id']}", progress.update, json.dumps(example, indent=1))
-    if is_best:
-        progress.best = rank
     if is_best or can_be_worse:
-        progress.dev = result.to_dict() | {"rank": rank, "update": progress.update}
+        progress.dev = result.to_dict() | {"update": progress.update}
         progress.weights = weights
         kind: Kind = "validated" if weights == "raw" or weights == "ema" else weights
         save_run(run, checkpoint_name(progress.update, kind), is_best=is_best)
     return is_best
 
 
-def _log_result(run: Run, weights: str, result: DevResult, *, is_best: bool) -> None:
+def _log_result(run: Run, weights: str, result: DevResult, verdict: str) -> None:
     log.info(
         "epoch %d of %d%s: dev CTC %.4f, attention %.4f a label; %s %s%s%s",
         run.progress.epoch,
@@ -56,7 +90,7 @@ def _log_result(run: Run, weights: str, result: DevResult, *, is_best: bool) -> 
         result.rate,
         ", ".join(f"{name} {100 * wer:.2f} %" for name, wer in result.wer.items()),
         f"; {result.num_truncated} hypotheses cut at the length limit" if result.num_truncated else "",
-        "; best so far" if is_best else "",
+        f"; {verdict}" if verdict else "",
     )
     for split, wers in result.wer_by_split.items():
         rates = ", ".join(f"{name} {100 * wer:.2f} %" for name, wer in wers.items())

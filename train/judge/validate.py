@@ -45,10 +45,13 @@ class DevResult:
     num_truncated: int
     seconds: float
     examples: list[dict[str, str]]
-    wer_upper: dict[str, float] = field(default_factory=dict)  # upper ends of 95 % intervals, if requested
+    wer_upper: dict[str, float] = field(default_factory=dict)  # upper ends of their 95 % intervals
     wer_by_split: dict[str, dict[str, float]] = field(default_factory=dict)  # empty for one split
     rate: str = "WER"  # what `wer` is: CER in scripts without words
     source: "DevResult | None" = None  # the source's dev split with the same weights (stage 3)
+    # Of each utterance: word errors, by decoder, and words. They are not kept with the result.
+    errors: dict[str, list[int]] = field(default_factory=dict)
+    num_words: list[int] = field(default_factory=list)
 
     def loss(self, ctc_weight: float) -> float:
         """Return the weighted dev loss."""
@@ -62,12 +65,23 @@ class DevResult:
     @property
     def rank(self) -> tuple[float, float]:
         """The key that orders results: see `rank_result`."""
-        judged = None if self.source is None else self.source.wer
-        return rank_result(self.wer, self.ctc + self.attention, judged)
+        return rank_result(self.wer, self.ctc + self.attention, self._judged)
+
+    @property
+    def better(self) -> str:
+        """The decoder that ranks it."""
+        return min(self._judged, key=lambda name: self.wer[name])
+
+    @property
+    def _judged(self) -> Collection[str]:
+        return self.wer if self.source is None else self.source.wer
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields as JSON values, for a checkpoint's state."""
-        return asdict(self)
+        """Return what a checkpoint's state keeps, as JSON values."""
+        kept = asdict(self)
+        for fields in filter(None, (kept, kept["source"])):
+            del fields["errors"], fields["num_words"]
+        return kept
 
     def named_losses(self, prefix: str = "") -> dict[str, float]:
         """Return losses and WERs, with a prefix to their names."""
@@ -89,16 +103,14 @@ class DevResult:
         }
 
 
-def rank_result(
-    wer: Mapping[str, float], losses: float, judged: Collection[str] | None = None
-) -> tuple[float, float]:
+def rank_result(wer: Mapping[str, float], losses: float, judged: Collection[str]) -> tuple[float, float]:
     """Return a sort key for dev results: the better decoder's WER, then the losses; non-finite sorts last.
 
     The better decoder counts because `vox transcribe` uses it (`vox.decode.preferred_decoder`). While even
-    its WER is near 100 %, it is noise, and the losses decide. judged: the decoders that count, those of which
-    the source's result in stage 3 has a WER; None: all. CTC does not count where only the decoder learns.
+    its WER is near 100 %, it is noise, and the losses decide. judged: the decoders that count, in stage 3
+    those of which the source's result has a WER: CTC does not count where only the decoder learns.
     """
-    better = min(*(wer[name] for name in judged or wer), UNDECIDED_WER)
+    better = min(*(wer[name] for name in judged), UNDECIDED_WER)
     return (better, losses) if math.isfinite(losses) else (math.inf, math.inf)
 
 
@@ -156,8 +168,7 @@ def validate_run(run: Run, is_stopped: Callable[[], bool] = lambda: False) -> De
         result = validate_split(split=parts.dev)
         if parts.source_dev is None:
             return result
-        is_first = run.progress.promise is None  # its interval becomes the limit
-        source = validate_split(split=parts.source_dev, with_intervals=is_first)
+        source = validate_split(split=parts.source_dev)
         if not parts.config.adapt.ctc_learns:
             source = source.of_attention_alone()
         return replace(result, source=source)
@@ -173,7 +184,6 @@ def validate(
     ranks: Ranks,
     cached_layer: int | None = None,
     is_stopped: Callable[[], bool] = lambda: False,
-    with_intervals: bool = False,
 ) -> DevResult:
     """Compute losses and decode a whole split in eval mode, then restore the previous mode.
 
@@ -204,10 +214,7 @@ def validate(
         first.add(other)
     score_texts = partial(score, by_character=not tokenizer.has_words)
     result = _summarise(split, first, score_texts, time.monotonic() - started)
-    result = replace(result, rate=tokenizer.rate)
-    if not with_intervals:
-        return result
-    return replace(result, wer_upper=_find_upper_ends(split, first, score_texts))
+    return replace(result, rate=tokenizer.rate)
 
 
 class _DevReader:
@@ -259,20 +266,6 @@ def _add_batch(
     sums.num_targets += num_labels + len(batch.ids)
 
 
-def _find_upper_ends(
-    split: TrainingSplit, sums: _Sums, score_texts: Callable[..., Score]
-) -> dict[str, float]:
-    """Return the upper ends of the WERs' 95 % confidence intervals, by bootstrap over utterances."""
-    references = {u.id: u.text for u in split.utterances if u.id in next(iter(sums.texts.values()))}
-    errors: dict[str, list[int]] = {}
-    lengths: list[int] = []
-    for name, found in sums.texts.items():
-        scored = score_texts(list(references.values()), [found[i] for i in references])
-        lengths = [each.num_words for each in scored.utterances]
-        errors[name] = [each.num_errors for each in scored.utterances]
-    return find_upper_ends(errors, lengths, list(references))
-
-
 def _summarise(
     split: TrainingSplit, sums: _Sums, score_texts: Callable[..., Score], seconds: float
 ) -> DevResult:
@@ -289,11 +282,13 @@ def _summarise(
     for name in decoded:
         by_split.setdefault(split_of[name], []).append(name)
 
-    def rates(ids: list[str]) -> dict[str, float]:
+    def score_all(ids: list[str]) -> dict[str, Score]:
         said = [references[i] for i in ids]
-        scores = {name: score_texts(said, [found[i] for i in ids]) for name, found in sums.texts.items()}
-        return {name: each.wer for name, each in scores.items()}
+        return {name: score_texts(said, [found[i] for i in ids]) for name, found in sums.texts.items()}
 
+    scores = score_all(decoded)
+    errors = {name: [each.num_errors for each in some.utterances] for name, some in scores.items()}
+    num_words = [each.num_words for each in next(iter(scores.values())).utterances]
     # A split in which nothing is spoken has no error rate; its insertions count in that of all splits.
     with_words = {each: ids for each, ids in by_split.items() if any(references[i] for i in ids)}
     return DevResult(
@@ -301,12 +296,18 @@ def _summarise(
         split_digest=split.digest(set(decoded)),
         ctc=sums.ctc / sums.num_labels,
         attention=sums.attention / sums.num_targets,
-        wer=rates(decoded),
+        wer={name: each.wer for name, each in scores.items()},
+        wer_upper=find_upper_ends(errors, num_words, decoded),
         num_truncated=sums.num_truncated,
         seconds=seconds,
         examples=[
             {"id": i, "reference": references[i], **{name: found[i] for name, found in sums.texts.items()}}
             for i in decoded[:NUM_SAMPLES_SHOWN]
         ],
-        wer_by_split={each: rates(ids) for each, ids in with_words.items()} if len(by_split) > 1 else {},
+        wer_by_split={
+            split: {name: each.wer for name, each in score_all(ids).items()}
+            for split, ids in (with_words if len(by_split) > 1 else {}).items()
+        },
+        errors=errors,
+        num_words=num_words,
     )
