@@ -102,7 +102,7 @@ def tune_domain(
         trial = weights.apply(loaded, options, chosen, share)
         at_source = _rates(decode(source, SEARCHES, trial))
         kept = [name for name in SEARCHES if is_kept(promise, at_source[name])]
-        log.info("%g of the chosen weights: %s WER %s", share, source.name, _format(at_source))
+        log.info("weights times %g: %s WER %s", share, source.name, _format(at_source))
         if kept:
             break
     else:

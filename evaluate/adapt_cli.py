@@ -11,6 +11,7 @@ from vox.options import (
     checkpoint_option,
     device_option,
     root_option,
+    skip_bad_option,
     texts_option,
     workers_option,
 )
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
 @device_option
 @batch_seconds_option(120.0)
 @workers_option(2)
+@skip_bad_option
 def adapt(
     texts: tuple[Path, ...],
     out: Path,
@@ -89,6 +91,7 @@ def adapt(
     device: str,
     batch_seconds: float,
     workers: int,
+    skip_bad: bool,
 ) -> None:
     """Adapt to a domain from its text alone, without training.
 
@@ -137,7 +140,7 @@ def adapt(
     before = replace(plan_search(loaded.folder, []).options, beam=beam)
     splits = None
     if dev_split is not None:
-        splits = _load_dev_splits(root, loaded, dev_split, source_dev_split)
+        splits = _load_dev_splits(root, loaded, dev_split, source_dev_split, skip_bad=skip_bad)
     text = read_texts(loaded, texts, source_texts, root)
     out.mkdir(parents=True, exist_ok=True)
     write_hotwords(text, hotwords, out / HOTWORDS, loaded.normaliser)
@@ -182,7 +185,7 @@ def _refuse_existing(out: Path) -> None:
 
 
 def _load_dev_splits(
-    root: Path, loaded: "Checkpoint", dev_split: str, source_dev_split: str | None
+    root: Path, loaded: "Checkpoint", dev_split: str, source_dev_split: str | None, *, skip_bad: bool
 ) -> tuple["DevSplit", "DevSplit"]:
     """Load the target's dev split and the source's: the one named, or else those of the checkpoint."""
     from evaluate.adapt import DevSplit
@@ -199,7 +202,7 @@ def _load_dev_splits(
             remedy="name recordings of the domain with --dev-split, or another --source-dev-split",
         )
     target, source = (
-        load_splits(root, some, skip_bad=False, normalise=loaded.normaliser)[0]
+        load_splits(root, some, skip_bad=skip_bad, normalise=loaded.normaliser)[0]
         for some in ((dev_split,), names)
     )
     for some, utterances in ((dev_split, target), (", ".join(names), source)):

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     multiple=True,
     metavar="NAME",
     help="ctc, attention (greedy), ctc_beam, attention_beam, rescore or joint; repeatable. "
-    "[default: the greedy ones]",
+    "[default: the greedy ones, and the search that vox tune chose or an option here needs]",
 )
 @BEAM_OPTION
 @add_scorer_options
@@ -160,7 +160,7 @@ def evaluate(
     if words is not None:
         listed = read_words(words, loaded.normaliser)
     splits = tuple(dict.fromkeys(splits))
-    title = "+".join(splits) + "-whole" * whole + "-vad" * vad
+    title = "+".join(splits) + "-whole" * whole + "-vad" * vad + f"-{normalise}" * (normalise is not None)
     standard = UNCHANGED if normalise is None else load_standard(normalise, loaded.normaliser)
     # Whisper's rules want punctuation, digits and symbols, which the checkpoint's alphabet would refuse.
     read = TranscriptNormaliser(loaded.config.text) if normalise is None else accept_any_text

@@ -73,7 +73,12 @@ def tune(
     ctc_weight, length_bonus, lm_weight, errors = choose_weights(
         lists.errors_BK, lists.parts_BKP, has_lm=bool(options.scorers)
     )
-    log.info("%s: %.2f %% errors in the lists, by the best weights", split, 100 * errors / lists.num_words)
+    log.info(
+        "%s: weights chosen on n-best lists (%s %.2f %% there); searching again with them",
+        split,
+        loaded.tokenizer.rate,
+        100 * errors / lists.num_words,
+    )
     chosen = replace(
         options,
         ctc_weight=ctc_weight,

@@ -1,6 +1,7 @@
 """`vox train`."""
 
 import os
+import shlex
 from pathlib import Path
 
 import click
@@ -92,5 +93,6 @@ def train(context: click.Context, origin: str | None, resume: bool, **arguments:
         run_training(options)
     except Interrupted as interrupted:
         if os.environ.get("RANK", "0") == "0":  # once, where torchrun started several
-            click.echo("vox train: interrupted and saved; go on with --resume", err=True)
+            command = f"vox train --stage {options.stage} --resume --run {shlex.quote(str(options.run_dir))}"
+            click.echo(f"vox train: interrupted and saved; go on with {command}", err=True)
         context.exit(128 + interrupted.signal_number)

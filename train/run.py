@@ -138,7 +138,12 @@ def _start(run: Run, options: TrainOptions) -> None:
         if run.progress.update < run.total_updates:
             log.info("resuming after update %d of %d", run.progress.update, run.total_updates)
         else:
-            log.info("all %d updates of this run are done: nothing is left to train", run.total_updates)
+            log.info(
+                "all %d updates of this run are done: nothing is left to train; to train longer, start "
+                "another run from its weights: --from %s --run DIR",
+                run.total_updates,
+                options.run_dir / BEST,
+            )
     elif run.ranks.is_first:
         save_options(options)
         write_whole(options.run_dir / CONFIG, dump_config(run.parts.config).encode())

@@ -36,15 +36,21 @@ def load(
 
     checkpoint: a folder, such as runs/stage2/best; None for the newest stage's best under runs/.
     decoder, beam, nbest, lm, lm_weight, hotword_weight: as `vox transcribe` has them; None for what
-    `vox tune` chose, or the default. hotwords: lines as in such a file. domain: a folder of `vox adapt`, in
-    place of lm and hotwords. vad: hear only where Silero VAD finds speech. device: auto, cpu, cuda or cuda:N.
-    Imports torch. Raises CheckpointError, ConfigError, DeviceError, DomainError, LanguageModelError or
-    TextError, each a VoxError of one line.
+    `vox tune` chose, or the default. hotwords: phrases, each as in a line of a hotword_file. domain: a folder
+    of `vox adapt`, in place of lm and hotwords. vad: hear only where Silero VAD finds speech. device: auto,
+    cpu, cuda or cuda:N. Imports torch.
+
+    Raises CheckpointError, ConfigError, DeviceError, DomainError, LanguageModelError or TextError, each a
+    VoxError of one line.
     """
     from vox.checkpoint.series import find_checkpoint
     from vox.decoder_names import check_decoders
+    from vox.errors import ConfigError
     from vox.vad import SpeechDetector, check_installed
 
+    if isinstance(hotwords, str):  # a sequence too: of its letters
+        remedy = "give a list of phrases, or the file to hotword_file"
+        raise ConfigError(f"hotwords={hotwords!r} is one text", remedy=remedy)
     names: Sequence[str] = [] if decoder is None else [decoder]
     # Before torch is imported, which takes seconds.
     if names:

@@ -324,7 +324,7 @@ def test_what_is_no_corpus_or_exists_is_refused(tmp_path: Path, capsys: pytest.C
     expected = {
         "empty": "not a corpus that Vox knows",
         "cv": "give one of them, as",
-        "bad.tsv": "no column path, or none of texts (sentence)",
+        "bad.tsv": "must name a column path and one of texts (sentence), and names path, text",
         "text.jsonl": "not a corpus that Vox knows",
         "latin.tsv": "not UTF-8 text",
         "cut.jsonl.gz": "a damaged gzip file",

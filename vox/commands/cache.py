@@ -100,7 +100,7 @@ def verify_command(root: Path, features: Path | None, split: str | None, audio: 
         raise CacheError(
             f"{name_count(num_faults, 'fault')} in {name_count(len(folders), 'cache')}",
             where=features,
-            remedy="fix them as described above, then run vox cache verify again",
+            remedy="see the lines above; vox precompute computes again what is deleted",
         )
 
 

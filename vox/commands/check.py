@@ -28,6 +28,9 @@ STAGE_CHECKS = ("precompute.check", "train.check.steps")  # a stage checks what 
 @click.command()
 @wavlm_option
 @click.option("--config", "config_path", type=click.Path(path_type=Path), help="The recogniser's config.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a config key; repeatable."
+)
 @device_option
 @root_option
 @click.option("--hours", type=PositiveFloat(), default=100.0, show_default=True, help="A corpus to plan for.")
@@ -39,6 +42,7 @@ def check(
     context: click.Context,
     wavlm: str,
     config_path: Path | None,
+    overrides: tuple[str, ...],
     device: str,
     root: Path,
     hours: float,
@@ -60,7 +64,7 @@ def check(
     from vox.device import pick_device
 
     start = time.perf_counter()
-    config, place = load_config(config_path), pick_device(device)
+    config, place = load_config(config_path, overrides), pick_device(device)
     log.info("loading %s", wavlm)
     subject = make_subject(wavlm, config, place, root, quick)
     machine = environment.look_at_machine(place, root, subject.weights, subject.missing_weights)

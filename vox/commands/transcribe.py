@@ -127,10 +127,13 @@ def plan_outputs(recordings: Sequence[Path], out: str, format_name: str) -> dict
     else:
         suffix = ".txt" if format_name == "text" else f".{format_name}"
         outputs = {recording: path / f"{recording.stem}{suffix}" for recording in recordings}
-        if len(set(outputs.values())) < len(recordings):
-            raise click.UsageError(
-                f"--out {out}: two recordings have the same name; transcribe them one by one"
-            )
+        first: dict[Path, Path] = {}
+        for recording in recordings:
+            output = outputs[recording]
+            if output in first:
+                both = f"{first[output]} and {recording} would both be {output}"
+                raise click.UsageError(f"--out {out}: {both}; transcribe them one by one")
+            first[output] = recording
         check_writable(out, "--out")
         path.mkdir(parents=True, exist_ok=True)
     for output in outputs.values():

@@ -32,7 +32,7 @@ def recognise(source: Path) -> tuple[str, Callable[[], Imported]]:
     name = source.name.removesuffix(".gz")
     if name.endswith(".tsv"):
         return "CommonVoice TSV", lambda: read_common_voice(source)
-    if name in ("metadata.csv", "metadata.jsonl"):
+    if name == "metadata.jsonl" or name.endswith(".csv"):
         return "Hugging Face audio folder", lambda: read_audio_folder(source)
     if name.endswith((".jsonl", ".json")):
         _, first = next(read_objects(source, Imported(source.parent)), ("", {}))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vox.corpora.imported import Imported, read_lines, read_objects
-from vox.errors import CorpusError
+from vox.errors import CorpusError, name_first
 from vox.manifest import Entry
 
 # Names of the text column in audio folders of the Hugging Face hub; the first is the one in its docs.
@@ -49,9 +49,10 @@ def _add_rows(
             text_column = next((column for column in text_columns if column in row), None)
             if audio_column not in row or text_column is None:
                 raise CorpusError(
-                    f"no column {audio_column}, or none of texts ({', '.join(text_columns)})",
+                    f"the first line must name a column {audio_column} and one of texts "
+                    f"({', '.join(text_columns)}), and names {name_first(list(map(str, row)))}",
                     where=path,
-                    remedy=f"rename one of its columns: {', '.join(map(str, row))}",
+                    remedy="add such a line, or rename its columns",
                 )
         audio, text = row.get(audio_column), row.get(text_column)
         speaker = next((row[column] for column in SPEAKER_COLUMNS if row.get(column)), "")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vox.audio import hash_recording
 from vox.disk import is_abandoned, is_part
-from vox.errors import CacheError
+from vox.errors import CacheError, name_count, name_first
 from vox.features.cache import open_planned
 from vox.features.plan import (
     PLAN_NAME,
@@ -22,6 +22,7 @@ from vox.features.stamps import STAMPS_NAME, read_stamps
 from vox.segment import Segment
 
 HASHING_THREADS = 4
+MISSING = "missing"
 
 Recording = tuple[Path, Segment | None]  # a file, and which part of it
 
@@ -63,12 +64,15 @@ def verify_cache(folder: Path) -> Iterator[str]:
 def verify_audio(
     folder: Path, recordings: Mapping[str, Recording], hashes: dict[Recording, tuple[str, str]]
 ) -> Iterator[str]:
-    """Hash a cache's recordings again and name each that has changed since its features were made.
+    """Hash a cache's recordings again; name each that has changed since its features were made.
+
+    Those that are not there are one line: a disk that is not mounted would be thousands.
 
     recordings: the split's, by utterance. hashes: of those that were hashed before, and what to call each if
     another is expected; it is added to. A plan or a shard that is missing or damaged is `verify_cache`'s to
     report.
     """
+    absent = []
     for shard in _open_readable(folder):
         rows = list(shard.live_rows())
         found = [recordings.get(name) for _, name in rows]
@@ -76,10 +80,13 @@ def verify_audio(
             wanted = list({each for each in found if each is not None and each not in hashes})
             hashes.update(zip(wanted, pool.map(_hash_or_explain, wanted), strict=True))
         for (row, name), recording in zip(rows, found, strict=True):
-            if recording is None:
-                yield f"missing recording: {name} is not in the split any more ({shard.path})"
+            if recording is None or hashes[recording][1] == MISSING:
+                absent.append(name)
             elif hashes[recording][0] != shard.audio_sha256(row):
                 yield f"{hashes[recording][1]} recording: {name}: {recording[0]} ({shard.path})"
+    if absent:
+        names = f"{name_count(len(absent), 'utterance')} ({name_first(absent)})"
+        yield f"recordings that are not there, or no longer in the split: of {names}"
 
 
 def _hash_or_explain(recording: Recording) -> tuple[str, str]:
@@ -87,7 +94,7 @@ def _hash_or_explain(recording: Recording) -> tuple[str, str]:
         sha256 = hash_recording(*recording)
     except OSError as error:
         return "", f"unreadable ({error.strerror})"
-    return sha256, "changed" if sha256 else "missing"
+    return sha256, "changed" if sha256 else MISSING
 
 
 def _open_readable(folder: Path) -> Iterator[Shard]:

@@ -59,7 +59,7 @@ def check_layers(shape: Shape, layers: Sequence[int], where: object) -> None:
             f"the features ask for layer {max(layers)}, and this WavLM has {shape.num_layers}",
             where=where,
             remedy=f"choose from 1 to {shape.num_layers}, as --layers {_upper_layers(shape)} "
-            f"(features.layers=[{_upper_layers(shape)}] in a config)",
+            f"(to precompute) or --set features.layers=[{_upper_layers(shape)}]",
         )
 
 
