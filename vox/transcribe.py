@@ -93,7 +93,7 @@ class Transcriber:
     ) -> Iterator[Transcript]:
         """Yield a Transcript for each recording, in order, as soon as it is decoded.
 
-        A recording is a file, or an array: float32 [S], 16 kHz, one channel.
+        A recording is a file, or an array: float32 [S], 16 kHz (nothing can tell another rate), one channel.
 
         A recording longer than the longest training recording is encoded in windows and decoded in pieces
         (vox/long/). With a detector, each span of speech is treated as a recording. Logs a warning if a
@@ -269,12 +269,14 @@ def _read_recording(recording: Path | str | np.ndarray, name: str) -> torch.Tens
     """Return [S] float32 at 16 kHz; raise AudioError if it cannot be read or is shorter than a frame."""
     if isinstance(recording, np.ndarray):
         samples_S = recording
-        if samples_S.ndim != 1 or samples_S.dtype != np.float32 or not np.isfinite(samples_S).all():
-            raise AudioError(
-                f"an array of {samples_S.dtype} {list(samples_S.shape)}, or not finite",
-                where=name,
-                remedy="give float32 [samples] at 16 kHz, from -1 to 1",
-            )
+        what = None
+        if samples_S.ndim != 1 or samples_S.dtype != np.float32:
+            what = f"an array of {samples_S.dtype} {list(samples_S.shape)}"
+        elif not np.isfinite(samples_S).all():
+            what = "an array with a number that is not finite"
+        if what is not None:
+            remedy = "give float32 [samples], one channel, 16,000 a second, from -1 to 1"
+            raise AudioError(what, where=name, remedy=remedy)
     else:
         if Path(recording).is_dir():
             raise AudioError("a folder", where=name, remedy=f"give files, or a glob such as {name}/*.flac")

@@ -26,7 +26,7 @@ from vox.check.results import Findings, Promise, Rate, Step, run_steps
 from vox.check.subject import CheckSubject, make_subject
 from vox.commands.check import check
 from vox.config import load_config
-from vox.errors import WavLMError
+from vox.errors import ConfigError, WavLMError
 from vox.model.attention import KeyValueBuffer
 from vox.wavlm.extractor import FeatureExtractor
 from vox.wavlm.linear import Linear
@@ -75,6 +75,16 @@ def test_a_machine_that_holds_passes_and_gets_a_plan(
     assert tree["plan"]["rows"][0]["disk_gb"] == pytest.approx(10 * 180_000 * 32 * 2 / 1e9)
     assert not (tmp_path / "data").exists()  # and nothing is left beside it
     assert list(tmp_path.iterdir()) == []
+
+
+def test_layers_that_this_wavlm_lacks_are_named_with_what_to_set(
+    tiny_wavlm_dir: Path, tmp_path: Path
+) -> None:
+    options = ("--wavlm", tiny_wavlm_dir, "--root", tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"layer 9, and this WavLM has 4.*--set features.layers=\[1,2,3,4\]"
+    ):
+        run_check(*options, "--set", "features.layers=[9]")
 
 
 def test_a_broken_promise_is_named_and_ends_with_status_2(

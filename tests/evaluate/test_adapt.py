@@ -142,7 +142,11 @@ def test_tuned_on_both_splits(
 ) -> None:
     out = tmp_path / "domain"
     dev = ["--dev-split", "target-dev", "--source-dev-split", "source-dev", "--beam", "3"]
-    assert adapt(checkpoint, root, out, *dev) == 0
+    root = shutil.copytree(root, tmp_path / "root")
+    (root / "LibriSpeech" / "target-dev" / "8" / "1" / "8-1-0002.flac").write_bytes(b"")
+    assert adapt(checkpoint, root, out, *dev) == 2
+    assert "leave these out with --skip-bad" in capsys.readouterr().err
+    assert adapt(checkpoint, root, out, *dev, "--skip-bad") == 0
     assert capsys.readouterr().out.endswith(f"written: {out}\n")
     tuned = read_domain(out, checkpoint).tuned
     assert (tuned.split, tuned.beam) == ("target-dev+source-dev", 3)

@@ -42,6 +42,10 @@ def test_a_checkpoint_loads_by_itself(tmp_path, parts):
     assert not loaded.recogniser.training
     assert loaded.config == parts["config"]
     assert loaded.state == {"update": 7}
+    (tmp_path / "file").touch()
+    assert {path.stat().st_mode for path in (tmp_path / "a").iterdir()} == {
+        (tmp_path / "file").stat().st_mode
+    }
     assert loaded.tokenizer.encode("go left") == parts["tokenizer"].encode("go left")
     assert torch.equal(load_trainer_state(tmp_path / "a")["rng"], torch.arange(9))
 

@@ -190,16 +190,17 @@ def test_common_voice(tmp_path: Path) -> None:
     assert set(left_out) == {"common_voice_en_3.mp3"}
 
 
-@pytest.mark.parametrize("form", ["csv", "jsonl"])
-def test_hugging_face_audio_folder(tmp_path: Path, form: str) -> None:
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl", "mine.csv"])
+def test_hugging_face_audio_folder(tmp_path: Path, name: str) -> None:
     write_audio(tmp_path / "hf" / "x" / "a.wav", tmp_path / "hf" / "y" / "a.wav")
     rows = [("x/a.wav", "Go, left"), ("y/a.wav", "stop"), ("y/b.wav", "stop")]
-    if form == "csv":
+    if name.endswith(".csv"):
         lines: list[Any] = ["file_name,transcription", *(f'{name},"{text}"' for name, text in rows)]
     else:
         lines = [{"file_name": name, "transcription": text} for name, text in rows]
-    write_lines(tmp_path / "hf" / f"metadata.{form}", lines)
-    taken, left_out = take_over(tmp_path / "hf", tmp_path / "data")
+    write_lines(tmp_path / "hf" / name, lines)
+    source = tmp_path / "hf" / name if name.startswith("mine") else tmp_path / "hf"
+    taken, left_out = take_over(source, tmp_path / "data")
     assert taken == [("x-a", "a.wav", "go left", "", None), ("y-a", "a.wav", "stop", "", None)]
     assert set(left_out) == {"y/b.wav"}
 

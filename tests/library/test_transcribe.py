@@ -18,7 +18,7 @@ from vox.cli import main
 from vox.decode import DECODERS, Hypothesis
 from vox.decode.found import Found
 from vox.decoder_names import VALIDATION_DECODERS
-from vox.errors import AudioError
+from vox.errors import AudioError, ConfigError
 from vox.transcribe import Transcriber
 from vox.units import SAMPLE_RATE
 
@@ -154,8 +154,12 @@ def test_load_transcribes_files_and_arrays_alike(go_checkpoint: Path, tmp_path: 
     first, second = from_file.alternatives
     assert first.text == "go" and first.score is not None and second.score is not None
     assert first.score > second.score and first.parts == {"ctc": pytest.approx(first.score)}
-    with pytest.raises(AudioError, match=r"array 1; give float32 \[samples\] at 16 kHz"):
+    with pytest.raises(AudioError, match=r"float32 \[2, 8000\]: array 1; give float32 \[samples\], one"):
         list(transcriber.transcribe([np.zeros((2, 8_000), np.float32)]))
+    with pytest.raises(AudioError, match="a number that is not finite"):
+        list(transcriber.transcribe([np.full(8_000, np.nan, np.float32)]))
+    with pytest.raises(ConfigError, match="hotwords='go' is one text"):  # not a list of letters
+        vox.load(go_checkpoint, hotwords="go")
 
 
 def test_alternatives_are_different_texts(

@@ -78,9 +78,14 @@ def find_last(run_dir: Path) -> Path:
 
 
 def find_checkpoint(folder: Path | str | None) -> Path:
-    """Return the checkpoint that was named, or for None the newest; raise CheckpointError if it is none."""
+    """Return the checkpoint that was named, or for None the newest, which is logged.
+
+    Raises CheckpointError if it is none.
+    """
     found = newest_checkpoint() if folder is None else Path(folder)
     check_place(found)
+    if folder is None:
+        log.info("checkpoint: %s", found)
     return found
 
 
