@@ -44,13 +44,18 @@ def find_refused(
 
 
 def keep_shards(
-    folder: Path, fresh: CacheWork, shard_gb: float, refused: Sequence[Utterance], opened: Opened
+    folder: Path,
+    fresh: CacheWork,
+    shard_gb: float,
+    problems: Sequence[Problem],
+    refused: Sequence[Utterance],
+    opened: Opened,
 ) -> CacheWork:
     """Return the work with the shards of the folder kept as far as they are still right.
 
-    fresh: the work if nothing were there. refused: utterances that are not in it because of their texts; what
-    the cache has of them is kept. opened: is filled with the shards that were opened. Every rank finds the
-    same, as long as the split stays as it is.
+    fresh: the work if nothing were there. problems: with utterances of the split that are not in it. refused:
+    those of them that are left out because of their texts; what the cache has of them is kept. opened: is
+    filled with the shards that were opened. Every rank finds the same, as long as the split stays as it is.
     Raises CacheError if the plan or a shard is damaged, or if most of the cache's utterances are gone.
     """
     old = read_plan(folder)
@@ -61,7 +66,7 @@ def keep_shards(
         listed = _list_utterances(folder, old, fresh)
     except CacheError:
         if read_plan(folder) != old:  # another rank has written its own between our two reads
-            return keep_shards(folder, fresh, shard_gb, refused, opened)
+            return keep_shards(folder, fresh, shard_gb, problems, refused, opened)
         listed = [{} if each.name in missing else _read_lengths(folder, old, each) for each in old.shards]
     in_use = [
         planned
@@ -88,6 +93,14 @@ def keep_shards(
     work = assemble(fresh.plan, kept)
     if before != {name: utterance.num_samples for name, utterance in wanted.items()}:
         log.info("%s: %s", fresh.plan.title, describe_changes(before, wanted))
+    if lost := sorted({problem.name for problem in problems} & before.keys() - wanted.keys()):
+        log.warning(
+            "%s: the features of %s are given up, because their recordings cannot be read now: %s; they are "
+            "computed again when these are back",
+            fresh.plan.title,
+            name_count(len(lost), "utterance"),
+            name_first(lost),
+        )
     if held_back:
         count, names = name_count(len(held_back), "utterance"), name_first(sorted(held_back))
         log.warning(

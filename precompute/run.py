@@ -203,7 +203,7 @@ def _inspect_variant(
         refused = []
         if problems and folder.exists():
             refused = find_refused(options.root, split, problems, speed, recordings.known_length)
-        work = keep_shards(folder, work, options.shard_gb, refused, opened)
+        work = keep_shards(folder, work, options.shard_gb, problems, refused, opened)
     return inspect_cache(
         folder,
         work,

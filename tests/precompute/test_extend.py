@@ -178,6 +178,13 @@ def test_a_text_that_is_refused_costs_no_features(
     write_manifest(root, dict.fromkeys([0, 2, 3, 4, 5], 0), cyrillic=(4,))
     assert main([*line, "--skip-bad"]) == 0
     assert "u01" not in read_all(tmp_path / "features", fingerprint)
+    write_manifest(root, {0: 0, 2: 0, 3: 0, 4: 0, 5: 2}, cyrillic=(4,))  # a file that is not there
+    assert main([*line, "--skip-bad"]) == 0
+    told = capsys.readouterr().err
+    assert (
+        "the features of 1 utterance are given up, because their recordings cannot be read now: u05" in told
+    )
+    assert "the features of 1 utterance stay" in told
 
 
 def test_a_split_of_other_recordings_is_refused(
