@@ -312,6 +312,13 @@ def test_a_run_of_the_decoder_alone_shows_no_loss_of_ctc(run, capsys):
     assert "1.6250 (attention 1.2500 a label)" in capsys.readouterr().out
 
 
+def test_where_all_updates_are_done_no_other_epoch_begins(run):
+    """As with max_updates, which may end before the epochs do."""
+    for total, epoch in ((44, 1), (45, 2)):
+        (run / ALIVE).write_text(json.dumps(own_heartbeat(state="finished", update=44, total_updates=total)))
+        assert read_status(run, NOW).epoch == epoch
+
+
 def test_a_real_run(tiny_root, tiny_wavlm_dir, tmp_path):
     """Training writes the files that `vox status` reads, with the same names and keys."""
     options = stage1_options(

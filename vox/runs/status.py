@@ -158,6 +158,7 @@ def read_status(run: Path, now: float) -> RunStatus:
     epochs = whole_number_in(alive, "epochs") or whole_number_in(train_config, "epochs")
     update = _first(whole_number_in(alive, "update"), _newest_update(newest, saved))
     total_updates = _first(whole_number_in(alive, "total_updates"), whole_number_in(saved, "total_updates"))
+    is_done = update is not None and update == total_updates
     rate = _first(number_in(alive, "updates_per_second"), number_in(train, "updates_per_second"))
     return RunStatus(
         run=str(run),
@@ -170,7 +171,7 @@ def read_status(run: Path, now: float) -> RunStatus:
         pid=whole_number_in(alive, "pid"),
         host=text_in(alive, "host"),
         world_size=whole_number_in(alive, "world_size"),
-        epoch=_first(whole_number_in(alive, "epoch"), _epoch_under_way(newest or saved, epochs)),
+        epoch=_first(whole_number_in(alive, "epoch"), _epoch_under_way(newest or saved, epochs, is_done)),
         epochs=epochs,
         update=update,
         total_updates=total_updates,
@@ -260,11 +261,14 @@ def _newest_update(newest: Tree, saved: Tree) -> int | None:
     return max((update for update in updates if update is not None), default=None)
 
 
-def _epoch_under_way(event: Tree, epochs: int | None) -> int | None:
-    """Return the epoch counted from 1: events and checkpoints count the complete ones."""
+def _epoch_under_way(event: Tree, epochs: int | None, is_done: bool) -> int | None:
+    """Return the epoch counted from 1: events and checkpoints count the complete ones.
+
+    is_done: no other epoch begins, even if the updates ended before the epochs did.
+    """
     complete = whole_number_in(event, "epoch")
-    if complete is None:
-        return None
+    if complete is None or is_done:
+        return complete
     return complete + 1 if epochs is None else min(complete + 1, epochs)
 
 
