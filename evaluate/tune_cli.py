@@ -16,7 +16,13 @@ from vox.options import (
 
 
 @click.command()
-@click.option("--split", required=True, help="A dev split. Never use the test split.")
+@click.option(
+    "--split",
+    "splits",
+    multiple=True,
+    required=True,
+    help="A dev split, never a test split; several count as one.",
+)
 @checkpoint_option
 @click.option(
     "--beam", type=click.IntRange(1, 1000), default=8, show_default=True, help="Texts of an utterance."
@@ -33,7 +39,7 @@ from vox.options import (
 @workers_option(2)
 @skip_bad_option
 def tune(
-    split: str,
+    splits: tuple[str, ...],
     checkpoint: Path | None,
     beam: int,
     lm: Path | None,
@@ -54,12 +60,15 @@ def tune(
 
     # Before torch is imported, which takes seconds.
     folder = find_checkpoint(checkpoint).resolve()
-    find_split(root, split)
+    splits = tuple(dict.fromkeys(splits))
+    for split in splits:
+        find_split(root, split)
 
+    from evaluate.splits import load_splits
     from evaluate.tune import tune as tune_weights
     from vox.additions import read_additions
     from vox.checkpoint.files import load_recogniser
-    from vox.corpus import load_split, refuse_without_words
+    from vox.corpus import refuse_without_words
     from vox.decode import SearchOptions
     from vox.device import pick_device
     from vox.disk import check_writable
@@ -70,12 +79,13 @@ def tune(
     loaded = load_recogniser(folder, place)
     read_tuned(folder, lm)  # fail on a damaged tuned.json before the work
     scorers = read_additions(lm, None, None, (), None).make_scorers(loaded.tokenizer, place)
-    utterances = load_split(root, split, skip_bad=skip_bad, normalise=loaded.normaliser)
-    refuse_without_words(split, utterances)
+    utterances, _ = load_splits(root, splits, skip_bad=skip_bad, normalise=loaded.normaliser)
+    title = "+".join(splits)
+    refuse_without_words(title, utterances)
     tuned = tune_weights(
         loaded,
         utterances,
-        split,
+        title,
         replace(SearchOptions(), beam=beam, scorers=scorers),
         batch_seconds=batch_seconds,
         workers=workers,

@@ -73,9 +73,11 @@ def test_tune_writes_what_transcribe_and_evaluate_take(
     tiny_wavlm_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = save_arbitrary_checkpoint(tmp_path / "run" / "arbitrary", tiny_wavlm_dir)
-    write_split(tmp_path / "data", "dev", 4, speaker=8, first_seed=100)
+    for name, seed in (("dev", 100), ("dev2", 200)):  # of the same ids
+        write_split(tmp_path / "data", name, 2, speaker=8, first_seed=seed)
     where = ["--checkpoint", str(checkpoint), "--root", str(tmp_path / "data"), "--device", "cpu"]
-    assert main(["tune", "--split", "dev", "--beam", "4", *where, "--workers", "0"]) == 0
+    where += ["--split", "dev", "--split", "dev2"]
+    assert main(["tune", "--beam", "4", *where, "--workers", "0"]) == 0
     assert capsys.readouterr().out.endswith(f"written: {checkpoint / TUNED}\n")
     tuned = read_tuned(checkpoint, None)
     assert (
@@ -84,7 +86,7 @@ def test_tune_writes_what_transcribe_and_evaluate_take(
     assert tuned.decoder == min(tuned.wer, key=lambda name: tuned.wer[name])
     # Among the texts of the beam none is better, so the weights cannot lose to the default ones.
     out = tmp_path / "out"
-    assert main(["evaluate", "--split", "dev", "--decoder", "rescore", *where, "--out", str(out)]) == 0
+    assert main(["evaluate", "--decoder", "rescore", *where, "--out", str(out)]) == 0
     figures = json.loads((out / "report.json").read_text())["decoders"]["rescore"]
     assert (figures["beam"], figures["ctc_weight"]) == (4, tuned.ctc_weight)
     assert figures["wer"] == pytest.approx(tuned.wer["rescore"])
