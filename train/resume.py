@@ -3,6 +3,7 @@
 import logging
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,7 @@ def find_progress(options: TrainOptions, parts: Parts, fresh: Progress, ranks: R
         if ranks.is_first:
             keep = parts.config.train.keep_checkpoints
             restore_links(options.run_dir, parts.origin.folder, progress, keep)
-            if "best_limit" not in parts.origin.state:
-                rank_best(options.run_dir, progress)
+            rank_best(options.run_dir, parts.origin.state, progress)
     # Where the best checkpoint is lost, rank 0 has found the next best one.
     for name, value in ranks.gather({name: getattr(progress, name) for name in OF_BEST})[0].items():
         setattr(progress, name, value)
@@ -86,8 +86,13 @@ def _refuse_changes(run_dir: Path, parts: Parts, before: Progress, now: Progress
         )
 
 
-def rank_best(run_dir: Path, progress: Progress) -> None:
-    """Rank the best checkpoint as this version does: an older one ranked by the mean of both WERs."""
+def rank_best(run_dir: Path, state: Mapping[str, Any], progress: Progress) -> None:
+    """Rank the best checkpoint of an older version, which ranked by the mean of both WERs, as this one does.
+
+    state: what the run is resumed from. Since it has `best_limit`, `best` need not be the lowest.
+    """
+    if "best_limit" in state:
+        return
     best = run_dir / BEST
     dev = read_state(best).get("dev") if best.exists() else None
     if dev is not None:

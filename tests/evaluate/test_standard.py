@@ -76,6 +76,7 @@ def test_both_sides_are_scored_by_whispers_rules_and_kept_as_they_were(
         "words": 5,
     }
     assert (figures["wer"], report["normalise"], report["num_excluded"]) == (3 / 5, WHISPER_ENGLISH, 0)
+    assert report["split"] == "own-whisper-english"  # which names the folder, where no other is given
     assert report["words"]["go"]["decoders"]["ctc"] == {"found": 4, "right": 3}
     assert report["words"]["um"]["said"] == 0
     rows = [json.loads(line) for line in (root / "out" / "hypotheses-ctc.jsonl").read_text().splitlines()]

@@ -12,7 +12,7 @@ import torch
 from tests.support.power import assert_durable, watch_renames
 from tests.support.training import MODEL, tiny_recogniser
 from vox.checkpoint.files import load_recogniser, load_trainer_state, save_checkpoint
-from vox.checkpoint.series import newest_checkpoint, remove_unlinked
+from vox.checkpoint.series import find_checkpoint, newest_checkpoint, remove_unlinked
 from vox.config import ModelConfig, load_config
 from vox.disk import replace_link
 from vox.errors import CheckpointError
@@ -128,12 +128,17 @@ def test_links_move_and_the_rest_is_removed(tmp_path):
     assert str(last.readlink()) == "checkpoints/three"  # relative: a run's folder may be moved
 
 
-def test_the_newest_stage_is_found(tmp_path):
+def test_the_newest_stage_is_found(tmp_path, parts, monkeypatch, caplog):
     with pytest.raises(CheckpointError, match="run vox train"):
         newest_checkpoint(tmp_path)
     for stage in (1, 2):
         (tmp_path / f"stage{stage}" / "best").mkdir(parents=True)
         assert newest_checkpoint(tmp_path) == tmp_path / f"stage{stage}" / "best"
+    save(tmp_path / "runs" / "stage1" / "best", parts)
+    monkeypatch.chdir(tmp_path)
+    with caplog.at_level("INFO"):
+        assert find_checkpoint(None) == Path("runs/stage1/best")
+    assert "checkpoint: runs/stage1/best" in caplog.text  # which was not named
 
 
 def test_a_folder_that_is_no_checkpoint(tmp_path):

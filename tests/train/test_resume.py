@@ -331,9 +331,11 @@ def test_the_best_checkpoint_of_an_older_version_is_ranked_as_this_one_does(tmp_
     (tmp_path / "best").mkdir()
     (tmp_path / "best" / "state.json").write_text(json.dumps({"dev": dev}))
     progress = Progress(best=[0.315, 2.0])
-    rank_best(tmp_path, progress)
+    rank_best(tmp_path, {"best_limit": 0.9}, progress)  # of this version: another may be the lowest
+    assert progress.best == [0.315, 2.0]
+    rank_best(tmp_path, {}, progress)
     assert progress.best == [0.02, 2.0]
     only_the_decoder_learns = dev | {"source": {"wer": {"attention": 0.1}}}
     (tmp_path / "best" / "state.json").write_text(json.dumps({"dev": only_the_decoder_learns}))
-    rank_best(tmp_path, progress)
+    rank_best(tmp_path, {}, progress)
     assert progress.best == [0.61, 2.0]

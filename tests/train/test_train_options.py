@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from train.options import CHANGEABLE, IN_CONFIG, OF_THE_COMMAND, TrainOptions, resume_options, save_options
+from train.signals import Interrupted
+from vox.cli import main
 from vox.config import load_saved_config
 from vox.errors import ConfigError
 from vox.runs.layout import CONFIG, OPTIONS
@@ -77,3 +79,15 @@ def test_a_run_from_before_there_could_be_several_splits_is_resumed(tmp_path: Pa
     assert (config.adapt.replay_split, config.adapt.source_dev_split) == (("c",), None)
     assert (config.data.min_seconds, config.data.max_seconds) == (None, None)
     assert config.adapt.learns == "all"
+
+
+def test_an_interrupted_run_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(options: TrainOptions) -> None:
+        raise Interrupted(2)
+
+    monkeypatch.setattr("train.inputs.check_inputs", lambda options: None)
+    monkeypatch.setattr("train.run.run_training", interrupt)
+    assert main(["train", "--stage", "1", "--run", "my runs/a"]) == 130
+    assert "go on with vox train --stage 1 --resume --run 'my runs/a'" in capsys.readouterr().err

@@ -147,3 +147,5 @@ def test_ranks_share_the_batches_and_agree(scripted, monkeypatch, tmp_path):
         assert found.attention == pytest.approx(alone.attention, rel=1e-5)
         same = {"ctc": alone.ctc, "attention": alone.attention, "seconds": alone.seconds}
         assert replace(found, **same).to_dict() == alone.to_dict()
+    with_source = replace(alone, source=alone).to_dict()
+    assert alone.errors and not {"errors", "num_words"} & (with_source.keys() | with_source["source"].keys())
