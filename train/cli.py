@@ -1,15 +1,15 @@
 """`vox train`."""
 
 import os
-import shlex
 from pathlib import Path
 
 import click
 
-from train.options import TrainOptions
+from train.options import TrainOptions, resume_command
 from train.stages import STAGES
 from vox.errors import ConfigError
 from vox.options import device_option, features_option, root_option, skip_bad_option
+from vox.runs.layout import LAST
 
 
 @click.command()
@@ -93,6 +93,8 @@ def train(context: click.Context, origin: str | None, resume: bool, **arguments:
         run_training(options)
     except Interrupted as interrupted:
         if os.environ.get("RANK", "0") == "0":  # once, where torchrun started several
-            command = f"vox train --stage {options.stage} --resume --run {shlex.quote(str(options.run_dir))}"
-            click.echo(f"vox train: interrupted and saved; go on with {command}", err=True)
+            command = resume_command(options.stage, options.run)
+            is_saved = (options.run_dir / LAST).exists()
+            what = f"saved; go on with {command}" if is_saved else "there was nothing to save yet"
+            click.echo(f"vox train: interrupted; {what}", err=True)
         context.exit(128 + interrupted.signal_number)

@@ -196,12 +196,12 @@ def resume_options(options: TrainOptions) -> TrainOptions:
         raise ConfigError(
             f"a resumed run keeps its settings: {', '.join(refused)} cannot be given",
             where=options.run_dir,
-            remedy=f"write {_resume_command(recorded.stage, options.run)} alone, or start another run",
+            remedy=f"write {resume_command(recorded.stage, options.run)} alone, or start another run",
         )
     return replace(recorded, **changes)
 
 
-def _resume_command(stage: int, run: Path | None) -> str:
+def resume_command(stage: int, run: Path | None) -> str:
     words = ["vox", "train", "--stage", str(stage), "--resume", *(["--run", str(run)] if run else [])]
     return shlex.join(words)
 

@@ -8,7 +8,8 @@ from typing import Any
 from vox.errors import CheckpointError, name_first
 from vox.runs.layout import STATE, Weights
 
-OF_BEST = ("best", "best_errors", "best_limit", "best_checkpoint")  # what a run knows of its best checkpoint
+# What later dev results are compared with.
+OF_BEST = ("best", "best_limit", "best_checkpoint", "lowest_errors", "lowest_digest")
 
 
 @dataclass
@@ -23,8 +24,9 @@ class Progress:
     skipped_in_a_row: int = 0  # of these, those since the last update that changed the weights
     unread_updates: int = 0  # none of their recordings could be read
     best: list[float] | None = None  # the lowest rank of a dev result
-    best_errors: str = ""  # of each utterance of that result, to compare newer ones with
-    best_limit: float = 0.0  # a newer checkpoint that takes the place of a lower one must have a WER below
+    lowest_errors: str = ""  # of each utterance of that result
+    lowest_digest: str = ""  # of the utterances
+    best_limit: float | None = None  # a `best` that is not the lowest has a WER below; None: it is the lowest
     best_checkpoint: str | None = None  # the name of the best checkpoint's folder
     dev: dict[str, Any] | None = None  # the newest dev result
     weights: Weights = "raw"  # which weights it is of, and the checkpoint stands for

@@ -10,7 +10,7 @@ from train.inputs import refuse_existing
 from train.joined import find_shared_recordings, join_names
 from train.judge.adapt import begin_adaptation, interpolate_at_the_end, link_before, start_l2_sp
 from train.judge.average import average_at_the_end
-from train.judge.handoff import hand_over
+from train.judge.handoff import hand_over, record_start
 from train.loop import report_failures, step_settings, train_epochs
 from train.memory import settle_micro_batch
 from train.meter import Meter
@@ -164,6 +164,8 @@ def _start(run: Run, options: TrainOptions) -> None:
         begin_adaptation(run)
     elif find_stage(options.stage).checks_handoff:
         hand_over(run)
+    elif run.parts.origin is not None:
+        record_start(run)
     else:
         save_run(run, checkpoint_name(0))
     run.writer.wait()  # finds a disk that is too small before any work is done

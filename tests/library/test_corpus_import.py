@@ -325,7 +325,7 @@ def test_what_is_no_corpus_or_exists_is_refused(tmp_path: Path, capsys: pytest.C
     expected = {
         "empty": "not a corpus that Vox knows",
         "cv": "give one of them, as",
-        "bad.tsv": "must name a column path and one of texts (sentence), and names path, text",
+        "bad.tsv": "its columns are path, text: there must be path, and one of sentence",
         "text.jsonl": "not a corpus that Vox knows",
         "latin.tsv": "not UTF-8 text",
         "cut.jsonl.gz": "a damaged gzip file",

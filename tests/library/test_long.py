@@ -169,6 +169,14 @@ def test_a_cut_is_in_the_longest_stretch_of_blank(data: st.DataObject, max_frame
         assert log_probs_TV[cut, BLANK_ID] == max(log_probs_TV[k, BLANK_ID] for k in places)
 
 
+def test_without_blank_the_likeliest_blank_at_a_change_is_taken_however_unlikely() -> None:
+    log_probs_TV = torch.full((12, 8), -40.0)
+    log_probs_TV[torch.arange(12), torch.tensor([LABEL, LABEL + 1] * 6)] = 0.0
+    log_probs_TV[:, BLANK_ID] = -20.0
+    log_probs_TV[7, BLANK_ID] = -19.0
+    assert find_cut(log_probs_TV, 10) == 7
+
+
 @settings(deadline=None)
 @given(data=st.data(), max_frames=st.integers(4, 30))
 def test_a_cut_is_before_a_word_where_one_begins(data: st.DataObject, max_frames: int) -> None:

@@ -191,7 +191,7 @@ def test_verify_hashes_the_recordings(
     lines = [line for line in told.out.splitlines() if "recording" in line]
     assert len(lines) == 2
     assert re.match(rf"changed recording: 7-1-0003: {changed} \(.*shard-\d+\.h5\)", lines[0])
-    assert lines[1] == "recordings that are not there, or no longer in the split: of 1 utterance (7-1-0005)"
+    assert lines[1] == "no recording, or no longer in the split: 1 utterance (7-1-0005)"
     assert "2 faults" in told.err
     # Another root than the corpus's: every split that is not there is a fault, and the rest is still told.
     assert main([*command, "--audio", "--root", str(root / "nowhere")]) == 2

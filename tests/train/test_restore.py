@@ -159,14 +159,14 @@ def test_best_goes_back_with_the_run(left, tmp_path, caplog):
 
 def test_a_damaged_best_is_not_the_best(tmp_path, caplog):
     for name, rank in ((FIRST, 3.0), (SECOND, 2.0)):
-        known = {"best": [rank], "best_errors": "1 2", "best_limit": rank, "best_checkpoint": name}
+        known = {"best": [rank], "lowest_errors": "1 2", "best_limit": rank, "best_checkpoint": name}
         replace_link(tmp_path / "best", write_checkpoint(tmp_path, name, **known))
     flip_bit(tmp_path / "best" / MODEL)
     last = write_checkpoint(tmp_path, THIRD)
     progress = Progress(best=[2.0], best_checkpoint=SECOND)
     restore_links(tmp_path, last, progress, keep=2)
     assert (tmp_path / "best").resolve().name == progress.best_checkpoint == FIRST
-    assert (progress.best, progress.best_errors, progress.best_limit) == ([3.0], "1 2", 3.0)
+    assert (progress.best, progress.lowest_errors, progress.best_limit) == ([3.0], "1 2", 3.0)
     assert f"{SECOND}, once the best, is damaged: {MODEL} has changed" in caplog.text
 
 

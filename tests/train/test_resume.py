@@ -20,7 +20,7 @@ import vox.checkpoint.files
 from tests.support.processes import run_ranks
 from tests.support.training import Killed, assert_equal_runs, read_metrics, signal_during
 from train.options import TrainOptions
-from train.progress import Progress
+from train.progress import OF_BEST, Progress
 from train.record.metrics import MetricsLog
 from train.resume import rank_best
 from train.run import run_training
@@ -138,6 +138,36 @@ def test_sigterm_saves_and_leaves(name, update, stage1, tmp_path, monkeypatch):
     assert (state["update"], state["epoch"]) == (update, 0)
     run_training(TrainOptions(stage=1, run=options.run_dir, resume=True))
     assert_equal_runs(stage1.run_dir, options.run_dir)
+
+
+def test_a_resumed_run_knows_what_was_best(stage1, tmp_path, monkeypatch):
+    """As where words are recognised, so that WERs rank the checkpoints."""
+    for module in ("best", "validate"):
+        monkeypatch.setattr(f"train.judge.{module}.UNDECIDED_WER", 9.0)
+    states = []
+    for name in ("whole", "resumed"):
+        run = tmp_path / name
+        options = replace(stage1, run=run)
+        if name == "resumed":
+            with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
+                signal_during(patch, "run_update", 5)
+                run_training(options)
+            options = TrainOptions(stage=1, run=run, resume=True)
+        run_training(options)
+        state = json.loads((run / "last" / "state.json").read_text())
+        states.append({key: state[key] for key in OF_BEST})
+    assert states[0] == states[1]
+    assert states[0]["lowest_errors"] and 0 < states[0]["best_limit"] < 9.0
+
+
+def test_weights_that_stage_1_begins_with_have_to_be_improved_on(stage1, tmp_path):
+    """With a learning rate at which nothing is learnt."""
+    changes = {"overrides": (*stage1.overrides, "optimizer.learning_rate=1e-30")}
+    options = replace(stage1, run=tmp_path / "run", from_checkpoint=stage1.run_dir / "best", **changes)
+    run_training(options)
+    devs = [event for event in read_metrics(options.run_dir) if event["kind"] == "dev"]
+    assert [event["is_best"] for event in devs] == [True, False, False, False] and devs[0]["update"] == 0
+    assert (options.run_dir / "best").resolve().name == "update-00000000-validated"
 
 
 def assert_links_go_back(run: Path, patch: pytest.MonkeyPatch) -> None:

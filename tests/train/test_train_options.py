@@ -81,13 +81,19 @@ def test_a_run_from_before_there_could_be_several_splits_is_resumed(tmp_path: Pa
     assert config.adapt.learns == "all"
 
 
+@pytest.mark.parametrize("is_saved", [False, True])
 def test_an_interrupted_run_says_how_to_go_on(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    is_saved: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupt(options: TrainOptions) -> None:
+        if is_saved:
+            (options.run_dir / "last").mkdir(parents=True)
         raise Interrupted(2)
 
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("train.inputs.check_inputs", lambda options: None)
     monkeypatch.setattr("train.run.run_training", interrupt)
     assert main(["train", "--stage", "1", "--run", "my runs/a"]) == 130
-    assert "go on with vox train --stage 1 --resume --run 'my runs/a'" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    command = "saved; go on with vox train --stage 1 --resume --run 'my runs/a'"
+    assert (command if is_saved else "there was nothing to save yet") in told

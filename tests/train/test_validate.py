@@ -95,6 +95,9 @@ def test_error_rates_and_losses_are_those_counted_by_hand(scripted):
     found = run_validation(scripted, split, Ranks())
     assert found.wer == {"ctc": pytest.approx(3 / 9), "attention": pytest.approx(4 / 9)}
     assert found.num_truncated == 2
+    assert [sum(found.errors[name]) for name in ("ctc", "attention")] == [3, 4]
+    assert (sum(found.num_words), len(found.num_words)) == (9, 5)
+    assert found.errors["ctc"] != found.errors["attention"]
     assert found.wer_by_split == {}  # there is one
     first = {"id": "20", "reference": "go stop", "ctc": "go", "attention": "go stop now"}
     assert found.examples[0] == first and len(found.examples) == 3
@@ -135,7 +138,7 @@ def test_ranks_share_the_batches_and_agree(scripted, monkeypatch, tmp_path):
     def work(rank: int) -> None:
         split = make_split()
         found = run_validation(scripted, split, join(rank, 3))
-        report = {"asked": split.source.asked, "found": found.to_dict()}  # type: ignore[attr-defined]
+        report = {"asked": split.source.asked, "found": vars(found)}  # type: ignore[attr-defined]
         (tmp_path / str(rank)).write_text(json.dumps(report))
 
     assert run_ranks(3, work) == [0] * 3
@@ -146,6 +149,6 @@ def test_ranks_share_the_batches_and_agree(scripted, monkeypatch, tmp_path):
         assert found.ctc == pytest.approx(alone.ctc, rel=1e-5)
         assert found.attention == pytest.approx(alone.attention, rel=1e-5)
         same = {"ctc": alone.ctc, "attention": alone.attention, "seconds": alone.seconds}
-        assert replace(found, **same).to_dict() == alone.to_dict()
+        assert replace(found, **same) == alone
     with_source = replace(alone, source=alone).to_dict()
     assert alone.errors and not {"errors", "num_words"} & (with_source.keys() | with_source["source"].keys())

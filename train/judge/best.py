@@ -16,7 +16,7 @@ from vox.runs.layout import Kind, Weights, checkpoint_name
 log = logging.getLogger(__name__)
 
 
-def judge(progress: Progress, result: DevResult) -> str:
+def judge(progress: Progress, result: DevResult, *, must_be_lowest: bool = False) -> str:
     """Say why a result's weights are the best so far, in words for the log; "" if they are not.
 
     `best` is the newest checkpoint that is not clearly worse than the lowest. The lowest of many WERs is low
@@ -29,24 +29,27 @@ def judge(progress: Progress, result: DevResult) -> str:
     rank = list(result.rank)
     if not (keeps_promise(progress.promise, result) and math.isfinite(rank[1])):
         return ""
-    if progress.best is None:
-        progress.best_limit = UNDECIDED_WER if progress.update else rank[0]
     if progress.best is None or rank < progress.best:
-        progress.best, progress.best_errors = rank, " ".join(map(str, result.errors[result.better]))
+        if progress.best is None and progress.best_limit is None:
+            progress.best_limit = UNDECIDED_WER
+        if progress.best_limit is not None:  # None: the run was begun by a version that chose the lowest
+            progress.best_limit = min(progress.best_limit, result.noise_end if progress.update else rank[0])
+        progress.best, progress.lowest_digest = rank, result.split_digest
+        progress.lowest_errors = " ".join(map(str, result.errors[result.better]))
         return "best so far"
-    if rank[0] < progress.best_limit and not _is_clearly_worse(progress.best_errors, result):
-        return "best now: newer, and not clearly worse"
-    return ""
+    if must_be_lowest or rank[0] >= (progress.best_limit or 0.0) or _is_clearly_worse(progress, result):
+        return ""
+    return f"best now: newer, and not clearly worse than {100 * progress.best[0]:.2f} %"
 
 
-def _is_clearly_worse(lowest_errors: str, result: DevResult) -> bool:
+def _is_clearly_worse(progress: Progress, result: DevResult) -> bool:
     """Say whether the 95 % interval of the difference from the lowest result excludes 0 (paired bootstrap).
 
-    lowest_errors: of each utterance. Where other utterances could be read this time, it cannot be said.
+    Where other utterances could be read this time, it cannot be said.
     """
-    before, now = list(map(int, lowest_errors.split())), result.errors[result.better]
-    if len(before) != len(now):
+    if progress.lowest_digest != result.split_digest:
         return True
+    before, now = list(map(int, progress.lowest_errors.split())), result.errors[result.better]
     rates = measure_rates({"before": before, "now": now}, result.num_words, range(len(now)))
     return compare_rates(rates["before"], rates["now"]).interval[0] > 0
 
@@ -55,14 +58,14 @@ def record(run: Run, results: Mapping[Weights, DevResult], *, can_be_worse: bool
     """Log dev results, keyed by the weights they belong to; save a checkpoint, as `best` if it is the best.
 
     The better of the results represents the checkpoint. In stage 3, a result within the limit of the source's
-    WER ranks before one above it. can_be_worse: save the checkpoint even if it is not the best. Returns
-    whether it is.
+    WER ranks before one above it. can_be_worse: save the checkpoint even if it is not the best; without this,
+    only the lowest is the best. Returns whether it is.
     """
     progress = run.progress
     weights, result = min(
         results.items(), key=lambda item: (not keeps_promise(progress.promise, item[1]), item[1].rank)
     )
-    verdict = judge(progress, result)
+    verdict = judge(progress, result, must_be_lowest=not can_be_worse)
     is_best = bool(verdict)
     for name, each in results.items():
         event = "dev" if name == "raw" else f"dev_{name}"

@@ -26,10 +26,7 @@ def hand_over(run: Run) -> None:
             where=folder,
             remedy="start from a `best` checkpoint",
         )
-    try:
-        result = validate_run(run, run.signals.agree)
-    except Stopped:  # nothing was saved yet, so nothing is lost
-        raise Interrupted(run.signals.number) from None
+    result = _validate_start(run)
     difference = check_handoff(
         dev,
         result,
@@ -41,6 +38,18 @@ def hand_over(run: Run) -> None:
     run.write("handoff", run.progress.update, run.progress.handoff)
     log.info("handoff: the dev loss is within %.3f %% of the recorded one", 100 * difference)
     record(run, {"raw": result})
+
+
+def record_start(run: Run) -> None:
+    """Validate the weights that a stage begins with, for later ones to improve on."""
+    record(run, {"raw": _validate_start(run)})
+
+
+def _validate_start(run: Run) -> DevResult:
+    try:
+        return validate_run(run, run.signals.agree)
+    except Stopped:  # nothing was saved yet, so nothing is lost
+        raise Interrupted(run.signals.number) from None
 
 
 def check_handoff(

@@ -73,6 +73,11 @@ class DevResult:
         return min(self._judged, key=lambda name: self.wer[name])
 
     @property
+    def noise_end(self) -> float:
+        """The WER that ranks it and the width of its 95 % interval: it is not that much higher by luck."""
+        return 2 * self.wer_upper[self.better] - self.wer[self.better]
+
+    @property
     def _judged(self) -> Collection[str]:
         return self.wer if self.source is None else self.source.wer
 

@@ -60,7 +60,7 @@ def _recognise_folder(folder: Path) -> tuple[str, Callable[[], Imported]]:
     metadata = [folder / name for name in ("metadata.csv", "metadata.jsonl") if (folder / name).is_file()]
     if metadata:
         return "Hugging Face audio folder", lambda: read_audio_folder(metadata[0])
-    if tables := sorted(folder.glob("*.tsv")):
+    if tables := sorted([*folder.glob("*.tsv"), *folder.glob("*.csv")]):
         raise CorpusError("a folder of tables", where=folder, remedy=f"give one of them, as {tables[0]}")
     if next(folder.rglob(TRANSCRIPTS), None) is not None:
         return "LibriSpeech layout", lambda: read_librispeech(folder)

@@ -48,11 +48,11 @@ def _add_rows(
         if text_column is None:
             text_column = next((column for column in text_columns if column in row), None)
             if audio_column not in row or text_column is None:
+                there, texts = name_first(list(map(str, row))), ", ".join(text_columns)
                 raise CorpusError(
-                    f"the first line must name a column {audio_column} and one of texts "
-                    f"({', '.join(text_columns)}), and names {name_first(list(map(str, row)))}",
+                    f"its columns are {there}: there must be {audio_column}, and one of {texts}",
                     where=path,
-                    remedy="add such a line, or rename its columns",
+                    remedy="rename them, or add a first line with their names",
                 )
         audio, text = row.get(audio_column), row.get(text_column)
         speaker = next((row[column] for column in SPEAKER_COLUMNS if row.get(column)), "")

@@ -86,7 +86,7 @@ def verify_audio(
                 yield f"{hashes[recording][1]} recording: {name}: {recording[0]} ({shard.path})"
     if absent:
         names = f"{name_count(len(absent), 'utterance')} ({name_first(absent)})"
-        yield f"recordings that are not there, or no longer in the split: of {names}"
+        yield f"no recording, or no longer in the split: {names}"
 
 
 def _hash_or_explain(recording: Recording) -> tuple[str, str]:
