@@ -9,7 +9,7 @@ from vox.errors import CheckpointError, name_first
 from vox.runs.layout import STATE, Weights
 
 # What later dev results are compared with.
-OF_BEST = ("best", "best_limit", "best_checkpoint", "lowest_errors", "lowest_digest")
+OF_BEST = ("best", "best_limit", "best_checkpoint", "lowest_errors", "lowest_digest", "start_wer")
 
 
 @dataclass
@@ -26,7 +26,8 @@ class Progress:
     best: list[float] | None = None  # the lowest rank of a dev result
     lowest_errors: str = ""  # of each utterance of that result
     lowest_digest: str = ""  # of the utterances
-    best_limit: float | None = None  # a `best` that is not the lowest has a WER below; None: it is the lowest
+    best_limit: float | None = None  # the highest WER of a newer `best`; None: begun when it was the lowest
+    start_wer: float | None = None  # of the weights that the run began with, if they were validated
     best_checkpoint: str | None = None  # the name of the best checkpoint's folder
     dev: dict[str, Any] | None = None  # the newest dev result
     weights: Weights = "raw"  # which weights it is of, and the checkpoint stands for

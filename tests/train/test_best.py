@@ -2,10 +2,12 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from train.judge.best import judge
+from train.judge.best import judge, record
 from train.judge.validate import DevResult
 from train.progress import Progress
 
@@ -59,15 +61,29 @@ def test_what_a_few_utterances_add_is_bounded() -> None:
     lowest, looping = measure(0.1), measure(0.1)
     looping = replace(looping, wer={"attention": 0.3}, errors={"attention": [*[1] * 50, *[0] * 49, 100]})
     assert judge_all([lowest, looping]) == [True, False]
-    wider = replace(lowest, wer_upper={"attention": 0.21})  # an interval of 0.22
+    wider = replace(lowest, wer_upper={"attention": 0.21})  # twice 0.11 above 0.1
     assert judge_all([wider, looping]) == [True, True]
 
 
-def test_means_and_interpolations_have_to_be_the_lowest() -> None:
-    progress = Progress(update=1)
-    assert judge(progress, measure(0.02))
-    assert not judge(progress, measure(0.024, first=50), must_be_lowest=True)
-    assert judge(progress, measure(0.018), must_be_lowest=True)
+def test_one_utterance_of_the_same_wer_is_not_clearly_worse() -> None:
+    """Its interval has no width."""
+    one = {"errors": {"attention": [1]}, "num_words": [5], "wer": {"attention": 0.2}}
+    result = replace(measure(0.2), **one, wer_upper={"attention": 0.2})
+    assert judge_all([result, replace(result, ctc=2.0)]) == [True, True]
+
+
+def test_means_and_interpolations_have_to_be_the_lowest(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[bool] = []
+    monkeypatch.setattr("train.judge.best.save_run", lambda run, name, *, is_best: saved.append(is_best))
+    config = SimpleNamespace(train=SimpleNamespace(epochs=9))
+    run: Any = SimpleNamespace(
+        progress=Progress(update=1), parts=SimpleNamespace(config=config), write=lambda *_: None
+    )
+    assert record(run, {"raw": measure(0.02)})
+    newer = measure(0.024, first=50)
+    assert not record(run, {"average": newer}, can_be_worse=False) and saved == [True]
+    assert record(run, {"raw": newer}) and saved == [True, True]
+    assert record(run, {"interpolated": measure(0.018)}, can_be_worse=False)
 
 
 def test_the_same_wer_with_other_losses_is_not_clearly_worse() -> None:
@@ -90,7 +106,7 @@ def test_a_run_of_a_version_that_chose_the_lowest_goes_on_so() -> None:
 
 
 def test_where_the_best_checkpoint_is_lost_the_start_still_counts() -> None:
-    progress = Progress(best_limit=0.1, update=5)
+    progress = Progress(start_wer=0.1, update=5)
     assert judge_all([measure(0.08), measure(0.11, first=50)], progress) == [True, False]
 
 

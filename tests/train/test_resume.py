@@ -141,23 +141,36 @@ def test_sigterm_saves_and_leaves(name, update, stage1, tmp_path, monkeypatch):
 
 
 def test_a_resumed_run_knows_what_was_best(stage1, tmp_path, monkeypatch):
-    """As where words are recognised, so that WERs rank the checkpoints."""
-    for module in ("best", "validate"):
-        monkeypatch.setattr(f"train.judge.{module}.UNDECIDED_WER", 9.0)
+    """The second of three results is the lowest, and the third takes its place after the resume."""
+    original, wers = train.judge.validate.validate, []
+
+    def scripted(recogniser, split, tokenizer, **keywords):
+        result = original(recogniser, split, tokenizer, **keywords)
+        wer, place = wers.pop(0)
+        errors = [int(k == place) for k in range(len(result.num_words))]
+        return replace(
+            result,
+            wer=dict.fromkeys(result.wer, wer),
+            wer_upper=dict.fromkeys(result.wer, 0.5),
+            errors=dict.fromkeys(result.wer, errors),
+        )
+
     states = []
     for name in ("whole", "resumed"):
-        run = tmp_path / name
-        options = replace(stage1, run=run)
-        if name == "resumed":
-            with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
-                signal_during(patch, "run_update", 5)
-                run_training(options)
-            options = TrainOptions(stage=1, run=run, resume=True)
-        run_training(options)
-        state = json.loads((run / "last" / "state.json").read_text())
+        wers[:] = [(0.3, 0), (0.1, 0), (0.11, 1)]
+        options = replace(stage1, run=tmp_path / name)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(train.judge.validate, "validate", scripted)
+            if name == "resumed":
+                with pytest.MonkeyPatch.context() as signalling, pytest.raises(Interrupted):
+                    signal_during(signalling, "run_update", 8)
+                    run_training(options)
+                options = TrainOptions(stage=1, run=options.run_dir, resume=True)
+            run_training(options)
+        state = json.loads((options.run_dir / "last" / "state.json").read_text())
         states.append({key: state[key] for key in OF_BEST})
     assert states[0] == states[1]
-    assert states[0]["lowest_errors"] and 0 < states[0]["best_limit"] < 9.0
+    assert states[0]["best"][0] == 0.1 and states[0]["best_checkpoint"] == "update-00000009-validated"
 
 
 def test_weights_that_stage_1_begins_with_have_to_be_improved_on(stage1, tmp_path):

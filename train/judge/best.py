@@ -30,14 +30,17 @@ def judge(progress: Progress, result: DevResult, *, must_be_lowest: bool = False
     if not (keeps_promise(progress.promise, result) and math.isfinite(rank[1])):
         return ""
     if progress.best is None or rank < progress.best:
-        if progress.best is None and progress.best_limit is None:
-            progress.best_limit = UNDECIDED_WER
-        if progress.best_limit is not None:  # None: the run was begun by a version that chose the lowest
-            progress.best_limit = min(progress.best_limit, result.noise_end if progress.update else rank[0])
+        if progress.update == 0:
+            progress.start_wer = rank[0]
+        if progress.best is None or progress.best_limit is not None:
+            progress.best_limit = result.noise_end
         progress.best, progress.lowest_digest = rank, result.split_digest
         progress.lowest_errors = " ".join(map(str, result.errors[result.better]))
         return "best so far"
-    if must_be_lowest or rank[0] >= (progress.best_limit or 0.0) or _is_clearly_worse(progress, result):
+    below = UNDECIDED_WER if progress.start_wer is None else min(UNDECIDED_WER, progress.start_wer)
+    if must_be_lowest or rank[0] >= below or progress.best_limit is None:
+        return ""
+    if rank[0] > progress.best_limit or _is_clearly_worse(progress, result):
         return ""
     return f"best now: newer, and not clearly worse than {100 * progress.best[0]:.2f} %"
 
@@ -58,8 +61,8 @@ def record(run: Run, results: Mapping[Weights, DevResult], *, can_be_worse: bool
     """Log dev results, keyed by the weights they belong to; save a checkpoint, as `best` if it is the best.
 
     The better of the results represents the checkpoint. In stage 3, a result within the limit of the source's
-    WER ranks before one above it. can_be_worse: save the checkpoint even if it is not the best; without this,
-    only the lowest is the best. Returns whether it is.
+    WER ranks before one above it. can_be_worse: save the checkpoint even if it is not the best; False: it
+    must be the lowest to be saved. Returns whether it is the best.
     """
     progress = run.progress
     weights, result = min(

@@ -74,7 +74,7 @@ class DevResult:
 
     @property
     def noise_end(self) -> float:
-        """The WER that ranks it and the width of its 95 % interval: it is not that much higher by luck."""
+        """A WER twice as far above the one that ranks it as the end of its 95 % interval."""
         return 2 * self.wer_upper[self.better] - self.wer[self.better]
 
     @property
