@@ -160,7 +160,7 @@ def evaluate(
     if words is not None:
         listed = read_words(words, loaded.normaliser)
     splits = tuple(dict.fromkeys(splits))
-    title = "+".join(splits) + "-whole" * whole + "-vad" * vad + f"-{normalise}" * (normalise is not None)
+    title = "-".join(filter(None, ("+".join(splits), "whole" * whole, "vad" * vad, normalise)))
     standard = UNCHANGED if normalise is None else load_standard(normalise, loaded.normaliser)
     # Whisper's rules want punctuation, digits and symbols, which the checkpoint's alphabet would refuse.
     read = TranscriptNormaliser(loaded.config.text) if normalise is None else accept_any_text

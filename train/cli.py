@@ -8,7 +8,7 @@ import click
 from train.options import TrainOptions, resume_command
 from train.stages import STAGES
 from vox.errors import ConfigError
-from vox.options import device_option, features_option, root_option, skip_bad_option
+from vox.options import device_option, features_option, overrides_option, root_option, skip_bad_option
 from vox.runs.layout import LAST
 
 
@@ -27,9 +27,7 @@ from vox.runs.layout import LAST
 @click.option(
     "--config", "config_path", type=click.Path(path_type=Path), help="Default: configs/stageN.yaml."
 )
-@click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a config key; repeatable."
-)
+@overrides_option
 @root_option
 @click.option(
     "--train-split",

@@ -26,7 +26,7 @@ class Progress:
     best: list[float] | None = None  # the lowest rank of a dev result
     lowest_errors: str = ""  # of each utterance of that result
     lowest_digest: str = ""  # of the utterances
-    best_limit: float | None = None  # the highest WER of a newer `best`; None: begun when it was the lowest
+    best_limit: float | None = None  # the highest WER of a newer `best`; None: only the lowest is
     start_wer: float | None = None  # of the weights that the run began with, if they were validated
     best_checkpoint: str | None = None  # the name of the best checkpoint's folder
     dev: dict[str, Any] | None = None  # the newest dev result

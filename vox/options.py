@@ -131,6 +131,11 @@ skip_bad_option = click.option(
 )
 
 
+overrides_option = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a config key; repeatable."
+)
+
+
 checkpoint_option = click.option(
     "--checkpoint",
     type=click.Path(path_type=Path),

@@ -11,8 +11,7 @@ from safetensors.torch import load_file
 
 from train.judge.best import record
 from train.judge.promise import keeps_promise, make_promise
-from train.judge.validate import DevResult, Stopped, validate_run
-from train.signals import Interrupted
+from train.judge.validate import DevResult, validate_unless_stopped
 from train.state import Run
 from train.update.ema import find_learning
 from train.update.l2_sp import L2Sp
@@ -28,7 +27,7 @@ NUM_STEPS = 10  # of alpha, from 0 (the old weights) to 1 (the new ones)
 
 def begin_adaptation(run: Run) -> None:
     """Validate the old weights on both dev splits, set the source's limit, and keep them as `before`."""
-    result = _validate(run)
+    result = validate_unless_stopped(run)
     assert result.source is not None
     run.progress.promise = make_promise(result.source, run.parts.config.adapt.tolerance)
     log.info(
@@ -94,7 +93,7 @@ def interpolate_at_the_end(run: Run) -> None:
     found: dict[float, DevResult] = {}
     for alpha in (step / NUM_STEPS for step in range(NUM_STEPS + 1)):
         put_between(learning, old, new, alpha)
-        found[alpha] = _validate(run)
+        found[alpha] = validate_unless_stopped(run)
         _write_point(run, alpha, found[alpha])
     kept = {alpha: each for alpha, each in found.items() if keeps_promise(run.progress.promise, each)}
     best = min(kept, key=lambda alpha: kept[alpha].rank, default=None)
@@ -121,13 +120,6 @@ def put_between(
         for name, parameter in learning.items():
             between = (1 - alpha) * old[name].double() + alpha * new[name].double()
             parameter.copy_(between.to(parameter.dtype))
-
-
-def _validate(run: Run) -> DevResult:
-    try:
-        return validate_run(run, run.signals.agree)
-    except Stopped:  # nothing is saved; a resumed run repeats it
-        raise Interrupted(run.signals.number) from None
 
 
 def _write_point(run: Run, alpha: float, result: DevResult) -> None:

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from train.judge.best import record
-from train.judge.validate import DevResult, Stopped, validate_run
-from train.signals import Interrupted
+from train.judge.validate import DevResult, validate_unless_stopped
 from train.state import Run
 from vox.errors import CheckpointError, HandoffError
 
@@ -26,7 +25,7 @@ def hand_over(run: Run) -> None:
             where=folder,
             remedy="start from a `best` checkpoint",
         )
-    result = _validate_start(run)
+    result = validate_unless_stopped(run)
     difference = check_handoff(
         dev,
         result,
@@ -42,14 +41,7 @@ def hand_over(run: Run) -> None:
 
 def record_start(run: Run) -> None:
     """Validate the weights that a stage begins with, for later ones to improve on."""
-    record(run, {"raw": _validate_start(run)})
-
-
-def _validate_start(run: Run) -> DevResult:
-    try:
-        return validate_run(run, run.signals.agree)
-    except Stopped:  # nothing was saved yet, so nothing is lost
-        raise Interrupted(run.signals.number) from None
+    record(run, {"raw": validate_unless_stopped(run)})
 
 
 def check_handoff(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from train.ranks import Ranks
+from train.signals import Interrupted
 from train.splits import TrainingSplit
 from train.state import Run
 from train.update.step import compute_losses
@@ -177,6 +178,17 @@ def validate_run(run: Run, is_stopped: Callable[[], bool] = lambda: False) -> De
         if not parts.config.adapt.ctc_learns:
             source = source.of_attention_alone()
         return replace(result, source=source)
+
+
+def validate_unless_stopped(run: Run) -> DevResult:
+    """Validate the current weights; raises Interrupted after a signal.
+
+    Nothing is saved then: a run that has a checkpoint repeats it when it is resumed.
+    """
+    try:
+        return validate_run(run, run.signals.agree)
+    except Stopped:
+        raise Interrupted(run.signals.number) from None
 
 
 def validate(

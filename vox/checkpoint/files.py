@@ -108,7 +108,7 @@ def save_checkpoint(
                 partial / CHECKSUMS, {path.name: hash_file(path) for path in sorted(partial.iterdir())}
             )
             for path in partial.iterdir():
-                shutil.copymode(partial / CHECKSUMS, path)  # safetensors lets nobody else read its files
+                shutil.copymode(partial / CHECKSUMS, path)  # safetensors writes 0600
                 sync(path)
             sync(partial)
         _put_in_place(partial, folder)

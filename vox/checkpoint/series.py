@@ -78,24 +78,20 @@ def find_last(run_dir: Path) -> Path:
 
 
 def find_checkpoint(folder: Path | str | None) -> Path:
-    """Return the checkpoint that was named, or for None the newest, which is logged.
-
-    Raises CheckpointError if it is none.
-    """
+    """Return the checkpoint that was named, or for None the newest; raise CheckpointError if it is none."""
     found = newest_checkpoint() if folder is None else Path(folder)
     check_place(found)
-    if folder is None:
-        log.info("checkpoint: %s", found)
     return found
 
 
 def newest_checkpoint(runs_dir: Path | str = "runs") -> Path:
     """Return the newest stage's best checkpoint under a folder of runs: `stage2/best` over `stage1/best`.
 
-    Raises CheckpointError when there is none.
+    Logs which it is, for it was not named. Raises CheckpointError when there is none.
     """
     for folder in sorted(Path(runs_dir).glob("stage[0-9]"), reverse=True):
         if (folder / BEST).exists():
+            log.info("checkpoint: %s", folder / BEST)
             return folder / BEST
     raise CheckpointError(
         "no checkpoint",

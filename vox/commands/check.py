@@ -12,7 +12,7 @@ import click
 
 from vox.cli import import_stage
 from vox.commands.status import to_json
-from vox.options import PositiveFloat, device_option, root_option, wavlm_option
+from vox.options import PositiveFloat, device_option, overrides_option, root_option, wavlm_option
 
 if TYPE_CHECKING:
     from vox.check.plan import Plan
@@ -28,9 +28,7 @@ STAGE_CHECKS = ("precompute.check", "train.check.steps")  # a stage checks what 
 @click.command()
 @wavlm_option
 @click.option("--config", "config_path", type=click.Path(path_type=Path), help="The recogniser's config.")
-@click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a config key; repeatable."
-)
+@overrides_option
 @device_option
 @root_option
 @click.option("--hours", type=PositiveFloat(), default=100.0, show_default=True, help="A corpus to plan for.")
